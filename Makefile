@@ -1,0 +1,49 @@
+# Two commands set everything up: `make demo` and `make test`. Neither needs root, a compiler or a running service.
+
+SHELL := /bin/bash
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+UV := $(shell command -v uv 2>/dev/null || echo $(VENV)/bin/uv)
+DEMO := runs/demo
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED := 0
+
+.PHONY: install demo test test-all soak lint format lock clean
+
+install: $(VENV)/.installed
+
+# The marker is newer than the lock exactly when the environment holds what the lock says.
+$(VENV)/.installed: requirements.lock
+	@command -v uv >/dev/null || { test -x $(VENV)/bin/python || python3 -m venv $(VENV); $(VENV)/bin/python -m pip install --quiet 'uv>=0.9,<1'; }
+	@test -x $(PYTHON) && $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' \
+		|| $(UV) venv --quiet --allow-existing --python '>=3.11,<3.13' $(VENV)
+	$(UV) pip sync --quiet --require-hashes --python $(PYTHON) requirements.lock
+	@touch $@
+
+demo: install
+	$(PYTHON) jobs/ingest.py drawn $(DEMO)/imageset --users 24 --shops 60 --seed 1 --overwrite
+	$(PYTHON) jobs/full_eval.py --imageset $(DEMO)/imageset --output $(DEMO)/run --profile tiny
+
+test: install
+	$(PYTHON) -m pytest -q -m "not slow"
+
+test-all: install
+	$(PYTHON) -m pytest -q
+
+soak: install
+	SOAK_ROUNDS=10 $(PYTHON) -m pytest -q tests/jobs/test_resume.py
+
+lint: install
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: install
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+lock:
+	$(UV) pip compile pyproject.toml --extra dev --universal --generate-hashes --no-emit-index-url --no-annotate -o requirements.lock
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
