@@ -1,0 +1,59 @@
+"""Fixtures for all tests: the real photos where they are, and an S3 server over HTTP."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def ccp_df2() -> Path:
+    """The folder of ccp_df2, real photos in DeepFashion2's layout; the test is skipped where it is absent."""
+    folder = Path(os.environ.get("CCP_DF2", REPO.parent / "shared" / "data" / "ccp_df2"))
+    if not (folder / "val" / "image").is_dir():
+        pytest.skip(f"no ccp_df2 at {folder}; set CCP_DF2 to its folder to run this test")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """Address of a moto server on a free port; credentials and region are set for this process and its children."""
+    from moto.server import ThreadedMotoServer
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION"):
+            patch.delenv(name, raising=False)
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        patch.setenv("AWS_CONFIG_FILE", os.devnull)
+        patch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
+        patch.setenv("NO_PROXY", "127.0.0.1,localhost")
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_client(s3_endpoint: str) -> Any:
+    """The SDK's own client of that server; making one takes a third of a second."""
+    import boto3
+
+    return boto3.client("s3", endpoint_url=s3_endpoint)
+
+
+@pytest.fixture
+def s3_bucket(s3_endpoint: str, s3_client: Any, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh bucket, "s3://NAME"; AWS_ENDPOINT_URL leads to its server, here and in child processes."""
+    name = f"bucket-{secrets.token_hex(6)}"
+    s3_client.create_bucket(Bucket=name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    return f"s3://{name}"
