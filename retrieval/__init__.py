@@ -1,0 +1,1 @@
+"""Garment crops to unit vectors, exact search over them, and the accuracy of the benchmark."""

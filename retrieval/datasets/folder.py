@@ -1,0 +1,126 @@
+"""Plain folders of photos: any nesting in, rows of an image set out. No ground truth.
+
+JPEG, PNG and WebP by their endings (any case). The image_id is 63 bits of BLAKE2b of the path relative to the folder,
+with '/' between its parts, so a photo keeps its id when others come and go; the set refuses two photos with one id.
+An optional CSV adds the seller's product id, and the pair_id where known: columns file_name (the same relative path),
+product_id, pair_id.
+"""
+
+import csv
+import os
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+
+from store.decode import MAX_PIXELS, DecodeError, probe_size
+from store.imageset import Failure, Photo
+
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def image_id(relative: str) -> int:
+    """63 bits of BLAKE2b of a relative path with '/': the first 8 bytes, big-endian, less the top bit.
+
+    >>> image_id("shoes/red.jpg") == image_id("shoes/red.jpg") < 2**63
+    True
+    """
+    digest = blake2b(relative.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") & (2**63 - 1)
+
+
+def read(
+    directory: str | Path, source: str, metadata: str | Path | None = None, max_pixels: int = MAX_PIXELS
+) -> Iterator[Photo | Failure]:
+    """Rows in the order of their paths, folder by folder.
+
+    Hidden files and folders are left out, and so is every link that leads out of the directory and every linked
+    folder. A photo that cannot be read, or that the CSV names but the directory lacks, is a failure with the reason.
+
+    Args:
+        directory: searched at every depth.
+        source: "user" or "shop", for all photos.
+        metadata: a CSV (UTF-8, with a header): file_name, product_id, optionally pair_id; other columns are not read.
+        max_pixels: larger pictures are failures.
+
+    Raises:
+        ValueError: no such directory, or a CSV that is not laid out so, with the line.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise ValueError(f"no folder {directory}")
+    if source not in ("user", "shop"):
+        raise ValueError(f"source {source!r}: want user or shop")
+    known = {} if metadata is None else _metadata(Path(metadata))
+    return _rows(directory, source, known, max_pixels)
+
+
+def _rows(
+    directory: Path, source: str, known: dict[str, tuple[str, int]], max_pixels: int
+) -> Iterator[Photo | Failure]:
+    root = directory.resolve()
+    unseen = set(known)
+    for path in _pictures(root):
+        relative = path.relative_to(root).as_posix()
+        unseen.discard(relative)
+        product_id, pair_id = known.get(relative, ("", 0))
+        name = relative.encode("utf-8", "surrogateescape").decode(
+            "utf-8", "replace"
+        )  # a name may be no UTF-8, a column is
+        try:
+            data = path.read_bytes()
+            width, height = probe_size(data, max_pixels=max_pixels)
+        except DecodeError as error:
+            yield Failure(image_id(relative), name, str(error))
+        except OSError as error:
+            yield Failure(image_id(relative), name, f"cannot be read: {error.strerror}")
+        else:
+            yield Photo(image_id(relative), data, width, height, source, pair_id, product_id, name)
+    for relative in sorted(unseen):
+        yield Failure(image_id(relative), relative, "in the metadata, but there is no such picture in the folder")
+
+
+def _pictures(root: Path) -> Iterator[Path]:
+    """Pictures under `root`, sorted by name within each folder; the names of one folder at a time are in memory."""
+    waiting = [root]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            here = sorted(entries, key=lambda entry: entry.name)
+        folders = []
+        for entry in here:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(Path(entry.path))
+            elif entry.name.lower().endswith(_PICTURES) and not entry.is_dir() and _stays_inside(entry, root):
+                yield Path(entry.path)
+        waiting.extend(reversed(folders))
+
+
+def _stays_inside(entry: os.DirEntry, root: Path) -> bool:
+    return not entry.is_symlink() or Path(entry.path).resolve().is_relative_to(root)
+
+
+def _metadata(path: Path) -> dict[str, tuple[str, int]]:
+    """file_name -> (product_id, pair_id)."""
+    known: dict[str, tuple[str, int]] = {}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            missing = {"file_name", "product_id"} - set(table.fieldnames or ())
+            if missing:
+                raise ValueError(f"{path}: no column {', '.join(sorted(missing))} in its first line")
+            for row in table:
+                name, pair = (row["file_name"] or "").strip(), (row.get("pair_id") or "0").strip()
+                line = f"{path}, line {table.line_num}"
+                if not name:
+                    raise ValueError(f"{line}: no file_name")
+                if not pair.isascii() or not pair.isdigit():
+                    raise ValueError(f"{line}: pair_id {pair!r} is not a whole number")
+                if name in known:
+                    raise ValueError(f"{line}: {name} occurs twice")
+                known[name] = ((row["product_id"] or "").strip(), int(pair))
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a UTF-8 CSV: {error}") from error
+    return known
