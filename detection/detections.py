@@ -1,0 +1,40 @@
+"""What a detector says of one photo, as plain arrays. Nothing past this record knows which library made it."""
+
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+
+
+class Rle(TypedDict):
+    """A mask in COCO's compressed run-length encoding."""
+
+    size: list[int]  # height, width in pixels of the upright photo
+    counts: bytes
+
+
+@dataclass(frozen=True)
+class Detections:
+    """The garments found in one photo, best score first.
+
+    Attributes:
+        boxes: (N, 4) float32, x1 y1 x2 y2 in pixels of the upright photo, within it.
+        scores: (N,) float32 in [0, 1].
+        categories: (N,) int8, ids 1 to 13 of `detection.categories`.
+        masks: N run-length masks of the photo's size, or None where the model has none.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    categories: np.ndarray
+    masks: list[Rle] | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    @staticmethod
+    def empty(with_masks: bool = False) -> "Detections":
+        """A photo in which nothing was found."""
+        return Detections(
+            np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int8), [] if with_masks else None
+        )

@@ -1,0 +1,151 @@
+"""The detectors by name: architecture, photo size, weights and licence of each. Plain data; `detection.detector` loads them.
+
+Adding one is one constant here (its architecture a function of `detection.architectures` or any mmdetection model
+configuration); a user's own goes in the run file with the same fields, see `from_fields`.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from detection import architectures as arch
+from detection.categories import CATEGORIES
+
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+LITE_MEAN, LITE_STD = (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)
+
+
+@dataclass(frozen=True)
+class DetectorSpec:
+    """One detector: everything needed to build it, feed it and trust its weights.
+
+    Attributes:
+        name: short; goes into file names, run files and the report.
+        model: mmdetection's model configuration, without a data preprocessor.
+        scale_px: (long, short) sides a photo is fitted into, keeping its proportions.
+        pad_multiple_px: height and width are padded on the right and at the bottom up to a multiple of this.
+        mean, std: of RGB values 0 to 255, per channel.
+        categories: names in the order of the model's outputs; must be among `detection.categories`.
+        weights: file of safetensors under the weights folder.
+        sha256: of that file; "" accepts any (a user's own file, said in the log).
+        licence: of the weights.
+    """
+
+    name: str
+    model: Mapping[str, Any] = field(repr=False)
+    scale_px: tuple[int, int] = (1333, 800)
+    pad_multiple_px: int = 32
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    categories: tuple[str, ...] = CATEGORIES
+    weights: str = ""
+    sha256: str = ""
+    licence: str = "Apache-2.0"
+
+
+def _lite(name: str, **more: Any) -> arch.Config:
+    return dict(type="EfficientNetLite", name=name, **more)
+
+
+_LITE = (40, 112, 192)  # channels of lite0 and lite1 at strides 8, 16, 32
+_TINY: dict[str, Any] = dict(scale_px=(320, 320), mean=LITE_MEAN, std=LITE_STD)
+_RESNET = (256, 512, 1024, 2048)
+
+ATSS_TINY = DetectorSpec(
+    "atss-tiny",
+    arch.atss(_lite("tf_efficientnet_lite0"), _LITE, width=64, convs=2, n_levels=4),
+    weights="atss-tiny.safetensors", **_TINY,
+)  # fmt: skip
+CASCADE_MASK_RCNN_TINY = DetectorSpec(
+    "cascade-mask-rcnn-tiny",
+    arch.cascade_mask_rcnn(
+        _lite("tf_efficientnet_lite0", last_stage_blocks=2), _LITE, width=64, fc_width=192, mask_convs=2,
+        finest_stride=8, n_proposals=100, n_samples=64, n_levels=4,
+    ),
+    weights="cascade-mask-rcnn-tiny.safetensors", **_TINY,
+)  # fmt: skip
+CENTERNET_TINY = DetectorSpec(
+    "centernet-tiny",
+    arch.centernet(_lite("tf_efficientnet_lite0"), arch.finest_level_neck(_LITE, 64), width=64, head_width=64),
+    weights="centernet-tiny.safetensors", **_TINY,
+)  # fmt: skip
+RETINANET_LITE0_TINY = DetectorSpec(
+    "retinanet-lite0-tiny",
+    arch.retinanet(_lite("tf_efficientnet_lite0"), _LITE, width=64, convs=2, n_levels=4, norm=True),
+    weights="retinanet-lite0-tiny.safetensors", **_TINY,
+)  # fmt: skip
+RETINANET_LITE1_TINY = DetectorSpec(
+    "retinanet-lite1-tiny",
+    arch.retinanet(_lite("tf_efficientnet_lite1"), _LITE, width=64, convs=2, n_levels=4, norm=True),
+    weights="retinanet-lite1-tiny.safetensors", **_TINY,
+)  # fmt: skip
+
+ATSS_R101 = DetectorSpec("atss_r101_fpn", arch.atss(arch.resnet(101), _RESNET), weights="atss_r101_fpn.safetensors")
+CASCADE_MASK_RCNN_R101 = DetectorSpec(
+    "cascade-mask-rcnn_r101_fpn",
+    arch.cascade_mask_rcnn(arch.resnet(101), _RESNET),
+    weights="cascade-mask-rcnn_r101_fpn.safetensors",
+)
+CENTERNET_R18 = DetectorSpec(
+    "centernet_r18-dcnv2",
+    arch.centernet(arch.resnet(18) | dict(frozen_stages=-1, norm_eval=False), arch.deconvolution_neck(512)),
+    weights="centernet_r18-dcnv2.safetensors",
+)
+CENTERNET_HOURGLASS = DetectorSpec(
+    "centernet_hourglass104",
+    arch.centernet_hourglass(),
+    pad_multiple_px=128,
+    weights="centernet_hourglass104.safetensors",
+)
+RETINANET_R101 = DetectorSpec(
+    "retinanet_r101_fpn", arch.retinanet(arch.resnet(101), _RESNET), weights="retinanet_r101_fpn.safetensors"
+)
+RETINANET_X101 = DetectorSpec(
+    "retinanet_x101-64x4d_fpn",
+    arch.retinanet(arch.resnext101_64x4d(), _RESNET),
+    weights="retinanet_x101-64x4d_fpn.safetensors",
+)
+
+PROFILES: dict[str, tuple[DetectorSpec, ...]] = {
+    "tiny": (ATSS_TINY, CASCADE_MASK_RCNN_TINY, CENTERNET_TINY, RETINANET_LITE0_TINY, RETINANET_LITE1_TINY),
+    "paper": (ATSS_R101, CASCADE_MASK_RCNN_R101, CENTERNET_R18, RETINANET_R101, RETINANET_X101),
+}
+ALL: tuple[DetectorSpec, ...] = (*PROFILES["tiny"], *PROFILES["paper"], CENTERNET_HOURGLASS)
+
+
+def named(name: str) -> DetectorSpec:
+    """The shipped detector of that name.
+
+    Raises:
+        ValueError: no such name; the message lists those there are.
+    """
+    for spec in ALL:
+        if spec.name == name:
+            return spec
+    raise ValueError(f"no detector named {name!r}; there are: {', '.join(spec.name for spec in ALL)}")
+
+
+def from_fields(fields: Mapping[str, Any]) -> DetectorSpec:
+    """A user's own detector from the run file: `DetectorSpec`'s fields, with `base: NAME` to start from a shipped one.
+
+    Raises:
+        ValueError: unknown or missing field, category not of the 13, or a value of the wrong kind.
+    """
+    allowed = [f.name for f in dataclasses.fields(DetectorSpec)]
+    unknown = sorted(set(fields) - {*allowed, "base"})
+    if unknown:
+        raise ValueError(
+            f"detector {fields.get('name', '?')!r}: unknown field {unknown[0]!r}; allowed: base, {', '.join(allowed)}"
+        )
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items() if key != "base"}
+    base = named(fields["base"]) if "base" in fields else None
+    if base is None and not {"name", "model"} <= set(values):
+        raise ValueError("a detector of your own needs at least `name` and `model`, or `name` and `base`")
+    spec = dataclasses.replace(base, **values) if base is not None else DetectorSpec(**values)
+    strange = [name for name in spec.categories if name not in CATEGORIES]
+    if strange:
+        raise ValueError(f"detector {spec.name!r}: category {strange[0]!r} is not one of {', '.join(CATEGORIES)}")
+    if not (isinstance(spec.scale_px, tuple) and len(spec.scale_px) == 2 and min(spec.scale_px) > 0):
+        raise ValueError(f"detector {spec.name!r}: scale_px wants two positive sides in pixels, got {spec.scale_px!r}")
+    return spec

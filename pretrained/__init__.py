@@ -1,0 +1,1 @@
+"""ImageNet weights that arrive as installed packages, in the names of the library that uses them."""
