@@ -30,16 +30,22 @@ class WeightsError(ValueError):
     """Weights are absent, are not the ones named, or do not fit the model."""
 
 
+def build_config(spec: DetectorSpec) -> Any:
+    """The spec's model as mmengine's `ConfigDict`, a copy; every module it names is registered."""
+    mmcv_ops.install()
+    from mmengine.config import ConfigDict
+
+    backbones.register()
+    return ConfigDict(copy.deepcopy(dict(spec.model)))
+
+
 def build(spec: DetectorSpec, *, pretrained_backbone: bool = False) -> nn.Module:
     """The mmdetection model of a spec, with random heads; the backbone too unless `pretrained_backbone`."""
-    mmcv_ops.install()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        config = build_config(spec)
         from mmdet.registry import MODELS
-        from mmengine.config import ConfigDict
 
-        backbones.register()
-        config: Any = ConfigDict(copy.deepcopy(dict(spec.model)))
         if pretrained_backbone and config.backbone.type == "EfficientNetLite":
             config.backbone.pretrained = True
         logging.disable(logging.INFO)  # mmengine would print three lines for each of hundreds of tensors

@@ -1,0 +1,93 @@
+"""The detect stage on Ray beside the same models in a bare loop: same photos, batch, threads, dtype; start-up left out.
+
+    python benchmarks/detect_stage.py --imageset runs/ccp-val --shards 3 --rounds 3
+
+One actor, one thread, against one process, one thread. The loop reads shards, decodes, and runs all five detectors: what
+somebody would write in an afternoon. The stage also writes its tables and marks. The two take turns; the ratio is the
+median of the rounds' ratios of photos a second. What is measured is the overhead of Ray, of tables and of marks: 1 would be none.
+"""
+
+import argparse
+import functools
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+
+from jobs import config, pool
+from jobs.detect_shard import GROUP_BATCHES, DetectShard
+from jobs.ledger import Opened
+from jobs.models import SHIPPED
+from jobs.pool import Job, Pool, Share
+
+
+def bare_loop(imageset_uri: str, shards: list[str], loaded: dict, batch_size: int) -> int:
+    """Read, decode, detect; the number of boxes, so that nothing is optimised away."""
+    from store import decode, imageset
+
+    images, n_boxes = imageset.open_imageset(imageset_uri), 0
+    for shard in shards:
+        column = images.read(shard).column("image")
+        for start in range(0, len(column), GROUP_BATCHES * batch_size):
+            photos = [decode.decode(data.as_py()) for data in column[start : start + GROUP_BATCHES * batch_size]]
+            for detector in loaded.values():
+                n_boxes += sum(len(found) for found in detector.detect(photos, batch_size=batch_size))
+    return n_boxes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--imageset", required=True)
+    parser.add_argument("--shards", type=int, default=3, help="shards a round, after one to warm up (3)")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+
+    import ray
+    import torch
+
+    from detection import detector
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as scratch:
+        line = ["--imageset", args.imageset, "--output", scratch, "--set", "device=cpu", "--set", "actors=1"]
+        parser = argparse.ArgumentParser()
+        config.add_arguments(parser)
+        settings = config.load(parser.parse_args(line))
+        with Opened(settings, SHIPPED) as run:
+            names = tuple(model.name for model in run.detectors)
+            jobs = [Job(taken.name, tuple(range(taken.images)), names) for taken in run.selected.shards[: args.shards + 1]]
+            photos = sum(len(job.rows) for job in jobs[1:])
+            make = functools.partial(DetectShard, run.settings, run.catalogue, run.detectors, run.images, run.store, "cpu")
+            batch = settings.detect.batch_size
+            loaded = {
+                model.name: detector.load(model.spec, "cpu", weights=Path(config.ROOT / "weights/tiny" / model.spec.weights))
+                for model in run.detectors
+            }
+            bare_loop(args.imageset, [jobs[0].name], loaded, batch)  # both warm
+            pool.start_ray(settings)
+            rounds = []
+            with Pool(make, Share(1, "cpu", 0.0, 1), settings.shard_deadline_s) as actors:
+                list(actors.run(jobs[:1]))
+                for _ in range(args.rounds):
+                    start = time.perf_counter()
+                    list(actors.run(jobs[1:]))
+                    between = time.perf_counter()
+                    bare_loop(args.imageset, [job.name for job in jobs[1:]], loaded, batch)
+                    rounds.append((between - start, time.perf_counter() - between))
+            ray.shutdown()
+    print(f"{photos} photos a round, {len(names)} detectors, batches of {batch}, one thread, {args.rounds} rounds\n")
+    print("| | photos/s (median) |\n|---|--:|")
+    print(f"| detect stage, one Ray actor | {photos / statistics.median(r[0] for r in rounds):.2f} |")
+    print(f"| bare loop | {photos / statistics.median(r[1] for r in rounds):.2f} |")
+    print(f"\nratio stage / loop: {statistics.median(loop / stage for stage, loop in rounds):.3f}")
+
+
+if __name__ == "__main__":
+    main()
