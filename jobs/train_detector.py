@@ -10,7 +10,6 @@ image sets are mixed by the weight after the colon. Each step's batch depends on
 """
 
 import argparse
-import hashlib
 import json
 import os
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "cli.py").is_file():
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs import cli
+from jobs import cli, training_run
 
 HOLD_OUT_EVERY = 10  # pair_ids divisible by this are never trained on
 
@@ -94,15 +93,22 @@ def main(argv: list[str] | None = None) -> int:
             f"{training.take_matching(model, read_tensors(args.init_from))} tensors from {args.init_from}", flush=True
         )
     optimiser = torch.optim.AdamW(training.parameter_groups(model, args.lr, args.backbone_share, args.weight_decay))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_share(step, args.steps, args.warm_up))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: training_run.rate_share(step, args.steps, args.warm_up)
+    )
     args.output.mkdir(parents=True, exist_ok=True)
     checkpoint = args.output / "checkpoint.pt"
-    first, spent_s = resume(checkpoint, args, model, optimiser, schedule)
+    parts_of_state = {"model": model, "optimiser": optimiser, "schedule": schedule}
+    state = training_run.read_checkpoint(checkpoint, training_identity(args)) or {"step": 0, "seconds": 0.0}
+    for name, part in parts_of_state.items():
+        if name in state:
+            part.load_state_dict(state[name])
 
     # ---------------------------------------------------------------- steps
     model.train()
-    started, interval, sums = time.monotonic(), time.monotonic(), {}
-    for step in range(first, args.steps):
+    started = interval = time.monotonic()
+    sums: dict[str, float] = {}
+    for step in range(state["step"], args.steps):
         photos, shape = batches[step]
         torch.manual_seed(args.seed * 1_000_003 + step)  # R-CNN samples its boxes at random
         parts = training.losses(model, *training.to_model(photos, shape, spec, device))
@@ -121,7 +127,7 @@ def main(argv: list[str] | None = None) -> int:
             count = (done - 1) % args.log_every + 1
             rate = count / (time.monotonic() - interval)
             line = {"step": done, **{name: round(total / count, 4) for name, total in sums.items()}}
-            log(args.output, line)
+            training_run.log(args.output, line)
             losses = " ".join(
                 f"{name.removeprefix('loss_')} {value}" for name, value in line.items() if name not in ("step", "loss")
             )
@@ -132,21 +138,25 @@ def main(argv: list[str] | None = None) -> int:
             )
             interval, sums = time.monotonic(), {}
         if done % args.save_every == 0 or done == args.steps:
-            save(checkpoint, args, done, spent_s + time.monotonic() - started, model, optimiser, schedule)
+            seconds = state["seconds"] + time.monotonic() - started
+            tensors = {name: part.state_dict() for name, part in parts_of_state.items()}
+            training_run.save_checkpoint(
+                checkpoint, training_identity(args), {"step": done, "seconds": seconds, **tensors}
+            )
         if args.eval_every and done % args.eval_every == 0 and done < args.steps:
-            log(args.output, {"step": done, "held_out": measure(spec, model, held_out, args.device)})
+            training_run.log(args.output, {"step": done, "held_out": measure(spec, model, held_out, args.device)})
             model.train()
             interval = time.monotonic()
 
     # ---------------------------------------------------------------- weights and what they are worth
     path = args.output / f"{spec.name}.safetensors"
-    digest = export(model, path)
+    digest = training_run.export(model.state_dict(), path)
     figures = measure(spec, model, held_out, args.device)
     summary = {
-        "model": spec.name, "steps": args.steps, "batch_size": args.batch_size, "seconds": round(spent_s + time.monotonic() - started),
+        "model": spec.name, "steps": args.steps, "batch_size": args.batch_size, "seconds": round(state["seconds"] + time.monotonic() - started),
         "photos": len(learn), "imagesets": args.imageset, "held_out": figures, "weights": path.name, "sha256": digest,
     }  # fmt: skip
-    (args.output / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
+    training_run.replace(args.output / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     print(json.dumps(summary), flush=True)
     return 0
 
@@ -183,38 +193,6 @@ def read_samples(args: argparse.Namespace, spec: Any) -> tuple[list[Any], list[A
     return learn, held_out
 
 
-def rate_share(step: int, steps: int, warm_up: int) -> float:
-    """Share of the highest rate: a linear warm-up, then half a cosine down to a hundredth."""
-    import math
-
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.01 + 0.99 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up))) / 2
-
-
-def resume(path: Path, args: argparse.Namespace, model: Any, optimiser: Any, schedule: Any) -> tuple[int, float]:
-    """Continue from a checkpoint: (first step, seconds spent so far); (0, 0) where there is none.
-
-    Raises:
-        UserError: the checkpoint is of another model, seed, length or batch: another training.
-    """
-    import torch
-
-    if not path.is_file():
-        return 0, 0.0
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for name, value in training_identity(args).items():
-        if state["args"].get(name) != value:
-            raise cli.UserError(
-                f"{path} is of a training with {name} {state['args'].get(name)!r}, not {value!r}; use another --output"
-            )
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
-    schedule.load_state_dict(state["schedule"])
-    print(f"going on at step {state['step']} after {state['seconds'] / 60:.1f} min", flush=True)
-    return state["step"], state["seconds"]
-
-
 def training_identity(args: argparse.Namespace) -> dict[str, Any]:
     """What must stay the same for a checkpoint to be continued."""
     names = (
@@ -247,21 +225,6 @@ def save(
     temporary.replace(path)
 
 
-def export(model: Any, path: Path) -> str:
-    """Write the weights as float16 safetensors, in one move; returns their sha256."""
-    import torch
-    from safetensors.torch import save as tensors_to_bytes
-
-    tensors = {k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in model.state_dict().items()}
-    if any(not torch.isfinite(v).all() for v in tensors.values() if v.is_floating_point()):
-        raise RuntimeError(f"{path.name}: a weight does not fit float16; lower the rate or add weight decay")
-    data = tensors_to_bytes(tensors)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
-    return hashlib.sha256(data).hexdigest()
-
-
 def measure(spec: Any, model: Any, held_out: list[Any], device: str) -> dict[str, Any]:
     """Average precision on photos held out, of the model as it stands, at the detector's own size."""
     import numpy as np
@@ -291,11 +254,6 @@ def measure(spec: Any, model: Any, held_out: list[Any], device: str) -> dict[str
     figures = {name: figures[name] for name in ("AP", "AP50", "AP10", "AP10_50", "images")}
     print(f"{spec.name}: held out {figures}", flush=True)
     return figures
-
-
-def log(output: Path, line: dict[str, Any]) -> None:
-    with open(output / "log.jsonl", "a") as file:
-        file.write(json.dumps(line) + "\n")
 
 
 def read_tensors(path: Path) -> dict[str, Any]:

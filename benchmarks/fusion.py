@@ -1,0 +1,136 @@
+"""How fast boxes fuse: `postproc.wbf` beside ensemble-boxes, in the same run, on one core.
+
+    python benchmarks/fusion.py                      # 5 models x 20 boxes, 10,000 images: a minute or two
+    python benchmarks/fusion.py --images 1000 --package-images 50
+
+Drawn boxes go in, a table comes out. Each image holds a few objects that every model sees, a little displaced, and as
+many false boxes as it takes to make 20 a model. The package is timed on some of the images, one by one, and its
+milliseconds an image are what is compared, as it has no batch. Both answers are compared before anything is timed.
+"""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+import argparse
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from ensemble_boxes import weighted_boxes_fusion as package
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from postproc.wbf import fuse_batch, weighted_boxes_fusion
+
+MODELS, PER_MODEL = 5, 20
+
+
+def draw(images: int, labels: int, objects: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes (images, models, 20, 4) as fractions, scores and labels (images, models, 20)."""
+    rng = np.random.default_rng(seed)
+    noise = PER_MODEL - objects
+    centre = np.concatenate(
+        [
+            rng.uniform(0.2, 0.8, (images, 1, objects, 2)) + rng.normal(0, 0.01, (images, MODELS, objects, 2)),
+            rng.uniform(0.2, 0.8, (images, MODELS, noise, 2)),
+        ],
+        axis=2,
+    )
+    half = np.concatenate(
+        [
+            rng.uniform(0.04, 0.2, (images, 1, objects, 2)) * rng.uniform(0.9, 1.1, (images, MODELS, objects, 2)),
+            rng.uniform(0.04, 0.2, (images, MODELS, noise, 2)),
+        ],
+        axis=2,
+    )
+    of_object = np.broadcast_to(rng.integers(1, labels + 1, (images, 1, objects)), (images, MODELS, objects))
+    label = np.concatenate([of_object, rng.integers(1, labels + 1, (images, MODELS, noise))], axis=2)
+    boxes = np.concatenate([centre - half, centre + half], axis=3).clip(0, 1)
+    return boxes, rng.uniform(0.01, 1, label.shape), label
+
+
+def seconds(work: Callable[[], object], repeats: int) -> list[float]:
+    """CPU seconds of each repeat: one thread, so wall seconds on an idle machine."""
+    taken = []
+    for _ in range(repeats):
+        begin = time.process_time()
+        work()
+        taken.append(time.process_time() - begin)
+    return taken
+
+
+def measure(images: int, package_images: int, labels: int, objects: int, repeats: int, seed: int) -> str:
+    """One row of the table: milliseconds an image, medians, and how many times faster the batch is."""
+    boxes, scores, label = draw(images, labels, objects, seed)
+    image = np.repeat(np.arange(images), MODELS * PER_MODEL)
+    model = np.tile(np.repeat(np.arange(MODELS), PER_MODEL), images)
+    batch = (boxes.reshape(-1, 4), scores.ravel(), label.ravel(), image, model, MODELS)
+
+    begin = time.process_time()
+    weighted_boxes_fusion(boxes[0], scores[0], label[0])
+    first = time.process_time() - begin
+    fused = fuse_batch(*batch)
+    some = range(min(package_images, images))
+    for k in some:
+        for mine, theirs in zip(fused, package(boxes[k], scores[k], label[k]), strict=False):
+            np.testing.assert_allclose(mine[fused[3] == k], theirs, atol=1e-5, rtol=0)
+
+    ours, single, theirs = [], [], []
+    for _ in range(repeats):  # in turn, so that whatever else the machine does falls on all of them
+        ours += seconds(lambda: fuse_batch(*batch), 1)
+        single += seconds(lambda: [weighted_boxes_fusion(boxes[k], scores[k], label[k]) for k in some], 1)
+        theirs += seconds(lambda: [package(boxes[k], scores[k], label[k]) for k in some], 1)
+    batch_ms = statistics.median(ours) / images * 1e3
+    single_ms, package_ms = (statistics.median(taken) / len(some) * 1e3 for taken in (single, theirs))
+    return (
+        f"| {labels} | {objects} | {len(fused[0]) / images:.1f} | {batch_ms * images / 1e3:.2f} | {batch_ms:.3f} | "
+        f"{single_ms:.2f} | {package_ms:.2f} | {package_ms / batch_ms:.0f}x | {first * 1e3:.0f} |"
+    )
+
+
+def commit() -> str:
+    asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return asked.stdout.strip() or "no commit"
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=10_000, help="images in the batch (default 10000)")
+    parser.add_argument("--package-images", type=int, default=100, help="of these, fused one by one too (default 100)")
+    parser.add_argument("--repeats", type=int, default=5, help="the median of so many is shown (default 5)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "?"
+    print(
+        f"{processor()}, one used, load {load} at the start; Python {platform.python_version()}, NumPy {np.__version__}"
+    )
+    print(
+        f"commit {commit()}; {MODELS} models x {PER_MODEL} boxes x {args.images:,} images, single ones: the first",
+        end=" ",
+    )
+    print(f"{args.package_images}; CPU milliseconds an image, median of {args.repeats}\n")
+    print(
+        "| labels | objects | fused | batch, s | fuse_batch | one by one | ensemble-boxes | batch faster by | first call |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
+    for labels, objects in ((13, 6), (13, 20), (4, 6), (1, 20), (1, 6)):
+        print(measure(args.images, args.package_images, labels, objects, args.repeats, args.seed), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The scripts people run, and the only code that knows Ray, the folder of a run and the command line."""

@@ -1,0 +1,164 @@
+"""Photos in, an image set out: the form every other job reads.
+
+    # DeepFashion2's layout: SPLIT_DIR has image/ and annos/
+    python jobs/ingest.py deepfashion2 data/validation runs/looks/imageset
+
+    # a plain folder, into a bucket
+    python jobs/ingest.py folder photos/shop s3://BUCKET/shop --source shop --metadata products.csv
+
+    # drawn pictures with ground truth, no download
+    python jobs/ingest.py drawn runs/demo/imageset --users 40 --shops 80 --seed 1
+
+What cannot be taken becomes a row of IMAGESET/failures.parquet. Stopped half-way, start the same line again; a
+finished image set is only replaced with --overwrite.
+"""
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "cli.py").is_file():
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from jobs import cli
+
+PROGRESS_S = 5.0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = _arguments().parse_args(argv)
+    from store import imageset
+
+    started = time.monotonic()
+    try:
+        rows, source = _rows(args)
+    except ValueError as error:
+        raise cli.UserError(str(error)) from error
+    manifest = imageset.write_imageset(
+        _with_progress(_not_empty(rows, args)),
+        args.imageset,
+        source=source,
+        max_images=args.shard_images,
+        max_bytes=args.shard_bytes,
+        endpoint_url=args.endpoint_url,
+        overwrite=args.overwrite,
+    )
+    seconds = time.monotonic() - started
+    print(
+        f"{args.imageset}: {manifest.images:,} images in {len(manifest.shards):,} shards, "
+        f"{manifest.bytes / 1e6:,.1f} MB, {manifest.failures:,} failures, {seconds:.1f} s, "
+        f"{manifest.images / max(seconds, 1e-9):,.0f} images/s, digest {manifest.digest}"
+    )
+    if not manifest.images:
+        raise cli.UserError(f"not one photo could be taken; {args.imageset}/{imageset.FAILURES} has the reasons")
+    return 0
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ingest.py", description="Make an image set from photos.")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("imageset", metavar="IMAGESET", help="folder, file:// or s3:// to write to")
+    common.add_argument(
+        "--endpoint-url", help="address of an S3-compatible server (default: AWS_ENDPOINT_URL, else AWS)"
+    )
+    common.add_argument(
+        "--shard-images", type=_positive, default=256, metavar="N", help="photos per shard (default 256)"
+    )
+    common.add_argument(
+        "--shard-bytes", type=_positive, default=64_000_000, metavar="N", help="and bytes (default 64 MB)"
+    )
+    common.add_argument("--overwrite", action="store_true", help="replace a finished image set")
+    kinds = parser.add_subparsers(dest="adapter", required=True, metavar="KIND")
+
+    first = _first("split_dir", "SPLIT_DIR", "the folder with image/ and annos/")
+    kind = kinds.add_parser("deepfashion2", parents=[first, common], help="a DeepFashion2 split, with its annotations")
+    kind.add_argument("--limit", type=_positive, metavar="N", help="the first N photos by number (default: all)")
+
+    first = _first("directory", "DIR", "folder of JPEG, PNG and WebP files")
+    kind = kinds.add_parser("folder", parents=[first, common], help="a folder of photos, at any depth")
+    kind.add_argument("--source", required=True, choices=("user", "shop"), help="consumers' photos, or a shop's")
+    kind.add_argument(
+        "--metadata", metavar="CSV", help="columns file_name, product_id, optionally pair_id; no others read"
+    )
+    kind.add_argument(
+        "--max-pixels", type=_positive, default=50_000_000, metavar="N", help="per photo (default 50 million)"
+    )
+
+    kind = kinds.add_parser("drawn", parents=[common], help="drawn pictures of garments, with ground truth")
+    kind.add_argument("--users", required=True, type=_positive, metavar="N", help="consumer pictures")
+    kind.add_argument("--shops", required=True, type=_positive, metavar="M", help="shop pictures")
+    kind.add_argument("--seed", required=True, type=int, metavar="S", help="the same seed draws the same pictures")
+    return parser
+
+
+def _first(name: str, metavar: str, text: str) -> argparse.ArgumentParser:
+    """A parent parser with one positional, so that it stands before IMAGESET."""
+    parent = argparse.ArgumentParser(add_help=False)
+    parent.add_argument(name, metavar=metavar, help=text)
+    return parent
+
+
+def _rows(args: argparse.Namespace) -> tuple[Iterable[Any], dict[str, Any]]:
+    """The rows, and what the manifest says about where they come from."""
+    if args.adapter == "deepfashion2":
+        from retrieval.datasets import deepfashion2
+
+        arguments = {"split_dir": args.split_dir, "limit": args.limit}
+        rows: Iterable[Any] = deepfashion2.read(**arguments)
+    elif args.adapter == "folder":
+        from retrieval.datasets import folder
+
+        arguments = {name: getattr(args, name) for name in ("directory", "source", "metadata", "max_pixels")}
+        rows = folder.read(**arguments)
+    else:
+        from retrieval.datasets import drawn
+
+        arguments = {"users": args.users, "shops": args.shops, "seed": args.seed}
+        rows = drawn.read(**arguments)
+    return rows, {"adapter": args.adapter, "arguments": arguments}
+
+
+def _not_empty(rows: Iterable[Any], args: argparse.Namespace) -> Iterator[Any]:
+    rows = iter(rows)
+    first = list(itertools.islice(rows, 1))
+    if not first:
+        raise cli.UserError(
+            f"no JPEG, PNG or WebP file in {vars(args).get('split_dir') or vars(args).get('directory')}"
+        )
+    return itertools.chain(first, rows)
+
+
+def _with_progress(rows: Iterator[Any]) -> Iterator[Any]:
+    """The same rows; a line on standard error every few seconds."""
+    from store.imageset import Failure
+
+    started = told = time.monotonic()
+    photos = failures = 0
+    for row in rows:
+        yield row
+        if isinstance(row, Failure):
+            failures += 1
+        else:
+            photos += 1
+        now = time.monotonic()
+        if now - told >= PROGRESS_S:
+            told = now
+            rate = (photos + failures) / (now - started)
+            print(
+                f"ingest: {photos:,} photos, {rate:,.0f}/s, {failures:,} failures so far", file=sys.stderr, flush=True
+            )
+
+
+def _positive(text: str) -> int:
+    value = int(text.replace("_", ""))
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"want a number above 0, got {value}")
+    return value
+
+
+if __name__ == "__main__":
+    cli.run(main)

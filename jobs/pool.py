@@ -1,0 +1,349 @@
+"""Shards to workers and back: long-lived Ray actors, one call per shard, every death seen and answered.
+
+In: `Job`s and a function that makes a worker. Out: each job with what its worker returned, as they finish. An actor owns a device
+(a GPU, a share of one, or CPU cores) and loads its models once. The driver decides what happens after a death (`Trial`): the shard
+is handed out again after a pause; after the second death its images are tried one by one, each in a process that has survived
+the last, so that only the image that kills is left out. A call that outlasts its deadline has its process ended and counts as a death.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from jobs.cli import UserError
+from jobs.config import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+MAX_PAUSE_S = 30.0
+LOADING_DEATHS = 5  # in a row, of one actor, before it has done anything
+START_ATTEMPTS = 3  # of a Ray of our own
+IO_ATTEMPTS = 3  # of a shard whose storage fails
+
+
+@dataclass(frozen=True)
+class Job:
+    """One shard's work.
+
+    Attributes:
+        name: of the shard.
+        rows: row numbers of the shard to do.
+        work: what the worker needs to know besides; small and picklable. Pixels stay in storage.
+    """
+
+    name: str
+    rows: tuple[int, ...]
+    work: Any = None
+
+
+class Worker(Protocol):
+    """What runs inside an actor."""
+
+    def load(self) -> dict[str, Any]:
+        """Import and load everything; return versions and device for the record."""
+
+    def run(self, job: Job, skip: dict[int, str], single: bool) -> Any:
+        """Do a shard, write its output, return a small account. `skip`: row -> reason; those rows fail without being
+        looked at. `single`: one image at a time."""
+
+    def probe(self, job: Job, row: int) -> None:
+        """Do one image and write nothing: does the process survive it?"""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What follows a death. Plain Python, no Ray.
+
+
+@dataclass
+class Trial:
+    """A job on its way, and what its deaths have taught."""
+
+    job: Job
+    deaths: int = 0
+    io_errors: int = 0
+    suspects: list[int] = field(default_factory=list)  # rows still to be tried alone; empty: the whole shard is tried
+    strikes: int = 0  # deaths of the first suspect alone
+    guilty: dict[int, str] = field(default_factory=dict)
+    not_before: float = 0.0
+
+    def next_call(self) -> tuple[str, tuple]:
+        """Method of `Worker` and its arguments after the job."""
+        if self.suspects:
+            return "probe", (self.suspects[0],)
+        return "run", (dict(self.guilty), self.deaths >= 3)
+
+    def survived(self) -> bool:
+        """The call came back; True when the whole job is done."""
+        if not self.suspects:
+            return True
+        self.suspects.pop(0)
+        self.strikes = 0
+        return False
+
+    def died(self, how: str) -> None:
+        """Decide what to try next after the process ended; `how`: "died" or "hung"."""
+        if self.suspects:
+            self.strikes += 1
+            if self.strikes == 2:
+                self.guilty[self.suspects.pop(0)] = f"the process {how} on this image alone, twice"
+                self.strikes = 0
+            return
+        self.deaths += 1
+        if self.deaths == 2:
+            self.suspects = list(self.job.rows)
+        elif self.deaths == 5:  # twice whole, once without the guilty, twice image by image: nothing is left to try
+            self.guilty |= {row: f"the process {how} on this shard, though on no image alone" for row in self.job.rows
+                            if row not in self.guilty}  # fmt: skip
+
+    def pause_s(self) -> float:
+        """Seconds to wait after a death: 0.5, 1, 2 … up to half a minute."""
+        return min(MAX_PAUSE_S, 0.5 * 2 ** min(10, max(0, self.deaths - 1)))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Ray.
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one actor gets: `n` actors, the device they see, and what they ask Ray for."""
+
+    n: int
+    device: str  # "cuda" or "cpu"
+    gpus: float
+    cpus: int
+
+
+def start_ray(settings: Settings) -> None:
+    """Join the cluster RAY_ADDRESS names (or `ray start` left on this machine), or start one here; once per process."""
+    ours = "RAY_ADDRESS" not in os.environ
+    if ours:
+        os.environ.setdefault(
+            "RAY_AUTH_MODE", "disabled"
+        )  # unset, a private cluster may leave a token file that later ones ask for
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # a busy machine starts Ray's helpers slowly
+    import ray
+
+    if ray.is_initialized():
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    if os.environ.get("RAY_ADDRESS") or ray._private.utils.read_ray_address():
+        try:
+            ray.init(**quiet)
+            return
+        except ConnectionError as error:
+            if not ours:
+                raise UserError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no Ray cluster answers ({error})") from error
+    wanted = max(
+        [n for n in (settings.actors, settings.detect.actors, settings.embed.actors) if isinstance(n, int)], default=1
+    )
+    n_cpus = max(os.cpu_count() or 1, wanted * settings.threads_per_actor)
+    for attempts_left in reversed(range(START_ATTEMPTS)):
+        try:
+            ray.init("local", num_cpus=n_cpus, include_dashboard=False, object_store_memory=200_000_000, **quiet)
+            return
+        except Exception:  # Ray gives a busy machine 30 s to start its processes and then raises a bare Exception
+            ray.shutdown()
+            if not attempts_left:
+                raise
+
+
+def share_out(settings: Settings, actors: int | str | None, n_jobs: int, *, gpu: bool = True) -> Share:
+    """How many actors a stage gets and what each owns.
+
+    Args:
+        actors: the stage's own setting; None: the run's.
+        n_jobs: never more actors than shards.
+        gpu: False for stages that have no use for one.
+
+    Raises:
+        UserError: a GPU is asked for and the cluster has none.
+    """
+    import ray
+
+    have = ray.cluster_resources()
+    n_gpus, n_cpus = have.get("GPU", 0.0), have.get("CPU", 1.0)
+    actors = settings.actors if actors is None else actors
+    cpus = settings.threads_per_actor
+    if gpu and settings.device == "cuda" and n_gpus < settings.gpus_per_actor:
+        raise UserError(
+            f"device: cuda asks for {settings.gpus_per_actor:g} GPU an actor and the cluster has {n_gpus:g}; use device: auto or cpu"
+        )
+    if gpu and settings.device != "cpu" and n_gpus >= settings.gpus_per_actor:
+        n = int(n_gpus / settings.gpus_per_actor + 1e-9) if actors == "auto" else int(actors)
+        return Share(
+            max(1, min(n, n_jobs)), "cuda", settings.gpus_per_actor, min(cpus, max(1, int(n_cpus // max(n, 1))))
+        )
+    n = int(n_cpus // cpus) if actors == "auto" else int(actors)
+    return Share(max(1, min(n, n_jobs)), "cpu", 0.0, cpus)
+
+
+class Host:
+    """The actor: makes its worker at the first call, so that what goes wrong there is an answer and not a death."""
+
+    def __init__(self, make: Callable[[], Worker]) -> None:
+        self.make, self.worker = make, None
+
+    def load(self) -> dict[str, Any]:
+        if self.worker is None:
+            worker = self.make()
+            self.account = worker.load() | {"node": socket.gethostname()}
+            self.worker = worker
+        return self.account
+
+    def run(self, job: Job, skip: dict[int, str], single: bool) -> Any:
+        self.load()
+        return self.worker.run(job, skip, single)
+
+    def probe(self, job: Job, row: int) -> None:
+        self.load()
+        self.worker.probe(job, row)
+
+
+def start_actor(make: Callable[[], Worker], share: Share) -> Any:
+    import ray
+
+    env = {name: str(share.cpus) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    if "working_dir" not in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""):  # a submitted job brings its own copy
+        env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
+    options = {"num_gpus": share.gpus, "num_cpus": share.cpus, "max_restarts": -1, "max_task_retries": 0}
+    return ray.remote(Host).options(runtime_env={"env_vars": env}, **options).remote(make)
+
+
+@dataclass
+class Slot:
+    """One actor and what it is doing."""
+
+    actor: Any
+    call: Any = None
+    trial: Trial | None = None
+    loaded: bool = False
+    since: float = 0.0
+    not_before: float = 0.0
+    deaths: int = 0  # while loading, in a row
+    hung: bool = False
+
+
+@dataclass
+class Pool:
+    """The actors of one stage; a context manager, which ends them."""
+
+    make: Callable[[], Worker]
+    share: Share
+    deadline_s: float
+    tick: Callable[[], None] = lambda: None  # called about once a second
+    say: Callable[[str], None] = lambda line: None
+    accounts: list[dict[str, Any]] = field(default_factory=list)  # what each actor's `load` returned
+    slots: list[Slot] = field(default_factory=list)
+
+    def __enter__(self) -> "Pool":
+        self.slots = [Slot(start_actor(self.make, self.share)) for _ in range(self.share.n)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import ray
+
+        for slot in self.slots:
+            ray.kill(slot.actor)
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
+        """Every job once, with the worker's account, in the order they finish.
+
+        Raises:
+            Whatever a worker raised that is no death: the run ends there.
+        """
+        import ray
+
+        waiting = [Trial(job) for job in jobs]
+        left = len(waiting)
+        while left:
+            self._hand_out(waiting)
+            calls = {slot.call: slot for slot in self.slots if slot.call is not None}
+            ready = ray.wait(list(calls), num_returns=1, timeout=1.0)[0] if calls else time.sleep(0.1) or []
+            for call in ready:
+                slot = calls[call]
+                trial, slot.call, slot.trial = slot.trial, None, None
+                try:
+                    answer = ray.get(call)
+                except ray.exceptions.RayTaskError as error:
+                    self._raised(error, trial, waiting)
+                except ray.exceptions.RayError as error:
+                    self._died(slot, trial, waiting, error)
+                else:
+                    slot.deaths, slot.hung = 0, False
+                    if trial is None:
+                        slot.loaded = True
+                        self.accounts.append(answer)
+                    elif not trial.survived():
+                        waiting.insert(0, trial)
+                    else:
+                        left -= 1
+                        yield trial.job, answer
+            self._end_the_hung()
+            self.tick()
+
+    def _hand_out(self, waiting: list[Trial]) -> None:
+        now = time.monotonic()
+        for slot in self.slots:
+            if slot.call is not None or now < slot.not_before:
+                continue
+            slot.since = now
+            if not slot.loaded:
+                slot.call = slot.actor.load.remote()
+                continue
+            trial = next((trial for trial in waiting if trial.not_before <= now), None)
+            if trial is not None:
+                waiting.remove(trial)
+                method, arguments = trial.next_call()
+                slot.trial, slot.call = trial, getattr(slot.actor, method).remote(trial.job, *arguments)
+
+    def _died(self, slot: Slot, trial: Trial | None, waiting: list[Trial], error: Exception) -> None:
+        """A process ended: its shard is tried again, its actor comes back."""
+        now = time.monotonic()
+        how, slot.hung, slot.loaded = "hung" if slot.hung else "died", False, False
+        if trial is None:
+            slot.deaths += 1
+            if slot.deaths == LOADING_DEATHS:
+                raise RuntimeError(f"a worker ended {slot.deaths} times while it was loading its models: {error}")
+            slot.not_before = now + min(MAX_PAUSE_S, 0.5 * 2**slot.deaths)
+            return
+        trial.died(how)
+        trial.not_before = now + trial.pause_s()
+        waiting.insert(0, trial)
+        where = f"row {trial.suspects[0]}" if trial.suspects and trial.strikes else f"death {trial.deaths}"
+        self.say(
+            f"a worker {how} on {trial.job.name} ({where}); trying {'image by image' if trial.suspects else 'again'}"
+        )
+
+    def _raised(self, error: Any, trial: Trial | None, waiting: list[Trial]) -> None:
+        """A worker raised. Storage gets another chance, anything else ends the run."""
+        cause = error.cause if isinstance(error.cause, Exception) else error
+        if trial is not None and isinstance(cause, OSError):
+            trial.io_errors += 1
+            if trial.io_errors < IO_ATTEMPTS:
+                trial.not_before = time.monotonic() + 2.0**trial.io_errors
+                waiting.insert(0, trial)
+                self.say(f"{trial.job.name}: {cause}; trying again")
+                return
+        if getattr(cause, "user_facing", False) or isinstance(cause, UserError):
+            raise cause
+        if trial is None and isinstance(cause, ValueError | FileNotFoundError):
+            raise UserError(str(cause)) from error
+        raise error
+
+    def _end_the_hung(self) -> None:
+        import ray
+
+        now = time.monotonic()
+        for slot in self.slots:
+            if slot.trial is None or slot.call is None or slot.hung:
+                continue
+            limit = max(self.deadline_s / 10, min(self.deadline_s, 30.0)) if slot.trial.suspects else self.deadline_s
+            if now - slot.since > limit:
+                slot.hung = True
+                self.say(f"{slot.trial.job.name}: no answer for {limit:g} s; ending the worker")
+                ray.kill(slot.actor, no_restart=False)

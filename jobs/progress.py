@@ -1,0 +1,76 @@
+"""A line now and then while a stage works: how far, how fast, where the time goes, how much went wrong, how long yet.
+
+The rate is of this session: work that an earlier start finished counts as done and not as speed.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+
+def say(line: str) -> None:
+    """Print a line at once: whoever watches a log through a pipe sees it when it happens."""
+    print(line, flush=True)
+
+
+@dataclass
+class Progress:
+    """One stage's counts.
+
+    Attributes:
+        stage: name in the line.
+        total, done: shards of the stage, and those finished before this session.
+        images: photos to do in this session.
+    """
+
+    stage: str
+    total: int
+    done: int
+    images: int
+    interval_s: float = 10.0
+    say: Callable[[str], None] = say
+    clock: Callable[[], float] = time.monotonic
+    images_done: int = 0
+    failed: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.started = self.last = self.clock()
+        self.first_at: float | None = None
+
+    def add(self, images: int, seconds: Mapping[str, float], failed: int) -> None:
+        """A shard is finished."""
+        self.done += 1
+        self.images_done += images
+        self.failed += failed
+        for name, value in seconds.items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + value
+        self.tick()
+
+    def tick(self) -> None:
+        if self.clock() - self.last >= self.interval_s:
+            self.last = self.clock()
+            self.say(self.line())
+
+    def line(self) -> str:
+        elapsed = self.clock() - self.started
+        head = f"{self.stage}: shard {self.done}/{self.total}"
+        if not self.images_done:
+            return f"{head}, starting, {elapsed:.0f} s"
+        rate = self.images_done / max(elapsed, 1e-9)
+        spent = sum(self.seconds.values()) or 1.0
+        shares = " ".join(f"{name} {value / spent:.0%}" for name, value in self.seconds.items())
+        left = (self.images - self.images_done) / rate
+        return f"{head}, {rate:.1f} images/s, {shares}, bad {self.failed}, {_duration(left)} to go"
+
+    def finish(self) -> None:
+        if self.images_done:
+            elapsed = self.clock() - self.started
+            self.say(f"{self.stage}: {self.images_done} images in {_duration(elapsed)}, "
+                     f"{self.images_done / max(elapsed, 1e-9):.1f} images/s, bad {self.failed}")  # fmt: skip
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

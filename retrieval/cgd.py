@@ -1,0 +1,140 @@
+"""Combination of multiple global descriptors: crops in, unit rows out; torch. Source: CGD, arXiv:1903.10663.
+
+One feature map is pooled by every branch, reduced to dim / branches numbers by a linear layer without bias and brought to
+unit length; the branches are joined and brought to unit length again. The first branch also feeds a classifier, which
+only training uses.
+
+Departures from the paper: any timm backbone, and reductions that start orthogonal, so that an untrained head keeps most of
+what the backbone's features tell apart.
+"""
+
+from typing import Any, cast
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retrieval.descriptors import DESCRIPTORS
+
+
+class CGD(nn.Module):
+    """Crops to unit rows, and class scores where there are classes.
+
+    Args:
+        backbone: a timm model name (random weights, last down-sampling removed) or a module (B, 3, H, W) -> (B, C, h, w).
+        descriptors: branch names out of `retrieval.descriptors.DESCRIPTORS`; the first feeds the classifier.
+        dim: D, length of one row; a multiple of the number of branches.
+        classes: number of training identities; None: no classifier.
+
+    Shapes:
+        forward(images (B, 3, H, W) float, normalised as the backbone wants) -> rows (B, dim) of unit length,
+        and with `classes` a pair (rows, logits (B, classes)), logits not yet divided by a temperature.
+    """
+
+    def __init__(
+        self,
+        backbone: str | nn.Module,
+        descriptors: tuple[str, ...] = ("spoc", "gem"),
+        dim: int = 1536,
+        classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        _check(tuple(descriptors), dim, classes)
+        self.backbone: nn.Module = fine_map(backbone) if isinstance(backbone, str) else backbone
+        channels = _channels(self.backbone)
+        self.pools = nn.ModuleList(DESCRIPTORS[name]() for name in descriptors)
+        self.reductions = nn.ModuleList(nn.Linear(channels, dim // len(descriptors), bias=False) for _ in descriptors)
+        for reduction in self.reductions:
+            nn.init.orthogonal_(cast(nn.Linear, reduction).weight)
+        self.classifier: nn.Module | None = None
+        if classes is not None:
+            # the paper classifies the pooled map itself, before its reduction; a norm without shift keeps the scale in bounds
+            self.classifier = nn.Sequential(nn.BatchNorm1d(channels), nn.Linear(channels, classes))
+
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        pooled = [pool(features) for features in [self.backbone(images)] for pool in self.pools]
+        rows = self.combine(pooled)
+        return rows if self.classifier is None else (rows, self.classifier(pooled[0]))
+
+    def combine(self, pooled: list[Tensor]) -> Tensor:
+        """Pooled maps, one (B, C) per branch, to (B, dim) float32 unit rows."""
+        parts = [_unit(reduce(one)) for reduce, one in zip(self.reductions, pooled, strict=True)]
+        return _unit(torch.cat(parts, dim=1))
+
+
+class FeatureMap(nn.Module):
+    """A timm `features_only` model that gives its last map alone, (B, C, h, w)."""
+
+    def __init__(self, body: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.body = body
+        self.channels = channels
+
+    def forward(self, images: Tensor) -> Tensor:
+        return cast(Tensor, self.body(images)[-1])
+
+
+def fine_map(timm_id: str, *, stride: int = 16) -> FeatureMap:
+    """A timm backbone whose last map has one cell per `stride` pixels instead of the usual 32; random weights.
+
+    Networks in stages (ResNets, SE-ResNeXts, EfficientNets, RegNets, ConvNeXts …) are asked through timm's `output_stride`,
+    which turns the last strides into dilations; the dilations are then taken out again: as in the paper, the filters are
+    those of the published network and only the down-sampling is missing (dilated depthwise filters are also several times
+    slower on a CPU). stride=32 changes nothing. Transformers have one fixed stride and are built as they are.
+
+    Raises:
+        ValueError: timm does not know the name.
+    """
+    if not timm.is_model(timm_id):
+        near = timm.list_models(f"*{timm_id.split('.')[0][:8]}*")[:5]
+        raise ValueError(f"timm has no model {timm_id!r}; near it: {', '.join(near) or 'none'}")
+    options: dict[str, Any] = {"pretrained": False, "features_only": True, "out_indices": (-1,)}
+    try:
+        body = timm.create_model(timm_id, output_stride=stride, **options)
+    except (TypeError, RuntimeError, NotImplementedError, AssertionError):  # no stages to hold back
+        body = timm.create_model(timm_id, **options)
+    else:
+        _undilate(body)
+    info: Any = body.feature_info
+    return FeatureMap(body, info.channels()[-1])
+
+
+def _undilate(body: nn.Module) -> None:
+    """Give every dilated convolution its plain filter back, with the padding that keeps the map's size."""
+    for layer in body.modules():
+        if isinstance(layer, nn.Conv2d) and max(layer.dilation) > 1:
+            if not isinstance(layer.padding, str):  # layers with padding "same" work theirs out themselves
+                layer.padding = tuple(pad // by for pad, by in zip(layer.padding, layer.dilation, strict=True))
+            layer.dilation = (1, 1)
+
+
+def _check(descriptors: tuple[str, ...], dim: int, classes: int | None) -> None:
+    if not descriptors:
+        raise ValueError(f"CGD: want at least one descriptor out of {', '.join(DESCRIPTORS)}")
+    for name in descriptors:
+        if name not in DESCRIPTORS:
+            raise ValueError(f"CGD: no descriptor {name!r}; there are: {', '.join(DESCRIPTORS)}")
+    if dim <= 0 or dim % len(descriptors):
+        raise ValueError(f"CGD: dim {dim} does not divide into {len(descriptors)} branches; take a multiple of them")
+    if classes is not None and classes < 1:
+        raise ValueError(f"CGD: want at least 1 class or None, got {classes}")
+
+
+def _channels(backbone: nn.Module) -> int:
+    """C of the backbone's map: its `channels` if it says so, else found by one small image."""
+    known = getattr(backbone, "channels", None)
+    if isinstance(known, int):
+        return known
+    training = backbone.training
+    with torch.no_grad():
+        first = next(iter(backbone.parameters()), torch.zeros(()))
+        features = backbone.eval()(torch.zeros(1, 3, 64, 64, device=first.device, dtype=first.dtype))
+    backbone.train(training)
+    if features.ndim != 4:
+        raise ValueError(f"CGD: the backbone must give (B, C, h, w), it gives {tuple(features.shape)}")
+    return int(features.shape[1])
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return F.normalize(rows.float(), dim=1, eps=1e-6)

@@ -1,0 +1,128 @@
+"""The embedders by name: backbone, CGD branches, size and weights of each. Plain data; `retrieval.embedder` loads them.
+
+Adding one is one constant here; a user's own goes in the run file with the same fields, see `from_fields`. How a box
+becomes a crop is one rule for all of them (`retrieval.crops`), so that models of one input size share the crops.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+LITE_MEAN, LITE_STD = (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)
+BRANCHES = ("spoc", "mac", "gem")  # as `retrieval.descriptors` has them; written out, for this file imports no torch
+
+
+@dataclass(frozen=True)
+class EmbedderSpec:
+    """One embedder: everything needed to build it, feed it and trust its weights.
+
+    Attributes:
+        name: short; goes into file names, run files and the report.
+        timm_id: backbone, `architecture` or `architecture.weights_tag` as timm spells it.
+        branches: global descriptors of the CGD head, arXiv:1903.10663; the first feeds the classifier in training.
+        dim: D, length of one row; a multiple of the number of branches.
+        input_size: side of the square crops in pixels.
+        stride: pixels per cell of the last feature map; 16 where CGD leaves the last down-sampling out, 32 as published.
+        mean, std: of RGB values 0 to 255, per channel.
+        weights: our fine-tuned safetensors under the weights folder; "" means the backbone as published.
+        sha256: of that file, checked before the first batch; "" accepts any (a user's own file).
+        licence: of the weights.
+    """
+
+    name: str
+    timm_id: str
+    branches: tuple[str, ...] = ("spoc", "gem")
+    dim: int = 1536
+    input_size: int = 224
+    stride: int = 16
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+    weights: str = ""
+    sha256: str = ""
+    licence: str = "Apache-2.0"
+
+
+_TINY: dict[str, Any] = dict(dim=512, input_size=160, mean=LITE_MEAN, std=LITE_STD)
+
+LITE0_SG = EmbedderSpec("lite0-sg", "tf_efficientnet_lite0", ("spoc", "gem"), weights="lite0-sg.safetensors", **_TINY)
+LITE1_GM = EmbedderSpec("lite1-gm", "tf_efficientnet_lite1", ("gem", "mac"), weights="lite1-gm.safetensors", **_TINY)
+
+RESNET152_GM = EmbedderSpec("resnet152-gm", "resnet152.tv2_in1k", ("gem", "mac"), weights="resnet152-gm.safetensors")
+SERESNEXT101_SGM = EmbedderSpec(
+    "seresnext101-sgm", "seresnext101_32x4d.gluon_in1k", ("spoc", "gem", "mac"), weights="seresnext101-sgm.safetensors"
+)
+
+PROFILES: dict[str, tuple[EmbedderSpec, ...]] = {
+    "tiny": (LITE0_SG, LITE1_GM),
+    "paper": (RESNET152_GM, SERESNEXT101_SGM),
+}
+ALL: tuple[EmbedderSpec, ...] = (*PROFILES["tiny"], *PROFILES["paper"])
+
+
+def named(name: str) -> EmbedderSpec:
+    """The shipped embedder of that name.
+
+    Raises:
+        ValueError: no such name; the message lists those there are.
+    """
+    for spec in ALL:
+        if spec.name == name:
+            return spec
+    raise ValueError(f"no embedder named {name!r}; there are: {', '.join(spec.name for spec in ALL)}")
+
+
+def from_fields(fields: Mapping[str, Any]) -> EmbedderSpec:
+    """A user's own embedder from the run file: `EmbedderSpec`'s fields, with `base: NAME` to start from a shipped one.
+
+    Raises:
+        ValueError: unknown or missing field, or a value of the wrong kind.
+    """
+    allowed = [f.name for f in dataclasses.fields(EmbedderSpec)]
+    unknown = sorted(str(key) for key in set(fields) - {*allowed, "base"})
+    if unknown:
+        raise ValueError(
+            f"embedder {fields.get('name', '?')!r}: unknown field {unknown[0]!r}; allowed: base, {', '.join(allowed)}"
+        )
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items() if key != "base"}
+    if "base" not in fields and not {"name", "timm_id"} <= set(values):
+        raise ValueError("an embedder of your own needs at least `name` and `timm_id`, or `name` and `base`")
+    if "base" in fields:
+        base = named(fields["base"])
+        if "weights" in values and "sha256" not in values:
+            values["sha256"] = ""  # the base's digest is of the base's file
+        spec = dataclasses.replace(base, **values)
+    else:
+        spec = EmbedderSpec(**values)
+    _check(spec)
+    return spec
+
+
+def _check(spec: EmbedderSpec) -> None:
+    """Refuse what could not be built or would be fed wrongly."""
+    who = f"embedder {spec.name!r}"
+    for name in ("name", "timm_id", "weights", "sha256", "licence"):
+        if not isinstance(getattr(spec, name), str):
+            raise ValueError(f"{who}: {name} wants text, got {getattr(spec, name)!r}")
+    if (
+        not spec.name
+        or not set(spec.name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+        or spec.name[0] == "."
+    ):
+        raise ValueError(f"{who}: the name becomes a folder; want letters, digits, '-', '_' and '.' only")
+    for name in ("dim", "input_size", "stride"):
+        value = getattr(spec, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{who}: {name} wants a whole number of at least 1, got {value!r}")
+    if spec.stride not in (8, 16, 32):
+        raise ValueError(f"{who}: stride wants 8, 16 or 32, got {spec.stride}")
+    if not isinstance(spec.branches, tuple) or not spec.branches or not set(spec.branches) <= set(BRANCHES):
+        raise ValueError(f"{who}: branches wants some of {', '.join(BRANCHES)}, got {spec.branches!r}")
+    if spec.dim % len(spec.branches):
+        raise ValueError(f"{who}: dim {spec.dim} does not divide into {len(spec.branches)} branches")
+    for name in ("mean", "std"):
+        value = getattr(spec, name)
+        numbers = isinstance(value, tuple) and len(value) == 3 and all(isinstance(v, int | float) for v in value)
+        if not numbers or (name == "std" and min(value) <= 0):
+            raise ValueError(f"{who}: {name} wants three numbers for RGB values 0 to 255, got {value!r}")

@@ -1,0 +1,253 @@
+"""The whole job with stand-in models, in one process: what a run leaves, what it repeats, how it ends."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import stand_ins
+
+from jobs.cli import UserError
+from store.imageset import open_imageset
+
+REPO = Path(__file__).resolve().parents[2]
+Full = Callable[..., int]
+Calls = list[tuple[str, str, Any]]
+
+
+def read(output: Path, name: str) -> Any:
+    return pq.read_table(output / name) if name.endswith(".parquet") else json.loads((output / name).read_text())
+
+
+def contract(output: Path) -> dict[str, bytes]:
+    """What an interrupted and a straight run must agree in, byte for byte (architecture, section 4)."""
+    folders = ("fused", "items", "embeddings", "index", "rankings")
+    files = {str(path.relative_to(output)): path.read_bytes() for folder in folders for path in (output / folder).rglob("*.*")}
+    files |= {name: (output / name).read_bytes() for name in ("submission.json", "failures.parquet")}
+    metrics = read(output, "metrics.json")
+    del metrics["seconds"]
+    return files | {"metrics.json": json.dumps(metrics).encode()}
+
+
+def test_a_run_leaves_the_files_of_the_contract(small_set: Path, tmp_path: Path, calls: Calls, full: Full) -> None:
+    assert full(small_set, tmp_path, "--set", "max_failed_share=0.1") == 0
+    shards = [f"shard-{i:05d}" for i in range(5)]
+    want = {"run.json", "metrics.json", "submission.json", "failures.parquet", "report/index.html"}
+    want |= {f"detections/{name}/{shard}.parquet" for name in ("near", "far") for shard in shards}
+    want |= {f"fused/{shard}.parquet" for shard in shards}
+    for boxes in ("detected", "true"):
+        want |= {f"items/{boxes}/{shard}.parquet" for shard in shards}
+        want |= {f"embeddings/{boxes}/{name}/{shard}.parquet" for name in ("coarse", "fine") for shard in shards}
+        want |= {f"rankings/{boxes}.parquet", *(f"rankings/{boxes}/{name}.parquet" for name in ("coarse", "fine"))}
+        want |= {f"index/{boxes}/{name}" for name in ("index.faiss", "ids.parquet", "index.json")}
+        want |= {f"done/embed/{boxes}/{name}/{shard}.json" for name in ("coarse", "fine") for shard in shards}
+        want |= {f"done/rank/{boxes}/shard-00000.json"}
+    want |= {f"done/detect/{name}/{shard}.json" for name in ("near", "far") for shard in shards}
+    want |= {f"done/fuse/{shard}.json" for shard in shards}
+    want |= {f"done/{stage}/shard-00000.json" for stage in ("evaluate", "report")}
+    found = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert {name for name in found if not name.startswith("report/") or name == "report/index.html"} == want
+
+    assert [len(read(tmp_path, f"detections/near/{shard}.parquet")) for shard in shards] == [12, 12, 12, 12, 0]
+    fused = read(tmp_path, "fused/shard-00000.parquet").to_pylist()
+    assert {row["votes"] for row in fused} == {2} and all(row["mask"] is None for row in fused)
+    rankings = read(tmp_path, "rankings/detected.parquet").to_pylist()
+    assert [row["query_image_id"] for row in rankings] == list(range(12))
+    assert [row["gallery_image_id"][0] for row in rankings] == list(range(12, 24))  # photo i + 12 shows garment i as well
+    assert all(len(row["similarity"]) == 12 for row in rankings)  # twelve shop items, fewer than top_k
+    metrics = read(tmp_path, "metrics.json")
+    assert metrics["images"] == {"total": 25, "done": 24, "failed": 1}
+    assert metrics["retrieval"]["detected"]["concat"]["top"]["1"] == 1.0 and metrics["queries_per_photo"] == 1.0
+    failures = read(tmp_path, "failures.parquet").to_pylist()
+    assert [(row["image_id"], row["shard"], row["stage"]) for row in failures] == [(25, "shard-00004", "detect")]
+    submission = read(tmp_path, "submission.json")
+    assert set(submission[0]) == {
+        "query_image_id", "query_bbox", "query_cls", "query_score", "gallery_image_id", "gallery_bbox",
+    }  # fmt: skip
+
+
+def test_too_many_failed_images_end_as_3(small_set: Path, tmp_path: Path, calls: Calls, full: Full) -> None:
+    assert full(small_set, tmp_path) == 3  # 1 of 25 is more than 1 %
+    assert full(small_set, tmp_path) == 3  # and again, with nothing to do
+    assert (tmp_path / "report" / "index.html").exists()
+
+
+def test_what_is_repeated_follows_from_what_changed(
+    small_set: Path, tmp_path: Path, calls: Calls, full: Full, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full(small_set, tmp_path)
+    straight = contract(tmp_path)
+    assert calls == [("detect", f"shard-{i:05d}", ("near", "far")) for i in range(5)] + [
+        ("embed", f"shard-{i:05d}", tuple((kind, name) for kind in ("detected", "true") for name in ("coarse", "fine")))
+        for i in range(5)
+    ]
+    calls.clear()
+
+    full(small_set, tmp_path)
+    assert calls == [] and "to do" not in capsys.readouterr().out.rpartition("true items")[2]
+
+    full(small_set, tmp_path, "--set", "search.top_k=5")  # rank and after
+    assert calls == [] and "2 settings changed: search.top_k" in capsys.readouterr().out
+
+    full(small_set, tmp_path, "--set", "embedders=[coarse, fine, finest]")  # a model added costs only that model
+    assert calls == [("embed", f"shard-{i:05d}", (("detected", "finest"), ("true", "finest"))) for i in range(5)]
+    calls.clear()
+
+    full(small_set, tmp_path, "--set", "detectors=[near, far, third]")
+    assert [call for call in calls if call[0] == "detect"] == [("detect", f"shard-{i:05d}", ("third",)) for i in range(5)]
+    calls.clear()
+
+    full(small_set, tmp_path, "--set", "items.score_threshold=0.11")  # other settings, but the same items come out
+    assert calls == [] or {kind for _, _, work in calls for kind, _ in work} == {"detected"}
+    full(small_set, tmp_path)
+    capsys.readouterr()
+    calls.clear()
+
+    (tmp_path / "embeddings/true/fine/shard-00002.parquet").unlink()
+    full(small_set, tmp_path)
+    assert ("embed", "shard-00002", (("true", "fine"),)) in calls
+    assert "1 output gone: embeddings/true/fine/shard-00002.parquet" in capsys.readouterr().out
+    assert contract(tmp_path).items() >= straight.items()  # back where the first run was
+    calls.clear()
+
+    full(small_set, tmp_path, "--retry-failed")
+    assert [call[:2] for call in calls] == [("detect", "shard-00004")]
+
+
+def test_another_image_set_is_refused(small_set: Path, tmp_path: Path, calls: Calls, full: Full) -> None:
+    full(small_set, tmp_path / "run")
+    stand_ins.imageset(tmp_path / "other", 8)
+    with pytest.raises(UserError, match="holds a run over another image set"):
+        full(tmp_path / "other", tmp_path / "run")
+
+
+@pytest.mark.parametrize("limit, users, shops", [(4, 2, 2), (5, 3, 2), (24, 12, 12), (25, 12, 13), (99, 12, 13)])
+def test_a_limit_takes_half_from_either_side(
+    small_set: Path, tmp_path: Path, calls: Calls, full: Full, limit: int, users: int, shops: int
+) -> None:
+    full(small_set, tmp_path, "--limit", str(limit), "--set", "report.queries=0", "--set", "max_failed_share=1")
+    selected = read(tmp_path, "run.json")["imageset"]["selected"]
+    assert (selected["users"], selected["shops"]) == (users, shops)
+    assert read(tmp_path, "metrics.json")["images"]["total"] == users + shops
+    assert len(read(tmp_path, "rankings/detected.parquet")) == users
+
+
+@pytest.mark.parametrize("photos, note", [
+    (range(6), "no shop photos"), (range(12, 18), "no consumer photos"),
+])  # fmt: skip
+def test_a_set_without_a_side_does_what_is_possible(
+    tmp_path: Path, calls: Calls, full: Full, photos: range, note: str
+) -> None:
+    from store.imageset import write_imageset
+
+    rows = [stand_ins.photo(i, "user" if i < 12 else "shop", 1 + i % 12) for i in photos]
+    write_imageset(rows, tmp_path / "set", source={"adapter": "stand-in", "arguments": {}})
+    assert full(tmp_path / "set", tmp_path / "run") == 0
+    metrics = read(tmp_path / "run", "metrics.json")
+    assert any(note in line for line in metrics["summary"]["notes"])
+    assert metrics["detection"]["fused"]["AP"] is not None
+    assert read(tmp_path / "run", "submission.json") == [] or not any(
+        entry["gallery_image_id"] for entry in read(tmp_path / "run", "submission.json")
+    )
+
+
+def test_a_set_without_truth_has_no_true_boxes(tmp_path: Path, calls: Calls, full: Full) -> None:
+    from dataclasses import replace
+
+    from store.imageset import write_imageset
+
+    rows = [replace(stand_ins.photo(i, "user" if i < 3 else "shop", 1 + i % 3), items=()) for i in range(6)]
+    write_imageset(rows, tmp_path / "set", source={"adapter": "stand-in", "arguments": {}})
+    assert full(tmp_path / "set", tmp_path / "run") == 0
+    metrics = read(tmp_path / "run", "metrics.json")
+    assert list(metrics["retrieval"]) == ["detected"] and not (tmp_path / "run" / "items" / "true").exists()
+    assert metrics["detection"]["fused"]["AP"] is None and metrics["retrieval"]["detected"]["concat"]["top"]["10"] is None
+    assert any("no ground truth" in line for line in metrics["summary"]["notes"])
+    assert len(read(tmp_path / "run", "rankings/detected.parquet")) == 3
+
+
+def test_a_photo_a_detector_stumbles_over_is_its_failure_alone(tmp_path: Path, calls: Calls, full: Full) -> None:
+    stand_ins.imageset(tmp_path / "set", 12, {3: stand_ins.STUMBLER})
+    full(tmp_path / "set", tmp_path / "run")
+    failures = read(tmp_path / "run", "failures.parquet").to_pylist()
+    assert [(row["image_id"], row["reason"]) for row in failures] == [
+        (3, "far: ValueError: stumbled"), (3, "near: ValueError: stumbled"), (13, "cannot be decoded: image file is truncated"),
+    ]  # fmt: skip
+    assert read(tmp_path / "run", "metrics.json")["images"] == {"total": 13, "done": 11, "failed": 2}
+
+
+def test_a_stage_alone_wants_what_comes_before(small_set: Path, tmp_path: Path, calls: Calls) -> None:
+    from jobs import stages
+
+    argv = [*stand_ins.SETTINGS, "--imageset", str(small_set), "--output", str(tmp_path)]
+    with pytest.raises(UserError, match=r"rank: detect is not finished.*run jobs/detect.py"):
+        stages.main(["rank"], argv, None, stand_ins.CATALOGUE)
+    for stage in stages.IN_ORDER:
+        stages.main([stage], argv, None, stand_ins.CATALOGUE)
+    assert (tmp_path / "report" / "index.html").exists()
+
+
+def test_check_starts_nothing(small_set: Path, tmp_path: Path, calls: Calls, full: Full, capsys: pytest.CaptureFixture[str]) -> None:
+    assert full(small_set, tmp_path, "--check") == 0
+    assert "a run could start" in capsys.readouterr().out and calls == [] and not (tmp_path / "run.json").exists()
+
+
+def test_missing_weights_are_refused_before_any_work(small_set: Path, tmp_path: Path) -> None:
+    from jobs import full_eval
+
+    argv = ["--imageset", str(small_set), "--output", str(tmp_path / "run"), "--set", f"weights_dir={tmp_path}"]
+    with pytest.raises(UserError, match=r"no weights atss-tiny.safetensors in .*allow_random_weights=true"):
+        full_eval.main(argv)
+
+
+def test_an_identical_second_run_imports_nothing_heavy(small_set: Path, tmp_path: Path, calls: Calls, full: Full) -> None:
+    full(small_set, tmp_path)
+    code = (
+        "import sys; import run_with_stand_ins as r; status = r.main(sys.argv[1:]);"
+        "heavy = {'torch', 'ray', 'faiss', 'boto3', 'cv2', 'mmdet'} & set(sys.modules);"
+        "print('HEAVY', sorted(heavy)); sys.exit(status)"
+    )
+    argv = ["--imageset", str(small_set), "--output", str(tmp_path)]
+    start = time.perf_counter()
+    paths = f"{REPO}:{REPO / 'tests' / 'jobs'}"
+    again = subprocess.run(
+        [sys.executable, "-c", code, *argv], capture_output=True, text=True, env={"PYTHONPATH": paths, "PATH": ""}, check=False
+    )
+    assert again.returncode == 3, again.stderr
+    assert "HEAVY []" in again.stdout
+    print(f"identical second run: {time.perf_counter() - start:.1f} s")
+
+
+def test_run_json_tells_the_run_and_no_secret(
+    small_set: Path, tmp_path: Path, calls: Calls, full: Full, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    full(small_set, tmp_path)
+    run = read(tmp_path, "run.json")
+    assert run["imageset"]["digest"] == open_imageset(small_set).digest
+    assert [model["name"] for model in run["detectors"]] == ["near", "far"] and "driver" in run["versions"]
+    assert all(b"hunter2" not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def test_a_folder_and_a_bucket_end_alike(
+    small_set: Path, tmp_path: Path, calls: Calls, full: Full, s3_bucket: str
+) -> None:
+    from store.objects import open_store
+
+    full(small_set, tmp_path)
+    remote = open_store(f"{s3_bucket}/set")
+    for path in small_set.iterdir():
+        remote.write_file(path.name, path)
+    full(f"{s3_bucket}/set", f"{s3_bucket}/run")
+    output = open_store(f"{s3_bucket}/run")
+    for name, data in contract(tmp_path).items():
+        if name != "metrics.json":
+            assert output.read(name) == data, name
+    calls.clear()
+    full(f"{s3_bucket}/set", f"{s3_bucket}/run")
+    assert calls == [] and not output.exists("lock.json")

@@ -1,0 +1,72 @@
+"""One run at a time: a living holder is respected, a dead one is not waited for."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from jobs import lock
+from jobs.cli import UserError
+from jobs.lock import KEY, Lock
+from store.objects import LocalStore, open_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> LocalStore:
+    found = open_store(tmp_path)
+    assert isinstance(found, LocalStore)
+    return found
+
+
+def hold(store: LocalStore, **changes: object) -> None:
+    """A lock of this very process, but for `changes`."""
+    store.write(KEY, json.dumps(json.loads(Lock(store)._content()) | {"token": "other"} | changes).encode())
+
+
+def test_taken_and_given_back(store: LocalStore) -> None:
+    mine = Lock(store)
+    mine.take()
+    assert store.exists(KEY)
+    with pytest.raises(UserError, match="is at work here"):
+        Lock(store).take()
+    mine.release()
+    assert not store.exists(KEY)
+
+
+def test_a_dead_process_of_this_host_is_not_waited_for(store: LocalStore) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    hold(store, pid=ended.pid)
+    mine = Lock(store)
+    mine.take()
+    mine.release()
+
+
+def test_a_reused_process_number_is_another_process(store: LocalStore) -> None:
+    hold(store, start="1")
+    mine = Lock(store)
+    mine.take()
+    mine.release()
+
+
+def test_another_host_is_watched_for_a_sign_of_life(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "SILENCE_S", 0.5)
+    hold(store, host="elsewhere", name="elsewhere")
+    mine = Lock(store)
+    start = time.monotonic()
+    mine.take()
+    assert time.monotonic() - start >= 0.5
+    mine.release()
+
+    monkeypatch.setattr(lock, "BEAT_S", 0.1)
+    beating = Lock(store)
+    monkeypatch.setattr(lock, "host", lambda: "elsewhere")
+    beating.take()
+    monkeypatch.undo()
+    monkeypatch.setattr(lock, "SILENCE_S", 5.0)
+    with pytest.raises(UserError, match="is at work here"):
+        Lock(store).take()
+    beating.release()

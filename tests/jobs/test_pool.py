@@ -1,0 +1,164 @@
+"""What follows a death, decided in plain Python; and the same with real actors, real kills and declared GPUs."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from jobs import pool
+from jobs.config import Settings
+from jobs.pool import Job, Pool, Share, Trial
+
+
+def play(trial: Trial, kills: set[int]) -> list[str]:
+    """Carry a trial to its end with a process that dies on the rows in `kills`; the story, a word per call."""
+    story = []
+    while True:
+        method, arguments = trial.next_call()
+        rows = {arguments[0]} if method == "probe" else set(trial.job.rows) - set(arguments[0])
+        dies = bool(rows & kills)
+        story.append(f"{method}{arguments[0] if method == 'probe' else ''}{'!' if dies else ''}")
+        if dies:
+            trial.died("died")
+        elif trial.survived():
+            return story
+
+
+@pytest.mark.parametrize("rows, kills, story, guilty", [
+    ((0, 1, 2), set(), ["run"], set()),                                                                     # nothing happens
+    ((0, 1, 2), {1}, ["run!", "run!", "probe0", "probe1!", "probe1!", "probe2", "run"], {1}),               # one kills
+    ((4, 9), {4, 9}, ["run!", "run!", "probe4!", "probe4!", "probe9!", "probe9!", "run"], {4, 9}),          # all do
+    ((0,), {0}, ["run!", "run!", "probe0!", "probe0!", "run"], {0}),                                        # the last suspect kills
+])  # fmt: skip
+def test_only_the_image_that_kills_is_left_out(rows: tuple, kills: set, story: list, guilty: set) -> None:
+    trial = Trial(Job("shard-00000", rows))
+    assert play(trial, kills) == story
+    assert set(trial.guilty) == guilty
+
+
+def test_a_death_that_does_not_come_again_costs_no_image() -> None:
+    trial = Trial(Job("shard-00000", (0, 1)))
+    trial.died("died")
+    assert trial.next_call() == ("run", ({}, False))
+    assert trial.survived()
+
+
+def test_a_shard_that_kills_though_no_image_does_ends_as_failures() -> None:
+    trial = Trial(Job("shard-00000", (0, 1)))
+    for _ in range(2):
+        trial.died("died")
+    for _ in range(2):
+        assert trial.next_call()[0] == "probe" and not trial.survived()
+    singles = []
+    for _ in range(3):
+        singles.append(trial.next_call()[1][1])
+        trial.died("died")
+    assert singles == [False, True, True]  # once more as a whole, then image by image
+    assert set(trial.guilty) == {0, 1}
+
+
+def test_pauses_grow_and_stop_growing() -> None:
+    assert [Trial(Job("s", ()), deaths=n).pause_s() for n in (1, 2, 3, 20)] == [0.5, 1, 2, 30]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# With Ray.
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A Ray of two cores that believes it has four GPUs."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    import ray
+
+    ray.init("local", num_cpus=8, num_gpus=4, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@dataclass
+class Odd:
+    """A worker that dies on the rows of `kills`, hangs on those of `hangs`, raises on those of `raises`."""
+
+    kills: tuple[int, ...] = ()
+    hangs: tuple[int, ...] = ()
+    raises: tuple[int, ...] = ()
+
+    def load(self) -> dict[str, Any]:
+        return {"device": os.environ.get("CUDA_VISIBLE_DEVICES"), "threads": os.environ.get("OMP_NUM_THREADS"), "pid": os.getpid()}
+
+    def run(self, job: Job, skip: dict[int, str], single: bool) -> dict[int, str]:
+        for row in job.rows:
+            if row not in skip:
+                self.probe(job, row)
+        return skip
+
+    def probe(self, job: Job, row: int) -> None:
+        if row in self.kills:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if row in self.hangs:
+            time.sleep(600)
+        if row in self.raises:
+            raise ValueError(f"row {row} is odd")
+
+
+@dataclass
+class MakeOdd:
+    worker: Odd
+
+    def __call__(self) -> Odd:
+        return self.worker
+
+
+def run(worker: Odd, jobs: list[Job], n: int = 2, deadline_s: float = 60.0) -> dict[str, dict[int, str]]:
+    with Pool(MakeOdd(worker), Share(n, "cpu", 0.0, 1), deadline_s) as actors:
+        return {job.name: answer for job, answer in actors.run(jobs)}
+
+
+@pytest.mark.slow
+def test_an_image_that_kills_its_process_fails_and_the_rest_is_done(cluster: None) -> None:
+    jobs = [Job(f"shard-{i}", tuple(range(4 * i, 4 * i + 4))) for i in range(4)]
+    answers = run(Odd(kills=(6,)), jobs)
+    assert answers == {"shard-0": {}, "shard-1": {6: "the process died on this image alone, twice"}, "shard-2": {}, "shard-3": {}}
+
+
+@pytest.mark.slow
+def test_an_image_that_hangs_is_ended_at_the_deadline_and_fails(cluster: None) -> None:
+    answers = run(Odd(hangs=(1,)), [Job("shard-0", (0, 1, 2))], n=1, deadline_s=2.0)
+    assert answers == {"shard-0": {1: "the process hung on this image alone, twice"}}
+
+
+@pytest.mark.slow
+def test_what_a_worker_raises_ends_the_run_and_is_no_death(cluster: None) -> None:
+    with pytest.raises(ValueError, match="row 1 is odd"):
+        run(Odd(raises=(1,)), [Job("shard-0", (0, 1, 2))], n=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gpus, n, want", [(1.0, 4, {"0", "1", "2", "3"}), (0.5, 8, {"0", "1", "2", "3"}), (2.0, 2, None)])
+def test_actors_own_their_gpus(cluster: None, gpus: float, n: int, want: set[str] | None) -> None:
+    share = pool.share_out(Settings(gpus_per_actor=gpus), None, n_jobs=100)
+    assert (share.n, share.device, share.gpus) == (n, "cuda", gpus)
+    with Pool(MakeOdd(Odd()), share, 60.0) as actors:
+        import ray
+
+        accounts = ray.get([slot.actor.load.remote() for slot in actors.slots])
+    devices = [account["device"] for account in accounts]
+    assert len({account["pid"] for account in accounts}) == n and all(account["threads"] == "1" for account in accounts)
+    if want is not None:
+        assert set(devices) == want and all(devices.count(device) == n // 4 for device in want)
+    else:
+        assert sorted(",".join(devices).split(",")) == ["0", "1", "2", "3"]  # two each, none twice
+
+
+@pytest.mark.slow
+def test_device_settings_are_kept(cluster: None) -> None:
+    assert pool.share_out(Settings(device="cpu"), 3, n_jobs=2) == Share(2, "cpu", 0.0, 1)  # never more than shards
+    from jobs.cli import UserError
+
+    with pytest.raises(UserError, match="cuda asks for 5 GPU"):
+        pool.share_out(Settings(device="cuda", gpus_per_actor=5.0), None, n_jobs=2)
