@@ -81,7 +81,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     photos = photos_of(args.imageset, args.photos)
     bgr = [np.ascontiguousarray(photo[..., ::-1]) for photo in photos]
-    print(f"{len(photos)} photos, batches of {args.batch_size}, {args.threads} thread(s), float32, {args.rounds} rounds, seconds\n")
+    print(
+        f"{len(photos)} photos, batches of {args.batch_size}, {args.threads} thread(s), float32, {args.rounds} rounds, seconds\n"
+    )
     print("| detector | ours | DetInferencer | theirs / ours |\n|---|--:|--:|--:|")
     ratios = []
     for spec in models.PROFILES["tiny"]:

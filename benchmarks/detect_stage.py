@@ -62,12 +62,18 @@ def main() -> None:
         settings = config.load(parser.parse_args(line))
         with Opened(settings, SHIPPED) as run:
             names = tuple(model.name for model in run.detectors)
-            jobs = [Job(taken.name, tuple(range(taken.images)), names) for taken in run.selected.shards[: args.shards + 1]]
+            jobs = [
+                Job(taken.name, tuple(range(taken.images)), names) for taken in run.selected.shards[: args.shards + 1]
+            ]
             photos = sum(len(job.rows) for job in jobs[1:])
-            make = functools.partial(DetectShard, run.settings, run.catalogue, run.detectors, run.images, run.store, "cpu")
+            make = functools.partial(
+                DetectShard, run.settings, run.catalogue, run.detectors, run.images, run.store, "cpu"
+            )
             batch = settings.detect.batch_size
             loaded = {
-                model.name: detector.load(model.spec, "cpu", weights=Path(config.ROOT / "weights/tiny" / model.spec.weights))
+                model.name: detector.load(
+                    model.spec, "cpu", weights=Path(config.ROOT / "weights/tiny" / model.spec.weights)
+                )
                 for model in run.detectors
             }
             bare_loop(args.imageset, [jobs[0].name], loaded, batch)  # both warm

@@ -1,6 +1,6 @@
 """How fast boxes fuse: `postproc.wbf` beside ensemble-boxes, in the same run, on one core.
 
-    python benchmarks/fusion.py                      # 5 models x 20 boxes, 10,000 images: a minute or two
+    python benchmarks/fusion.py                      # 5 models x 20 boxes, 10,000 images: some three minutes
     python benchmarks/fusion.py --images 1000 --package-images 50
 
 Drawn boxes go in, a table comes out. Each image holds a few objects that every model sees, a little displaced, and as
@@ -116,17 +116,11 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "?"
-    print(
-        f"{processor()}, one used, load {load} at the start; Python {platform.python_version()}, NumPy {np.__version__}"
-    )
-    print(
-        f"commit {commit()}; {MODELS} models x {PER_MODEL} boxes x {args.images:,} images, single ones: the first",
-        end=" ",
-    )
-    print(f"{args.package_images}; CPU milliseconds an image, median of {args.repeats}\n")
-    print(
-        "| labels | objects | fused | batch, s | fuse_batch | one by one | ensemble-boxes | batch faster by | first call |"
-    )
+    versions = f"Python {platform.python_version()}, NumPy {np.__version__}"
+    print(f"{processor()}, one used, load {load} at the start; {versions}; commit {commit()}")
+    print(f"{MODELS} models x {PER_MODEL} boxes x {args.images:,} images; single ones: the first {args.package_images}")
+    print(f"CPU milliseconds an image, median of {args.repeats}; batch: CPU seconds; first call: milliseconds\n")
+    print("| labels | objects | fused | batch | fuse_batch | one by one | ensemble-boxes | ratio | first call |")
     print("|---|---|---|---|---|---|---|---|---|")
     for labels, objects in ((13, 6), (13, 20), (4, 6), (1, 20), (1, 6)):
         print(measure(args.images, args.package_images, labels, objects, args.repeats, args.seed), flush=True)

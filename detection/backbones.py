@@ -32,7 +32,7 @@ class EfficientNetLite(nn.Module):
         import timm
 
         super().__init__()
-        full = timm.create_model(name, pretrained=False)
+        full: Any = timm.create_model(name, pretrained=False)
         if pretrained:
             efficientnet_lite.load_into(full, name)
         self.conv_stem, self.bn1 = full.conv_stem, full.bn1

@@ -53,7 +53,7 @@ def build(spec: DetectorSpec, *, pretrained_backbone: bool = False) -> nn.Module
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)  # heads start alike in every process, so a run with random weights can be repeated
                 model: nn.Module = MODELS.build(config)
-                model.init_weights()
+                model.init_weights()  # type: ignore[operator]  # mmengine's modules have it
         finally:
             logging.disable(logging.NOTSET)
     return model
@@ -143,8 +143,7 @@ class Detector:
         self.with_masks = bool(getattr(model, "with_mask", False))
         self.notes: list[str] = []
         self._half = self.device.type == "cuda"
-        if self._half:
-            self.model.to(memory_format=torch.channels_last)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a third faster, on CPU and GPU
         category_ids = [CATEGORIES.index(name) + 1 for name in spec.categories]
         self._category_ids = np.array(category_ids, np.int8)
 
@@ -192,10 +191,8 @@ class Detector:
     def _forward(
         self, photos: list[np.ndarray], originals: list[tuple[int, int]], shape: tuple[int, int]
     ) -> list[Detections]:
-        batch = normalise(photos, shape, self.spec, self.device)
+        batch = normalise(photos, shape, self.spec, self.device).to(memory_format=torch.channels_last)
         samples = [_sample(photo.shape[:2], original, shape) for photo, original in zip(photos, originals, strict=True)]
-        if self._half:
-            batch = batch.to(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
             predicted: Any = self.model(batch, samples, mode="predict")
         return [self._convert(p.pred_instances, size) for p, size in zip(predicted, originals, strict=True)]

@@ -138,7 +138,9 @@ def from_fields(fields: Mapping[str, Any]) -> DetectorSpec:
         raise ValueError(
             f"detector {fields.get('name', '?')!r}: unknown field {unknown[0]!r}; allowed: base, {', '.join(allowed)}"
         )
-    values = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items() if key != "base"}
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in fields.items() if key != "base"
+    }
     base = named(fields["base"]) if "base" in fields else None
     if base is None and not {"name", "model"} <= set(values):
         raise ValueError("a detector of your own needs at least `name` and `model`, or `name` and `base`")

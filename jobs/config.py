@@ -158,9 +158,7 @@ class Fusion:
     iou_threshold: float = setting(0.55, number(0, 1))
     skip_box_threshold: float = setting(0.01, number(0, 1))  # of a detector's boxes, before fusing
     conf_type: str = setting("avg", one_of("avg", "max", "box_and_model_avg", "absent_model_aware_avg"))
-    weights: tuple[float, ...] | None = setting(
-        None, optional(list_of(number(0), least=1))
-    )  # one a detector, in order
+    weights: tuple[float, ...] | None = setting(None, optional(list_of(number(0), least=1)))  # one a detector, in order
     score_threshold: float = setting(0.01, number(0, 1))  # of the fused boxes
     max_per_image: int = setting(100, whole(1, 10_000))
 
@@ -196,9 +194,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Storage:
-    endpoint_url: str | None = setting(
-        None, optional(address)
-    )  # of an S3-compatible store; None: the SDK's own chain
+    endpoint_url: str | None = setting(None, optional(address))  # of an S3-compatible store; None: the SDK's own chain
 
 
 @dataclass(frozen=True)

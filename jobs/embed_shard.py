@@ -109,7 +109,7 @@ class EmbedShard:
                         failures[kind].append({"image_id": photo.image_id, "reason": photo.reason})
                         continue
                     numbers, boxes = _inside(*items[kind][photo.image_id], photo.pixels.shape)
-                    self._add(rows, kind, photo, numbers, boxes)
+                    self._add(rows, kind, photo.image_id, photo.pixels, numbers, boxes)
             for pair in job.work:
                 self._run_batches(pair[1], rows[pair], batch_size)
             clock.spent("infer", start)
@@ -128,16 +128,18 @@ class EmbedShard:
         self,
         rows: dict[tuple[str, str], Rows],
         kind: str,
-        photo: photos.Decoded,
+        image_id: int,
+        pixels: np.ndarray,
         numbers: np.ndarray,
         boxes: np.ndarray,
     ) -> None:
+        """Crop one photo's items for every model of this kind of boxes."""
         cut: dict[int, np.ndarray] = {}  # by size: models of one size share the crops
         for name in (name for boxes_kind, name in rows if boxes_kind == kind):
             size = self.sizes[name]
             if size not in cut:
-                cut[size] = crop(photo.pixels, boxes, size)
-            rows[kind, name].ids += [(photo.image_id, int(number)) for number in numbers]
+                cut[size] = crop(pixels, boxes, size)
+            rows[kind, name].ids += [(image_id, int(number)) for number in numbers]
             rows[kind, name].crops += list(cut[size])
 
     def _run_batches(self, name: str, rows: Rows, n: int) -> None:

@@ -6,6 +6,7 @@ is handed out again after a pause; after the second death its images are tried o
 the last, so that only the image that kills is left out. A call that outlasts its deadline has its process ended and counts as a death.
 """
 
+import functools
 import os
 import socket
 import time
@@ -186,22 +187,22 @@ class Host:
     """The actor: makes its worker at the first call, so that what goes wrong there is an answer and not a death."""
 
     def __init__(self, make: Callable[[], Worker]) -> None:
-        self.make, self.worker = make, None
+        self.make = make
 
     def load(self) -> dict[str, Any]:
-        if self.worker is None:
-            worker = self.make()
-            self.account = worker.load() | {"node": socket.gethostname()}
-            self.worker = worker
-        return self.account
+        """What the worker's `load` says, and the node."""
+        return self.loaded[1]
 
     def run(self, job: Job, skip: dict[int, str], single: bool) -> Any:
-        self.load()
-        return self.worker.run(job, skip, single)
+        return self.loaded[0].run(job, skip, single)
 
     def probe(self, job: Job, row: int) -> None:
-        self.load()
-        self.worker.probe(job, row)
+        self.loaded[0].probe(job, row)
+
+    @functools.cached_property
+    def loaded(self) -> tuple[Worker, dict[str, Any]]:
+        worker = self.make()
+        return worker, worker.load() | {"node": socket.gethostname()}
 
 
 def start_actor(make: Callable[[], Worker], share: Share) -> Any:
@@ -263,8 +264,9 @@ class Pool:
         while left:
             self._hand_out(waiting)
             calls = {slot.call: slot for slot in self.slots if slot.call is not None}
-            ready = ray.wait(list(calls), num_returns=1, timeout=1.0)[0] if calls else time.sleep(0.1) or []
-            for call in ready:
+            if not calls:
+                time.sleep(0.1)  # every actor is resting after a death
+            for call in ray.wait(list(calls), num_returns=1, timeout=1.0)[0] if calls else ():
                 slot = calls[call]
                 trial, slot.call, slot.trial = slot.trial, None, None
                 try:

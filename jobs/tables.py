@@ -11,7 +11,9 @@ import pyarrow.parquet as pq
 from store.objects import ObjectStore
 
 BOX = pa.list_(pa.float32(), 4)  # px, x1 y1 x2 y2 of the upright image
-MASK = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.binary())])  # COCO run-length encoding, size: height, width; null: none. Parquet cannot hold the null of a fixed list
+MASK = pa.struct(
+    [("size", pa.list_(pa.int32())), ("counts", pa.binary())]
+)  # COCO run-length encoding, size: height, width; null: none. Parquet cannot hold the null of a fixed list
 
 DETECTIONS = pa.schema(
     [("image_id", pa.int64()), ("bbox", BOX), ("score", pa.float32()), ("category_id", pa.int8()), ("mask", MASK)]

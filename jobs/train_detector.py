@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     )
 
     # ---------------------------------------------------------------- model, optimiser, where we were
-    model = detector.build(spec, pretrained_backbone=True).to(device, memory_format=torch.channels_last)
+    model = detector.build(spec, pretrained_backbone=True).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     training.freeze(model)
     if args.init_from:
         print(
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     args.output.mkdir(parents=True, exist_ok=True)
     checkpoint = args.output / "checkpoint.pt"
-    parts_of_state = {"model": model, "optimiser": optimiser, "schedule": schedule}
+    parts_of_state: dict[str, Any] = {"model": model, "optimiser": optimiser, "schedule": schedule}
     state = training_run.read_checkpoint(checkpoint, training_identity(args)) or {"step": 0, "seconds": 0.0}
     for name, part in parts_of_state.items():
         if name in state:
@@ -166,7 +166,9 @@ def read_samples(args: argparse.Namespace, spec: Any) -> tuple[list[Any], list[A
     from detection import training
     from store import decode, imageset
 
-    learn, held_out, bad = [], [], 0
+    learn: list[Any] = []
+    held_out: list[Any] = []
+    bad = 0
     for uri in args.imageset:
         name, _, weight = (
             uri.rpartition(":") if uri.rpartition(":")[2].replace(".", "", 1).isdigit() else (uri, "", "1")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "cli.py").is_file():
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs import cli
+from jobs import cli, training_run
 
 if TYPE_CHECKING:
     from retrieval.models import EmbedderSpec
@@ -40,13 +40,27 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--imageset", action="append", required=True, metavar="URI", help="repeatable")
     parser.add_argument("--output", required=True, type=Path, help="folder for checkpoint, log and weights")
     # what is learnt from
-    parser.add_argument("--init-from", default="", metavar="FILE", help="safetensors of the same model to start from (ImageNet backbone)")
-    parser.add_argument("--freeze-stages", type=int, default=2, help="stages that do not learn, the stem with them; 0: all learn (2)")
+    parser.add_argument(
+        "--init-from",
+        default="",
+        metavar="FILE",
+        help="safetensors of the same model to start from (ImageNet backbone)",
+    )
+    parser.add_argument(
+        "--freeze-stages", type=int, default=2, help="stages that do not learn, the stem with them; 0: all learn (2)"
+    )
     # how long, how fast
     parser.add_argument("--steps", type=int, default=600, help="optimiser steps in all (600)")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop with a checkpoint after so many minutes of this start (never)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=math.inf,
+        help="stop with a checkpoint after so many minutes of this start (never)",
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="crops a step (32)")
-    parser.add_argument("--per-identity", type=int, default=2, help="crops of each garment in a batch, consumer and shop in turn (2)")
+    parser.add_argument(
+        "--per-identity", type=int, default=2, help="crops of each garment in a batch, consumer and shop in turn (2)"
+    )
     parser.add_argument("--lr", type=float, default=1e-3, help="highest rate of the head (0.001)")
     parser.add_argument("--backbone-share", type=float, default=0.3, help="the backbone's rate over the head's (0.3)")
     parser.add_argument("--weight-decay", type=float, default=0.01, help="of AdamW (0.01)")
@@ -57,13 +71,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="of batches and augmentation (0)")
     parser.add_argument("--log-every", type=int, default=20, help="steps a line (20)")
     parser.add_argument("--save-every", type=int, default=50, help="steps a checkpoint (50)")
-    parser.add_argument("--eval-every", type=int, default=150, help="steps between measurements on what is held out (150)")
+    parser.add_argument(
+        "--eval-every", type=int, default=150, help="steps between measurements on what is held out (150)"
+    )
     args = parser.parse_args(argv)
     for name in ("steps", "batch_size", "log_every", "save_every", "eval_every", "threads"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} wants 1 or more, got {getattr(args, name)}")
     if args.per_identity < 2 or args.batch_size % args.per_identity or args.batch_size < 2 * args.per_identity:
-        parser.error(f"--batch-size {args.batch_size} wants to be a multiple of --per-identity {args.per_identity} (2 or more), two garments at least")
+        parser.error(
+            f"--batch-size {args.batch_size} wants to be a multiple of --per-identity {args.per_identity} (2 or more), two garments at least"
+        )
     return args
 
 
@@ -81,7 +99,10 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         raise cli.UserError(str(error)) from None
     garments = read_garments(args.imageset, spec)
-    print(f"{spec.name}: {len(garments.classes)} garments in several photos to learn from, {len(garments.shop)} crops, {args.steps} steps", flush=True)
+    print(
+        f"{spec.name}: {len(garments.classes)} garments in several photos to learn from, {len(garments.shop)} crops, {args.steps} steps",
+        flush=True,
+    )
 
     # ---------------------------------------------------------------- model, optimiser, where we were
     model = start_model(args, spec, len(garments.classes)).to(args.device, memory_format=torch.channels_last)
@@ -90,7 +111,9 @@ def main(argv: list[str] | None = None) -> int:
     head = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
     groups = [{"params": learns, "lr": args.lr * args.backbone_share}, {"params": head, "lr": args.lr}]
     optimiser = torch.optim.AdamW(groups, weight_decay=args.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: rate_share(step, args.steps, args.warm_up))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimiser, lambda step: training_run.rate_share(step, args.steps, args.warm_up)
+    )
     average = training.Average(model)
     args.output.mkdir(parents=True, exist_ok=True)
     checkpoint = args.output / "checkpoint.pt"
@@ -124,42 +147,65 @@ def main(argv: list[str] | None = None) -> int:
             count = (done - state["step"] - 1) % args.log_every + 1
             rate = count / (time.monotonic() - interval)
             line = {"step": done, "triplet": round(sums[0] / count, 4), "cross_entropy": round(sums[1] / count, 4)}
-            log(args.output, line)
+            training_run.log(args.output, line)
             left_min = (args.steps - done) / rate / 60
-            print(f"{spec.name} {done}/{args.steps} triplet {line['triplet']} cross entropy {line['cross_entropy']} {rate:.2f} steps/s, {left_min:.0f} min to go", flush=True)
+            print(
+                f"{spec.name} {done}/{args.steps} triplet {line['triplet']} cross entropy {line['cross_entropy']} {rate:.2f} steps/s, {left_min:.0f} min to go",
+                flush=True,
+            )
             interval, sums = time.monotonic(), [0.0, 0.0]
         if done % args.eval_every == 0 or done == args.steps:
             figures = measure(args, spec, average, garments)
-            log(args.output, {"step": done, "held_out": figures})
+            training_run.log(args.output, {"step": done, "held_out": figures})
             print(f"{spec.name} {done}/{args.steps} held out: {figures}", flush=True)
-            worth = figures["acc@1"] + figures["acc@10"] if figures["queries"] else 0.0  # nothing held out: the last is the best
+            worth = (
+                figures["acc@1"] + figures["acc@10"] if figures["queries"] else 0.0
+            )  # nothing held out: the last is the best
             if best is None or worth >= best["worth"]:
                 best = {"worth": worth, "step": done, "held_out": figures}
-                replace(args.output / "best.safetensors", to_bytes(average.tensors))
+                training_run.export(without_classifier(average.tensors), args.output / "best.safetensors")
             interval = time.monotonic()
         if done % args.save_every == 0 or done % args.eval_every == 0 or done == args.steps or over:
             seconds = state["seconds"] + time.monotonic() - started
-            save(checkpoint, args, {"step": done, "seconds": seconds, "best": best}, model, average, optimiser, schedule)
+            tensors = {
+                "model": model.state_dict(),
+                "average": average.tensors,
+                "optimiser": optimiser.state_dict(),
+                "schedule": schedule.state_dict(),
+            }
+            training_run.save_checkpoint(
+                checkpoint, same_training(args), {"step": done, "seconds": seconds, "best": best, **tensors}
+            )
         if over and done < args.steps:
-            print(f"{spec.name}: {args.minutes:g} minutes are over at step {done}; the same line goes on from here", flush=True)
+            print(
+                f"{spec.name}: {args.minutes:g} minutes are over at step {done}; the same line goes on from here",
+                flush=True,
+            )
             break
 
     seconds = state["seconds"] + time.monotonic() - started
     if best is None:  # stopped before the first measurement
         best = {"step": done, "held_out": measure(args, spec, average, garments)}
-        return finish(args, spec, garments, best, to_bytes(average.tensors), seconds)
+        return finish(args, spec, garments, best, training_run.to_bytes(without_classifier(average.tensors)), seconds)
     return finish(args, spec, garments, best, (args.output / "best.safetensors").read_bytes(), seconds)
 
 
-def finish(args: argparse.Namespace, spec: "EmbedderSpec", garments: "Garments", best: dict[str, Any], data: bytes, seconds: float) -> int:
+def finish(
+    args: argparse.Namespace,
+    spec: "EmbedderSpec",
+    garments: "Garments",
+    best: dict[str, Any],
+    data: bytes,
+    seconds: float,
+) -> int:
     """The best weights under the model's name, and a line on what they are worth."""
-    replace(args.output / f"{spec.name}.safetensors", data)
+    training_run.replace(args.output / f"{spec.name}.safetensors", data)
     summary = {
         "model": spec.name, "steps": best["step"], "batch_size": args.batch_size, "seconds": round(seconds), "imagesets": args.imageset,
         "crops": len(garments.shop), "identities": len(garments.classes), "held_out": best["held_out"],
         "weights": f"{spec.name}.safetensors", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(),
     }  # fmt: skip
-    replace(args.output / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
+    training_run.replace(args.output / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
     print(json.dumps(summary), flush=True)
     return 0
 
@@ -196,7 +242,9 @@ def read_garments(uris: list[str], spec: "EmbedderSpec") -> "Garments":
     if bad:
         print(f"{bad} photos could not be decoded and are left out", flush=True)
     if len(garments.classes) < 2:
-        raise cli.UserError(f"{', '.join(uris)}: want garments of known pair_id and style in several photos, found {len(garments.classes)}")
+        raise cli.UserError(
+            f"{', '.join(uris)}: want garments of known pair_id and style in several photos, found {len(garments.classes)}"
+        )
     return garments
 
 
@@ -223,13 +271,6 @@ def without_digest(spec: "EmbedderSpec") -> "EmbedderSpec":
     return dataclasses.replace(spec, sha256="")
 
 
-def rate_share(step: int, steps: int, warm_up: int) -> float:
-    """Share of the highest rate: a linear warm-up, then half a cosine down to a hundredth."""
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.01 + 0.99 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up))) / 2
-
-
 def measure(args: argparse.Namespace, spec: "EmbedderSpec", average: Any, garments: "Garments") -> dict[str, float]:
     """The averaged weights on what is held out, as they would be shipped."""
     import torch
@@ -237,75 +278,35 @@ def measure(args: argparse.Namespace, spec: "EmbedderSpec", average: Any, garmen
     from retrieval import embedder, training
 
     model = embedder.build(spec)
-    embedder.fill(model, shipped(average.tensors), spec.name)
+    embedder.fill(model, training_run.shipped(without_classifier(average.tensors)), spec.name)
     model = model.to(args.device).to(memory_format=torch.channels_last)
     figures = training.held_out_accuracy(model, garments, device=args.device)
     return {name: round(value, 4) for name, value in figures.items()}
 
 
-def shipped(tensors: dict[str, Any]) -> dict[str, Any]:
-    """What leaves training: no classifier, and float16 (counters stay whole numbers)."""
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")}
-    return {name: (tensor.half() if tensor.is_floating_point() else tensor).cpu().contiguous() for name, tensor in kept.items()}
+def without_classifier(tensors: dict[str, Any]) -> dict[str, Any]:
+    """What leaves training: everything but the classifier, which knows the training set's garments only."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")}
 
 
-def to_bytes(tensors: dict[str, Any]) -> bytes:
-    from safetensors.torch import save as tensors_to_bytes
-
-    return tensors_to_bytes(shipped(tensors))
-
-
-def resume(path: Path, args: argparse.Namespace, model: Any, average: Any, optimiser: Any, schedule: Any) -> dict[str, Any]:
-    """Continue from a checkpoint; returns step, seconds spent and the best so far.
-
-    Raises:
-        UserError: the checkpoint is of another training: model, data, seed, length or rates.
-    """
-    import torch
-
-    if not path.is_file():
+def resume(
+    path: Path, args: argparse.Namespace, model: Any, average: Any, optimiser: Any, schedule: Any
+) -> dict[str, Any]:
+    """Continue from a checkpoint, if there is one; returns step, seconds spent and the best so far."""
+    state = training_run.read_checkpoint(path, same_training(args))
+    if state is None:
         return {"step": 0, "seconds": 0.0, "best": None}
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for name in SAME_TRAINING:
-        if state["args"].get(name) != getattr(args, name):
-            raise cli.UserError(f"{path} is of a training with {name} {state['args'].get(name)!r}, not {getattr(args, name)!r}; use another --output")
     model.load_state_dict(state["model"])
     average.tensors = {name: tensor.to(args.device) for name, tensor in state["average"].items()}
     average.updates = state["step"]
     optimiser.load_state_dict(state["optimiser"])
     schedule.load_state_dict(state["schedule"])
-    print(f"going on at step {state['step']} after {state['seconds'] / 60:.1f} min", flush=True)
     return {name: state[name] for name in ("step", "seconds", "best")}
 
 
-def save(path: Path, args: argparse.Namespace, where: dict[str, Any], model: Any, average: Any, optimiser: Any, schedule: Any) -> None:
-    """Replace the checkpoint in one move: a kill leaves the old one or the new one."""
-    import io
-
-    import torch
-
-    state = {
-        **where, "args": {name: getattr(args, name) for name in SAME_TRAINING}, "model": model.state_dict(), "average": average.tensors,
-        "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(),
-    }  # fmt: skip
-    data = io.BytesIO()
-    torch.save(state, data)
-    replace(path, data.getvalue())
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Write beside the target, then rename over it."""
-    temporary = path.with_name(f".tmp-{path.name}")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def log(output: Path, line: dict[str, Any]) -> None:
-    with open(output / "log.jsonl", "a") as file:
-        file.write(json.dumps(line) + "\n")
+def same_training(args: argparse.Namespace) -> dict[str, Any]:
+    """What must stay the same for a checkpoint to be continued."""
+    return {name: getattr(args, name) for name in SAME_TRAINING}
 
 
 if __name__ == "__main__":

@@ -79,10 +79,15 @@ def shipped(tensors: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
+def to_bytes(tensors: Mapping[str, Any]) -> bytes:
+    """Weights as a file of safetensors, float16."""
+    from safetensors.torch import save
+
+    return save(shipped(tensors))
+
+
 def export(tensors: Mapping[str, Any], path: Path) -> str:
     """Write weights as safetensors; returns their sha256."""
-    from safetensors.torch import save as to_bytes
-
-    data = to_bytes(shipped(tensors))
+    data = to_bytes(tensors)
     replace(path, data)
     return hashlib.sha256(data).hexdigest()

@@ -53,10 +53,14 @@ def load(spec: EmbedderSpec, device: str, *, weights: Path | None, allow_random_
         WeightsError: no weights, another digest, or tensors that do not fit.
     """
     if weights is None and not allow_random_weights and spec.weights:
-        raise WeightsError(f"{spec.name}: no weights given; train them with jobs/train_embedder.py, or set allow_random_weights")
+        raise WeightsError(
+            f"{spec.name}: no weights given; train them with jobs/train_embedder.py, or set allow_random_weights"
+        )
     published = weights is None and not spec.weights and _is_published(spec)
     if weights is None and not published and not allow_random_weights:
-        raise WeightsError(f"{spec.name}: no published weights of {spec.timm_id} are installed; give a weight file or set allow_random_weights")
+        raise WeightsError(
+            f"{spec.name}: no published weights of {spec.timm_id} are installed; give a weight file or set allow_random_weights"
+        )
     model = build(spec, pretrained_backbone=published)
     if weights is not None:
         fill(model, read(Path(weights), spec), f"{spec.name}: {weights}")
@@ -96,7 +100,9 @@ class Embedder:
         """
         size = self.spec.input_size
         if crops.dtype != np.uint8 or crops.ndim != 4 or crops.shape[1:] != (size, size, 3):
-            raise ValueError(f"{self.spec.name}: want crops (N, {size}, {size}, 3) uint8, got {crops.shape} {crops.dtype}")
+            raise ValueError(
+                f"{self.spec.name}: want crops (N, {size}, {size}, 3) uint8, got {crops.shape} {crops.dtype}"
+            )
         if batch_size < 1:
             raise ValueError(f"{self.spec.name}: want a batch size of at least 1, got {batch_size}")
         rows = np.empty((len(crops), self.spec.dim), np.float32)
@@ -135,10 +141,14 @@ def read(path: Path, spec: EmbedderSpec) -> dict[str, Tensor]:
         data = path.read_bytes()
     except OSError as error:
         reason = error.strerror or error
-        raise WeightsError(f"{spec.name}: cannot read weights {path}: {reason}; train them with jobs/train_embedder.py") from None
+        raise WeightsError(
+            f"{spec.name}: cannot read weights {path}: {reason}; train them with jobs/train_embedder.py"
+        ) from None
     digest = hashlib.sha256(data).hexdigest()
     if spec.sha256 and digest != spec.sha256:
-        raise WeightsError(f"{spec.name}: {path} has sha256 {digest[:16]}…, want {spec.sha256[:16]}…; fetch the weights again")
+        raise WeightsError(
+            f"{spec.name}: {path} has sha256 {digest[:16]}…, want {spec.sha256[:16]}…; fetch the weights again"
+        )
     try:
         return load_tensors(data)
     except Exception as error:

@@ -46,7 +46,9 @@ def search(index: faiss.Index, queries: np.ndarray, k: int) -> tuple[np.ndarray,
         raise ValueError(f"search: want k of at least 1, got {k}")
     queries = _checked("search", queries)
     if queries.shape[1] != index.d:
-        raise ValueError(f"search: the index has rows of {index.d} numbers, the queries {queries.shape[1]}; were they made by another model?")
+        raise ValueError(
+            f"search: the index has rows of {index.d} numbers, the queries {queries.shape[1]}; were they made by another model?"
+        )
     similarity = np.full((len(queries), k), -np.inf, np.float32)
     rows = np.full((len(queries), k), -1, np.int64)
     held = min(k, index.ntotal)
@@ -93,10 +95,18 @@ def _top(
     open_, asked = np.arange(len(queries)), min(k + SPARE, index.ntotal)
     while len(open_):
         proposed, candidates = index.search(queries[open_], asked)
-        exact = np.stack([gallery[c].astype(np.float64) @ q.astype(np.float64) for c, q in zip(candidates, queries[open_], strict=True)])
+        exact = np.stack(
+            [
+                gallery[c].astype(np.float64) @ q.astype(np.float64)
+                for c, q in zip(candidates, queries[open_], strict=True)
+            ]
+        )
         exact = exact.astype(np.float32)
         order = np.lexsort((candidates, -exact), axis=1)[:, :k]
-        best[open_], rows[open_] = np.take_along_axis(exact, order, axis=1), np.take_along_axis(candidates, order, axis=1)
+        best[open_], rows[open_] = (
+            np.take_along_axis(exact, order, axis=1),
+            np.take_along_axis(candidates, order, axis=1),
+        )
         if asked == index.ntotal:
             break
         open_ = open_[proposed.min(axis=1) + doubt[open_] >= best[open_, k - 1]]
@@ -121,5 +131,7 @@ def _checked(doing: str, rows: np.ndarray) -> np.ndarray:
         raise ValueError(f"{doing}: want rows (N, D) float32, got {rows.shape} {rows.dtype}")
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
-        raise ValueError(f"{doing}: row {bad[0]} has numbers that are not finite ({len(bad)} such rows); look at the model that made them")
+        raise ValueError(
+            f"{doing}: row {bad[0]} has numbers that are not finite ({len(bad)} such rows); look at the model that made them"
+        )
     return rows

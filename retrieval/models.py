@@ -85,7 +85,9 @@ def from_fields(fields: Mapping[str, Any]) -> EmbedderSpec:
         raise ValueError(
             f"embedder {fields.get('name', '?')!r}: unknown field {unknown[0]!r}; allowed: base, {', '.join(allowed)}"
         )
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items() if key != "base"}
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in fields.items() if key != "base"
+    }
     if "base" not in fields and not {"name", "timm_id"} <= set(values):
         raise ValueError("an embedder of your own needs at least `name` and `timm_id`, or `name` and `base`")
     if "base" in fields:

@@ -71,7 +71,9 @@ class Garments:
     def __init__(self, items: list[Cached], spec: EmbedderSpec) -> None:
         self.spec = spec
         side = canvas_side(spec.input_size)
-        self.canvas = torch.from_numpy(np.stack([item.canvas for item in items]) if items else np.zeros((0, side, side, 3), np.uint8))
+        self.canvas = torch.from_numpy(
+            np.stack([item.canvas for item in items]) if items else np.zeros((0, side, side, 3), np.uint8)
+        )
         self.box = torch.tensor([item.box for item in items], dtype=torch.float32).reshape(-1, 4)
         self.extent = torch.tensor([item.extent for item in items], dtype=torch.float32).reshape(-1, 2)
         self.shop = np.array([item.shop for item in items], bool)
@@ -79,7 +81,9 @@ class Garments:
         names = sorted({item.identity for item in items if item.identity is not None})
         number = {name: i for i, name in enumerate(names)}
         self.identity = np.array([-1 if item.identity is None else number[item.identity] for item in items], np.int64)
-        self.classes = [rows for rows in map(self._members, range(len(names))) if len(rows) > 1 and not self.held_out[rows].any()]
+        self.classes = [
+            rows for rows in map(self._members, range(len(names))) if len(rows) > 1 and not self.held_out[rows].any()
+        ]
 
     def _members(self, identity: int) -> np.ndarray:
         return np.flatnonzero(self.identity == identity)
@@ -97,7 +101,10 @@ class Garments:
         members = rng.permutation(members)
         sides = [side for side in (members[~self.shop[members]], members[self.shop[members]]) if len(side)]
         first = int(rng.integers(len(sides)))
-        return [int(sides[(first + i) % len(sides)][(i // len(sides)) % len(sides[(first + i) % len(sides)])]) for i in range(n)]
+        return [
+            int(sides[(first + i) % len(sides)][(i // len(sides)) % len(sides[(first + i) % len(sides)])])
+            for i in range(n)
+        ]
 
     def images(self, rows: np.ndarray, rng: np.random.Generator | None = None) -> Tensor:
         """(n, 3, size, size) float32 as the backbone wants them; augmented if there is an `rng`, else `crops.crop`'s rule."""
@@ -143,6 +150,7 @@ def _letterbox(canvas: Tensor, box: Tensor, angle: Tensor, flip: Tensor, size: i
 
 def _recolour(pictures: Tensor, rng: np.random.Generator) -> Tensor:
     """Other light: brightness, contrast, saturation and a tint, each picture its own."""
+
     def factors(low: float, high: float, channels: int = 1) -> Tensor:
         return torch.from_numpy(rng.uniform(low, high, (len(pictures), channels, 1, 1))).float()
 
@@ -213,7 +221,9 @@ class Average:
 # ------------------------------------------------------------------------------------------------ how good it is
 
 
-def held_out_accuracy(model: nn.Module, garments: Garments, ks: tuple[int, ...] = (1, 10), device: str = "cpu") -> dict[str, float]:
+def held_out_accuracy(
+    model: nn.Module, garments: Garments, ks: tuple[int, ...] = (1, 10), device: str = "cpu"
+) -> dict[str, float]:
     """Share of held-out consumer garments with a shop photo of theirs among the first k of all shop garments.
 
     Keys "acc@K", and "queries"; accuracies are nan where nothing is held out. Ties go to the lower row.
@@ -223,7 +233,10 @@ def held_out_accuracy(model: nn.Module, garments: Garments, ks: tuple[int, ...] 
     queries = np.flatnonzero(~garments.shop & garments.held_out & related)
     if not len(queries):
         return {**{f"acc@{k}": math.nan for k in ks}, "queries": 0}
-    rows = {name: np.concatenate(list(_embed(model, garments, which, device))) for name, which in (("q", queries), ("g", gallery))}
+    rows = {
+        name: np.concatenate(list(_embed(model, garments, which, device)))
+        for name, which in (("q", queries), ("g", gallery))
+    }
     order = np.argsort(-(rows["q"] @ rows["g"].T), axis=1, kind="stable")[:, : max(ks)]
     right = garments.identity[gallery][order] == garments.identity[queries][:, None]
     return {**{f"acc@{k}": float(right[:, :k].any(axis=1).mean()) for k in ks}, "queries": len(queries)}

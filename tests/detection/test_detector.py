@@ -123,7 +123,7 @@ def test_answers_are_within_the_photo_and_sorted(loaded: dict[str, Any]) -> None
             if len(found):
                 assert found.boxes[:, :2].min() >= 0 and (found.boxes[:, 2:].max(0) <= [width, height]).all()
                 assert (found.boxes[:, 2:] > found.boxes[:, :2]).all()
-                assert 1 <= found.categories.min() and found.categories.max() <= 13
+                assert found.categories.min() >= 1 and found.categories.max() <= 13
 
 
 def test_masks_lie_in_their_boxes(loaded: dict[str, Any]) -> None:

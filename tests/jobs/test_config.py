@@ -25,7 +25,10 @@ def test_the_command_line_wins_over_the_run_file_over_the_profile(tmp_path: Path
     settings = load(*run_file, "--set", "embed.batch_size=5", "--limit", "7")
     assert settings.embed == config.Embed(batch_size=5, dtype="float16")
     assert (settings.fusion.method, settings.limit, len(settings.detectors)) == ("nms", 7, 5)
-    assert load("--set", "boxes=[detected, true]").boxes == ("detected", "true")  # which YAML reads as a text and a truth value
+    assert load("--set", "boxes=[detected, true]").boxes == (
+        "detected",
+        "true",
+    )  # which YAML reads as a text and a truth value
     assert load("--profile", "paper").embed.dtype == "float16"
 
 
@@ -79,7 +82,11 @@ def test_a_run_file_that_is_none_is_refused(tmp_path: Path, text: str, word: str
 
 def test_random_weights_keep_boxes_of_any_score_unless_told_otherwise() -> None:
     settings = load("--set", "allow_random_weights=true", "--set", "items.max_per_image=3")
-    assert (settings.detect.score_threshold, settings.fusion.score_threshold, settings.items.score_threshold) == (0, 0, 0)
+    assert (settings.detect.score_threshold, settings.fusion.score_threshold, settings.items.score_threshold) == (
+        0,
+        0,
+        0,
+    )
     assert (settings.detect.max_per_image, settings.items.max_per_image) == (20, 3)
     assert load().detect.score_threshold == 0.01
 

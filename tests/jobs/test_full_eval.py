@@ -27,7 +27,11 @@ def read(output: Path, name: str) -> Any:
 def contract(output: Path) -> dict[str, bytes]:
     """What an interrupted and a straight run must agree in, byte for byte (architecture, section 4)."""
     folders = ("fused", "items", "embeddings", "index", "rankings")
-    files = {str(path.relative_to(output)): path.read_bytes() for folder in folders for path in (output / folder).rglob("*.*")}
+    files = {
+        str(path.relative_to(output)): path.read_bytes()
+        for folder in folders
+        for path in (output / folder).rglob("*.*")
+    }
     files |= {name: (output / name).read_bytes() for name in ("submission.json", "failures.parquet")}
     metrics = read(output, "metrics.json")
     del metrics["seconds"]
@@ -58,7 +62,9 @@ def test_a_run_leaves_the_files_of_the_contract(small_set: Path, tmp_path: Path,
     assert {row["votes"] for row in fused} == {2} and all(row["mask"] is None for row in fused)
     rankings = read(tmp_path, "rankings/detected.parquet").to_pylist()
     assert [row["query_image_id"] for row in rankings] == list(range(12))
-    assert [row["gallery_image_id"][0] for row in rankings] == list(range(12, 24))  # photo i + 12 shows garment i as well
+    assert [row["gallery_image_id"][0] for row in rankings] == list(
+        range(12, 24)
+    )  # photo i + 12 shows garment i as well
     assert all(len(row["similarity"]) == 12 for row in rankings)  # twelve shop items, fewer than top_k
     metrics = read(tmp_path, "metrics.json")
     assert metrics["images"] == {"total": 25, "done": 24, "failed": 1}
@@ -99,7 +105,9 @@ def test_what_is_repeated_follows_from_what_changed(
     calls.clear()
 
     full(small_set, tmp_path, "--set", "detectors=[near, far, third]")
-    assert [call for call in calls if call[0] == "detect"] == [("detect", f"shard-{i:05d}", ("third",)) for i in range(5)]
+    assert [call for call in calls if call[0] == "detect"] == [
+        ("detect", f"shard-{i:05d}", ("third",)) for i in range(5)
+    ]
     calls.clear()
 
     full(small_set, tmp_path, "--set", "items.score_threshold=0.11")  # other settings, but the same items come out
@@ -116,7 +124,7 @@ def test_what_is_repeated_follows_from_what_changed(
     calls.clear()
 
     full(small_set, tmp_path, "--retry-failed")
-    assert [call[:2] for call in calls] == [("detect", "shard-00004")]
+    assert [call[:2] for call in calls] == [("detect", "shard-00004"), ("embed", "shard-00004")]  # its true box has no crop
 
 
 def test_another_image_set_is_refused(small_set: Path, tmp_path: Path, calls: Calls, full: Full) -> None:
@@ -166,7 +174,9 @@ def test_a_set_without_truth_has_no_true_boxes(tmp_path: Path, calls: Calls, ful
     assert full(tmp_path / "set", tmp_path / "run") == 0
     metrics = read(tmp_path / "run", "metrics.json")
     assert list(metrics["retrieval"]) == ["detected"] and not (tmp_path / "run" / "items" / "true").exists()
-    assert metrics["detection"]["fused"]["AP"] is None and metrics["retrieval"]["detected"]["concat"]["top"]["10"] is None
+    assert (
+        metrics["detection"]["fused"]["AP"] is None and metrics["retrieval"]["detected"]["concat"]["top"]["10"] is None
+    )
     assert any("no ground truth" in line for line in metrics["summary"]["notes"])
     assert len(read(tmp_path / "run", "rankings/detected.parquet")) == 3
 
@@ -192,7 +202,9 @@ def test_a_stage_alone_wants_what_comes_before(small_set: Path, tmp_path: Path, 
     assert (tmp_path / "report" / "index.html").exists()
 
 
-def test_check_starts_nothing(small_set: Path, tmp_path: Path, calls: Calls, full: Full, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_starts_nothing(
+    small_set: Path, tmp_path: Path, calls: Calls, full: Full, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert full(small_set, tmp_path, "--check") == 0
     assert "a run could start" in capsys.readouterr().out and calls == [] and not (tmp_path / "run.json").exists()
 
@@ -205,7 +217,9 @@ def test_missing_weights_are_refused_before_any_work(small_set: Path, tmp_path: 
         full_eval.main(argv)
 
 
-def test_an_identical_second_run_imports_nothing_heavy(small_set: Path, tmp_path: Path, calls: Calls, full: Full) -> None:
+def test_an_identical_second_run_imports_nothing_heavy(
+    small_set: Path, tmp_path: Path, calls: Calls, full: Full
+) -> None:
     full(small_set, tmp_path)
     code = (
         "import sys; import run_with_stand_ins as r; status = r.main(sys.argv[1:]);"
@@ -216,7 +230,11 @@ def test_an_identical_second_run_imports_nothing_heavy(small_set: Path, tmp_path
     start = time.perf_counter()
     paths = f"{REPO}:{REPO / 'tests' / 'jobs'}"
     again = subprocess.run(
-        [sys.executable, "-c", code, *argv], capture_output=True, text=True, env={"PYTHONPATH": paths, "PATH": ""}, check=False
+        [sys.executable, "-c", code, *argv],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": paths, "PATH": ""},
+        check=False,
     )
     assert again.returncode == 3, again.stderr
     assert "HEAVY []" in again.stdout

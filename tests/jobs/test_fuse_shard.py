@@ -36,6 +36,6 @@ def test_items_worth_embedding(rows: list[tuple], settings: Items, want: list[fl
     ("nms", [.9, .4], [2, 1]),                 # the best stays as it is
 ])  # fmt: skip
 def test_both_ways_of_fusing_count_the_detectors_that_agree(method: str, scores: list[float], votes: list[int]) -> None:
-    found = boxes([(0, 0, 10, 10, .9, 1, 0), (30, 0, 40, 10, .4, 1, 0), (0, 0, 10, 10, .5, 1, 0)])
+    found = boxes([(0, 0, 10, 10, 0.9, 1, 0), (30, 0, 40, 10, 0.4, 1, 0), (0, 0, 10, 10, 0.5, 1, 0)])
     fused = fuse(found, np.array([0, 0, 1]), 2, Fusion(method=method))
     assert fused.scores.tolist() == pytest.approx(scores) and fused.votes.tolist() == votes

@@ -75,7 +75,9 @@ def cluster() -> Iterator[None]:
     os.environ["RAY_AUTH_MODE"] = "disabled"
     import ray
 
-    ray.init("local", num_cpus=8, num_gpus=4, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False)
+    ray.init(
+        "local", num_cpus=8, num_gpus=4, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False
+    )
     yield
     ray.shutdown()
 
@@ -89,7 +91,11 @@ class Odd:
     raises: tuple[int, ...] = ()
 
     def load(self) -> dict[str, Any]:
-        return {"device": os.environ.get("CUDA_VISIBLE_DEVICES"), "threads": os.environ.get("OMP_NUM_THREADS"), "pid": os.getpid()}
+        return {
+            "device": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "threads": os.environ.get("OMP_NUM_THREADS"),
+            "pid": os.getpid(),
+        }
 
     def run(self, job: Job, skip: dict[int, str], single: bool) -> dict[int, str]:
         for row in job.rows:
@@ -123,7 +129,12 @@ def run(worker: Odd, jobs: list[Job], n: int = 2, deadline_s: float = 60.0) -> d
 def test_an_image_that_kills_its_process_fails_and_the_rest_is_done(cluster: None) -> None:
     jobs = [Job(f"shard-{i}", tuple(range(4 * i, 4 * i + 4))) for i in range(4)]
     answers = run(Odd(kills=(6,)), jobs)
-    assert answers == {"shard-0": {}, "shard-1": {6: "the process died on this image alone, twice"}, "shard-2": {}, "shard-3": {}}
+    assert answers == {
+        "shard-0": {},
+        "shard-1": {6: "the process died on this image alone, twice"},
+        "shard-2": {},
+        "shard-3": {},
+    }
 
 
 @pytest.mark.slow
@@ -139,7 +150,9 @@ def test_what_a_worker_raises_ends_the_run_and_is_no_death(cluster: None) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("gpus, n, want", [(1.0, 4, {"0", "1", "2", "3"}), (0.5, 8, {"0", "1", "2", "3"}), (2.0, 2, None)])
+@pytest.mark.parametrize(
+    "gpus, n, want", [(1.0, 4, {"0", "1", "2", "3"}), (0.5, 8, {"0", "1", "2", "3"}), (2.0, 2, None)]
+)
 def test_actors_own_their_gpus(cluster: None, gpus: float, n: int, want: set[str] | None) -> None:
     share = pool.share_out(Settings(gpus_per_actor=gpus), None, n_jobs=100)
     assert (share.n, share.device, share.gpus) == (n, "cuda", gpus)

@@ -30,12 +30,20 @@ def start(imageset: Path, output: Path, actors: int) -> subprocess.Popen:
     env = os.environ | {"PYTHONPATH": paths, "STAND_IN_PAUSE_S": "0.05", "OMP_NUM_THREADS": "1"}
     log = open(output.with_suffix(".log"), "ab")  # noqa: SIM115 - the process writes to it for as long as it lives
     return subprocess.Popen(
-        [sys.executable, str(script), *map(str, argv)], env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        [sys.executable, str(script), *map(str, argv)],
+        env=env,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
 
 
 def contract(output: Path) -> dict[str, bytes]:
-    files = {str(path.relative_to(output)): path.read_bytes() for folder in FOLDERS for path in (output / folder).rglob("*.*")}
+    files = {
+        str(path.relative_to(output)): path.read_bytes()
+        for folder in FOLDERS
+        for path in (output / folder).rglob("*.*")
+    }
     files |= {name: (output / name).read_bytes() for name in ("submission.json", "failures.parquet")}
     metrics = json.loads((output / "metrics.json").read_text())
     del metrics["seconds"]
@@ -85,7 +93,9 @@ def test_the_image_that_kills_is_the_only_one_that_fails(straight: tuple[Path, d
     ]  # fmt: skip
 
 
-def test_a_second_run_at_the_same_time_is_refused(straight: tuple[Path, dict[str, bytes], float], tmp_path: Path) -> None:
+def test_a_second_run_at_the_same_time_is_refused(
+    straight: tuple[Path, dict[str, bytes], float], tmp_path: Path
+) -> None:
     first = start(straight[0], tmp_path / "run", actors=1)
     try:
         end = time.monotonic() + 120

@@ -17,7 +17,9 @@ from retrieval import models
 from store.imageset import Item, Photo, write_imageset
 
 REPO = Path(__file__).parents[2]
-SMALL = dataclasses.replace(models.LITE0_SG, name="small", input_size=32, dim=16, stride=32, weights="small.safetensors")
+SMALL = dataclasses.replace(
+    models.LITE0_SG, name="small", input_size=32, dim=16, stride=32, weights="small.safetensors"
+)
 
 
 def photo(image_id: int, pair_id: int, source: str) -> Photo:
@@ -45,7 +47,22 @@ def small_model(monkeypatch):
 
 def line(imageset: str, output: Path, *more: str) -> list[str]:
     fixed = ["--model", "small", "--imageset", imageset, "--output", str(output), "--threads", "1"]
-    return [*fixed, "--steps", "4", "--batch-size", "4", "--log-every", "2", "--save-every", "2", "--eval-every", "4", "--warm-up", "1", *more]
+    return [
+        *fixed,
+        "--steps",
+        "4",
+        "--batch-size",
+        "4",
+        "--log-every",
+        "2",
+        "--save-every",
+        "2",
+        "--eval-every",
+        "4",
+        "--warm-up",
+        "1",
+        *more,
+    ]
 
 
 def test_a_stopped_training_ends_where_a_straight_one_does(imageset, tmp_path, capsys):
@@ -96,7 +113,11 @@ def test_another_training_in_the_same_folder_is_refused(imageset, tmp_path):
 
 
 def test_a_set_without_pairs_is_refused(tmp_path):
-    write_imageset([dataclasses.replace(photo(1, 1, "shop"), pair_id=0)], tmp_path / "set", source={"adapter": "test", "arguments": {}})
+    write_imageset(
+        [dataclasses.replace(photo(1, 1, "shop"), pair_id=0)],
+        tmp_path / "set",
+        source={"adapter": "test", "arguments": {}},
+    )
     with pytest.raises(UserError, match="want garments of known pair_id and style in several photos, found 0"):
         train_embedder.main(line(str(tmp_path / "set"), tmp_path / "out"))
 

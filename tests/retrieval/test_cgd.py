@@ -56,12 +56,15 @@ def test_a_picture_of_nothing_has_a_row_of_numbers():
     assert torch.isfinite(model(torch.zeros(1, 3, 16, 16))).all()
 
 
-@pytest.mark.parametrize("timm_id, stride, channels, cells", [
-    ("tf_efficientnet_lite0", 16, 320, 6),   # "same" padding, depthwise strides
-    ("tf_efficientnet_lite0", 32, 320, 3),   # as published
-    ("resnet18", 16, 512, 6),
-    ("convnext_atto", 16, 320, 6),
-])
+@pytest.mark.parametrize(
+    "timm_id, stride, channels, cells",
+    [
+        ("tf_efficientnet_lite0", 16, 320, 6),  # "same" padding, depthwise strides
+        ("tf_efficientnet_lite0", 32, 320, 3),  # as published
+        ("resnet18", 16, 512, 6),
+        ("convnext_atto", 16, 320, 6),
+    ],
+)
 def test_the_last_down_sampling_is_left_out(timm_id, stride, channels, cells):
     body = fine_map(timm_id, stride=stride).eval()
     assert body.channels == channels
@@ -78,13 +81,16 @@ def test_a_timm_name_will_do():
     assert CGD("resnet18", dim=6, descriptors=("spoc", "mac", "gem")).eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 6)
 
 
-@pytest.mark.parametrize("more, message", [
-    ({"dim": 7}, "dim 7 does not divide into 2 branches"),
-    ({"dim": 0}, "dim 0"),
-    ({"descriptors": ()}, "at least one"),
-    ({"descriptors": ("spoc", "sum")}, "no descriptor 'sum'; there are: spoc, mac, gem"),
-    ({"classes": 0}, "at least 1 class"),
-])
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        ({"dim": 7}, "dim 7 does not divide into 2 branches"),
+        ({"dim": 0}, "dim 0"),
+        ({"descriptors": ()}, "at least one"),
+        ({"descriptors": ("spoc", "sum")}, "no descriptor 'sum'; there are: spoc, mac, gem"),
+        ({"classes": 0}, "at least 1 class"),
+    ],
+)
 def test_what_cannot_be_built_is_refused(more, message):
     with pytest.raises(ValueError, match=message):
         CGD(Patches(), **{"dim": 8, **more})

@@ -17,15 +17,18 @@ def halves(height: int, width: int) -> np.ndarray:
     return image
 
 
-@pytest.mark.parametrize("box, margin, want", [
-    ((10, 20, 30, 60), 0.0, (10, 20, 30, 60)),            # whole pixels stay
-    ((10.4, 20.5, 29.6, 60.49), 0.0, (10, 21, 30, 60)),   # half up
-    ((10, 20, 30, 60), 0.1, (8, 16, 32, 64)),             # 10 % of 20 left and right, of 40 above and below
-    ((-5, -5, 30, 60), 0.0, (0, 0, 30, 60)),              # cut to the photo
-    ((90, 70, 100, 80), 0.5, (85, 65, 100, 80)),          # the margin too
-    ((50.1, 40.1, 50.2, 40.2), 0.0, (50, 40, 51, 41)),    # never less than a pixel
-    ((99.9, 79.9, 100, 80), 0.0, (99, 79, 100, 80)),      # nor beyond the last one
-])
+@pytest.mark.parametrize(
+    "box, margin, want",
+    [
+        ((10, 20, 30, 60), 0.0, (10, 20, 30, 60)),  # whole pixels stay
+        ((10.4, 20.5, 29.6, 60.49), 0.0, (10, 21, 30, 60)),  # half up
+        ((10, 20, 30, 60), 0.1, (8, 16, 32, 64)),  # 10 % of 20 left and right, of 40 above and below
+        ((-5, -5, 30, 60), 0.0, (0, 0, 30, 60)),  # cut to the photo
+        ((90, 70, 100, 80), 0.5, (85, 65, 100, 80)),  # the margin too
+        ((50.1, 40.1, 50.2, 40.2), 0.0, (50, 40, 51, 41)),  # never less than a pixel
+        ((99.9, 79.9, 100, 80), 0.0, (99, 79, 100, 80)),  # nor beyond the last one
+    ],
+)
 def test_areas(box, margin, want):
     assert areas_of(np.array([box]), 100, 80, margin).tolist() == [list(want)]
 
@@ -75,16 +78,19 @@ def test_every_box_that_touches_the_photo_gives_a_crop_of_its_pixels(width, heig
     np.testing.assert_array_equal(image, before)
 
 
-@pytest.mark.parametrize("image, boxes, more, message", [
-    (np.zeros((4, 4), np.uint8), [[0, 0, 1, 1]], {}, r"\(H, W, 3\) uint8"),               # grey
-    (np.zeros((4, 4, 3)), [[0, 0, 1, 1]], {}, "float64"),                                 # 0..1 floats
-    (np.zeros((4, 4, 3), np.uint8), [[0, 0, 1, 1], [3, 0, 2, 1]], {}, "box 1"),           # x2 < x1
-    (np.zeros((4, 4, 3), np.uint8), [[0, 0, np.nan, 1]], {}, "box 0"),
-    (np.zeros((4, 4, 3), np.uint8), [[4, 0, 9, 1]], {}, "photo of 4 x 4 pixels"),         # wholly outside
-    (np.zeros((4, 4, 3), np.uint8), [[0, 0, 1]], {}, r"boxes \(N, 4\)"),
-    (np.zeros((4, 4, 3), np.uint8), [[0, 0, 1, 1]], {"margin": -0.1}, "margin"),
-    (np.zeros((4, 4, 3), np.uint8), [[0, 0, 1, 1]], {"size": 0}, "size"),
-])
+@pytest.mark.parametrize(
+    "image, boxes, more, message",
+    [
+        (np.zeros((4, 4), np.uint8), [[0, 0, 1, 1]], {}, r"\(H, W, 3\) uint8"),  # grey
+        (np.zeros((4, 4, 3)), [[0, 0, 1, 1]], {}, "float64"),  # 0..1 floats
+        (np.zeros((4, 4, 3), np.uint8), [[0, 0, 1, 1], [3, 0, 2, 1]], {}, "box 1"),  # x2 < x1
+        (np.zeros((4, 4, 3), np.uint8), [[0, 0, np.nan, 1]], {}, "box 0"),
+        (np.zeros((4, 4, 3), np.uint8), [[4, 0, 9, 1]], {}, "photo of 4 x 4 pixels"),  # wholly outside
+        (np.zeros((4, 4, 3), np.uint8), [[0, 0, 1]], {}, r"boxes \(N, 4\)"),
+        (np.zeros((4, 4, 3), np.uint8), [[0, 0, 1, 1]], {"margin": -0.1}, "margin"),
+        (np.zeros((4, 4, 3), np.uint8), [[0, 0, 1, 1]], {"size": 0}, "size"),
+    ],
+)
 def test_wrong_input_is_refused(image, boxes, more, message):
     with pytest.raises(ValueError, match=message):
         crop(image, np.array(boxes, float), **{"size": 8, **more})

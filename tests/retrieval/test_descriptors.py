@@ -8,13 +8,16 @@ from retrieval.descriptors import DESCRIPTORS, EPS, MAC, GeM, SPoC
 MAP = torch.tensor([[[[1.0, 2.0], [3.0, 6.0]], [[0.0, 0.0], [0.0, 4.0]]]])  # (1, 2, 2, 2)
 
 
-@pytest.mark.parametrize("pool, want", [
-    (SPoC(), [(1 + 2 + 3 + 6) / 4, 4 / 4]),
-    (MAC(), [6.0, 4.0]),
-    (GeM(p=1.0), [(1 + 2 + 3 + 6) / 4, 4 / 4]),                                           # p = 1 is the mean
-    (GeM(p=3.0), [((1 + 8 + 27 + 216) / 4) ** (1 / 3), (64 / 4) ** (1 / 3)]),
-    (GeM(p=200.0), [6 * (1 / 4) ** (1 / 200), 4 * (1 / 4) ** (1 / 200)]),                 # towards the maximum
-])
+@pytest.mark.parametrize(
+    "pool, want",
+    [
+        (SPoC(), [(1 + 2 + 3 + 6) / 4, 4 / 4]),
+        (MAC(), [6.0, 4.0]),
+        (GeM(p=1.0), [(1 + 2 + 3 + 6) / 4, 4 / 4]),  # p = 1 is the mean
+        (GeM(p=3.0), [((1 + 8 + 27 + 216) / 4) ** (1 / 3), (64 / 4) ** (1 / 3)]),
+        (GeM(p=200.0), [6 * (1 / 4) ** (1 / 200), 4 * (1 / 4) ** (1 / 200)]),  # towards the maximum
+    ],
+)
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float16, 2e-3), (torch.bfloat16, 1e-2)])
 def test_values(pool, want, dtype, tolerance):
     got = pool(MAP.to(dtype))
@@ -25,7 +28,9 @@ def test_values(pool, want, dtype, tolerance):
 @pytest.mark.parametrize("name", DESCRIPTORS)
 @pytest.mark.parametrize("value", [0.0, -5.0, 1e-7, 60000.0])
 def test_no_map_breaks_half_precision(name, value):
-    x = torch.full((2, 3, 50, 50), value, dtype=torch.float16, requires_grad=True)  # the plain sum of 60000s is no float16
+    x = torch.full(
+        (2, 3, 50, 50), value, dtype=torch.float16, requires_grad=True
+    )  # the plain sum of 60000s is no float16
     out = DESCRIPTORS[name]()(x)
     out.float().sum().backward()
     assert torch.isfinite(out).all() and torch.isfinite(x.grad).all()

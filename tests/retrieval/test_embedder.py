@@ -56,12 +56,15 @@ def test_no_crops_no_rows(weights):
     assert load(SMALL, "cpu", weights=weights).embed(np.zeros((0, 48, 48, 3), np.uint8)).shape == (0, 16)
 
 
-@pytest.mark.parametrize("bad", [
-    np.zeros((1, 48, 48, 3), np.float32),    # not bytes
-    np.zeros((1, 3, 48, 48), np.uint8),      # channels first
-    np.zeros((1, 64, 64, 3), np.uint8),      # another model's crops
-    np.zeros((48, 48, 3), np.uint8),         # one crop, not a batch
-])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        np.zeros((1, 48, 48, 3), np.float32),  # not bytes
+        np.zeros((1, 3, 48, 48), np.uint8),  # channels first
+        np.zeros((1, 64, 64, 3), np.uint8),  # another model's crops
+        np.zeros((48, 48, 3), np.uint8),  # one crop, not a batch
+    ],
+)
 def test_other_crops_are_refused(weights, bad):
     with pytest.raises(ValueError, match=r"small: want crops \(N, 48, 48, 3\) uint8"):
         load(SMALL, "cpu", weights=weights).embed(bad)
@@ -89,11 +92,17 @@ def test_nothing_in_a_file_is_executed(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-@pytest.mark.parametrize("spec, message", [
-    (dataclasses.replace(SMALL, dim=32), r"reductions.0.weight wants \(16, 320\), has \(8, 320\)"),
-    (dataclasses.replace(SMALL, branches=("gem",)), r"pools.0.p wants \(1,\), has nothing"),     # keys before shapes: the first by name
-    (dataclasses.replace(SMALL, timm_id="resnet18"), "trained for another model"),
-])
+@pytest.mark.parametrize(
+    "spec, message",
+    [
+        (dataclasses.replace(SMALL, dim=32), r"reductions.0.weight wants \(16, 320\), has \(8, 320\)"),
+        (
+            dataclasses.replace(SMALL, branches=("gem",)),
+            r"pools.0.p wants \(1,\), has nothing",
+        ),  # keys before shapes: the first by name
+        (dataclasses.replace(SMALL, timm_id="resnet18"), "trained for another model"),
+    ],
+)
 def test_weights_of_another_model_are_refused(weights, spec, message):
     with pytest.raises(WeightsError, match=message):
         load(spec, "cpu", weights=weights)
@@ -112,7 +121,9 @@ def test_without_weights(tmp_path, crops):
 
 def test_an_empty_weights_field_means_the_backbone_as_published(weights, crops):
     rows = load(PUBLISHED, "cpu", weights=None).embed(crops)
-    np.testing.assert_allclose(rows, load(SMALL, "cpu", weights=weights).embed(crops), atol=5e-3)  # that file is its float16 copy
+    np.testing.assert_allclose(
+        rows, load(SMALL, "cpu", weights=weights).embed(crops), atol=5e-3
+    )  # that file is its float16 copy
 
 
 def test_lack_of_memory_halves_the_batch_and_says_so(weights, crops, monkeypatch):

@@ -33,7 +33,9 @@ def unit(rows: np.ndarray) -> np.ndarray:
 )  # fmt: skip
 def test_search_is_a_sort_of_all_inner_products(n, q, d, k, copies, seed):
     rng = np.random.default_rng(seed)
-    gallery, queries = (rng.integers(-2, 3, (count, d)).astype(np.float32) for count in (n, q))  # small whole numbers: many ties
+    gallery, queries = (
+        rng.integers(-2, 3, (count, d)).astype(np.float32) for count in (n, q)
+    )  # small whole numbers: many ties
     if copies and n:
         gallery = gallery[rng.integers(0, n, n)]
     similarity, rows = index.search(index.build(gallery), queries, k)
@@ -43,7 +45,9 @@ def test_search_is_a_sort_of_all_inner_products(n, q, d, k, copies, seed):
     assert similarity.dtype == np.float32 and rows.dtype == np.int64
 
 
-@pytest.mark.parametrize("n_queries", [1, 19, 20, 300])  # FAISS changes its way of multiplying at 20; 300 is more than a block
+@pytest.mark.parametrize(
+    "n_queries", [1, 19, 20, 300]
+)  # FAISS changes its way of multiplying at 20; 300 is more than a block
 def test_unit_rows_give_the_same_answer_in_any_company(n_queries):
     rng = np.random.default_rng(0)
     gallery, queries = unit(rng.normal(size=(500, 96))), unit(rng.normal(size=(300, 96)))
@@ -66,17 +70,22 @@ def test_bytes_bring_the_same_index_back():
     gallery = unit(np.random.default_rng(1).normal(size=(50, 8)))
     data = index.save(index.build(gallery))
     assert data == index.save(index.build(gallery.copy()))
-    for got, want in zip(index.search(index.load(data), gallery, 3), index.search(index.build(gallery), gallery, 3), strict=True):
+    for got, want in zip(
+        index.search(index.load(data), gallery, 3), index.search(index.build(gallery), gallery, 3), strict=True
+    ):
         np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("rows, message", [
-    (np.zeros((2, 3)), "float32"),                                              # float64
-    (np.zeros(3, np.float32), r"\(N, D\)"),                                     # one row, not a table
-    (np.zeros((2, 0), np.float32), r"\(2, 0\)"),                                # rows of nothing
-    (np.array([[0, 0], [np.nan, 0]], np.float32), "row 1 has numbers that are not finite"),
-    (np.array([[np.inf, 0]], np.float32), "row 0"),
-])
+@pytest.mark.parametrize(
+    "rows, message",
+    [
+        (np.zeros((2, 3)), "float32"),  # float64
+        (np.zeros(3, np.float32), r"\(N, D\)"),  # one row, not a table
+        (np.zeros((2, 0), np.float32), r"\(2, 0\)"),  # rows of nothing
+        (np.array([[0, 0], [np.nan, 0]], np.float32), "row 1 has numbers that are not finite"),
+        (np.array([[np.inf, 0]], np.float32), "row 0"),
+    ],
+)
 def test_rows_that_cannot_be_compared_are_refused(rows, message):
     with pytest.raises(ValueError, match=message):
         index.build(rows)

@@ -19,10 +19,17 @@ def by_hand(rows: torch.Tensor, identities: list[int], margin: float) -> float:
     return sum(terms) / len(terms) if terms else 0.0
 
 
-@pytest.mark.parametrize("identities", [
-    [0, 0, 1, 1], [0, 1, 0, 1, 2, 2, 2], [5, 5, 9],   # 9 has no relative: it is only a stranger to others
-    [1, 1, 1], [1, 2, 3], [4],                        # nobody counts
-])
+@pytest.mark.parametrize(
+    "identities",
+    [
+        [0, 0, 1, 1],
+        [0, 1, 0, 1, 2, 2, 2],
+        [5, 5, 9],  # 9 has no relative: it is only a stranger to others
+        [1, 1, 1],
+        [1, 2, 3],
+        [4],  # nobody counts
+    ],
+)
 def test_triplets_by_definition(identities):
     rows = F.normalize(torch.randn(len(identities), 6, generator=torch.Generator().manual_seed(0)))
     got = batch_hard_triplet(rows, torch.tensor(identities), margin=0.3).item()
@@ -32,9 +39,9 @@ def test_triplets_by_definition(identities):
 def test_triplets_with_known_distances():
     rows = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [-1, 0]])  # distances 2**0.5 and 2; the last two are one point
     got = batch_hard_triplet(rows, torch.tensor([0, 0, 1, 1]), margin=0.1).item()
-    first = 0.1 + 2**0.5 - 2                          # below 0: relative at sqrt 2, stranger at 2
-    second = 0.1 + 2**0.5 - 2**0.5                    # relative and stranger equally far
-    third = 0.1 + 0 - 2**0.5                          # below 0
+    first = 0.1 + 2**0.5 - 2  # below 0: relative at sqrt 2, stranger at 2
+    second = 0.1 + 2**0.5 - 2**0.5  # relative and stranger equally far
+    third = 0.1 + 0 - 2**0.5  # below 0
     assert got == pytest.approx(sum(max(0, x) for x in (first, second, third, third)) / 4, abs=1e-3)
 
 
@@ -47,7 +54,9 @@ def test_equal_rows_have_finite_gradients():
 def test_half_precision_rows_are_compared_in_single():
     rows = F.normalize(torch.randn(6, 32, generator=torch.Generator().manual_seed(3)))
     identities = torch.tensor([0, 0, 1, 1, 2, 2])
-    assert batch_hard_triplet(rows.half(), identities).item() == pytest.approx(batch_hard_triplet(rows, identities).item(), abs=2e-3)
+    assert batch_hard_triplet(rows.half(), identities).item() == pytest.approx(
+        batch_hard_triplet(rows, identities).item(), abs=2e-3
+    )
 
 
 def test_cross_entropy_by_definition():
@@ -56,7 +65,9 @@ def test_cross_entropy_by_definition():
     logs = [math.log(e / sum(exps)) for e in exps]
     share = [0.1 / 3 + 0.9, 0.1 / 3, 0.1 / 3]
     want = -sum(s * value for s, value in zip(share, logs, strict=True))
-    assert tempered_cross_entropy(logits, torch.tensor([0]), temperature, smoothing).item() == pytest.approx(want, rel=1e-5)
+    assert tempered_cross_entropy(logits, torch.tensor([0]), temperature, smoothing).item() == pytest.approx(
+        want, rel=1e-5
+    )
 
 
 def test_wrong_input_is_refused():

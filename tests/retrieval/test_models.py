@@ -33,7 +33,9 @@ def test_shipped_weights_are_those_named(spec):
 
 
 def test_a_users_own_embedder():
-    spec = from_fields({"name": "mine", "timm_id": "convnext_tiny", "branches": ["gem"], "dim": 256, "weights": "mine.safetensors"})
+    spec = from_fields(
+        {"name": "mine", "timm_id": "convnext_tiny", "branches": ["gem"], "dim": 256, "weights": "mine.safetensors"}
+    )
     assert spec == EmbedderSpec("mine", "convnext_tiny", ("gem",), 256, weights="mine.safetensors")
 
 
@@ -45,22 +47,28 @@ def test_other_weights_for_a_shipped_one_do_not_inherit_its_digest(monkeypatch):
     assert from_fields({"base": "lite0-sg", "name": "same"}).sha256 == "ab" * 32
 
 
-@pytest.mark.parametrize("fields, message", [
-    ({"name": "x", "timm_id": "resnet18", "size": 3}, "unknown field 'size'; allowed: base, name, timm_id, branches, dim"),
-    ({"name": "x"}, "at least `name` and `timm_id`"),
-    ({"base": "lite9", "name": "x"}, "no embedder named 'lite9'; there are: lite0-sg"),
-    ({"base": "lite0-sg", "dim": "512"}, "dim wants a whole number of at least 1, got '512'"),
-    ({"base": "lite0-sg", "dim": True}, "dim wants a whole number"),
-    ({"base": "lite0-sg", "dim": 511}, "511 does not divide into 2 branches"),
-    ({"base": "lite0-sg", "input_size": 0}, "input_size wants"),
-    ({"base": "lite0-sg", "stride": 12}, "stride wants 8, 16 or 32, got 12"),
-    ({"base": "lite0-sg", "branches": ["sum"]}, "branches wants some of spoc, mac, gem"),
-    ({"base": "lite0-sg", "branches": "gem"}, "branches wants"),
-    ({"base": "lite0-sg", "std": [0, 1, 1]}, "std wants three numbers"),
-    ({"base": "lite0-sg", "mean": [0.5]}, "mean wants three numbers"),
-    ({"base": "lite0-sg", "name": "../x"}, "the name becomes a folder"),
-    ({"base": "lite0-sg", "name": 3}, "name wants text"),
-])
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        (
+            {"name": "x", "timm_id": "resnet18", "size": 3},
+            "unknown field 'size'; allowed: base, name, timm_id, branches, dim",
+        ),
+        ({"name": "x"}, "at least `name` and `timm_id`"),
+        ({"base": "lite9", "name": "x"}, "no embedder named 'lite9'; there are: lite0-sg"),
+        ({"base": "lite0-sg", "dim": "512"}, "dim wants a whole number of at least 1, got '512'"),
+        ({"base": "lite0-sg", "dim": True}, "dim wants a whole number"),
+        ({"base": "lite0-sg", "dim": 511}, "511 does not divide into 2 branches"),
+        ({"base": "lite0-sg", "input_size": 0}, "input_size wants"),
+        ({"base": "lite0-sg", "stride": 12}, "stride wants 8, 16 or 32, got 12"),
+        ({"base": "lite0-sg", "branches": ["sum"]}, "branches wants some of spoc, mac, gem"),
+        ({"base": "lite0-sg", "branches": "gem"}, "branches wants"),
+        ({"base": "lite0-sg", "std": [0, 1, 1]}, "std wants three numbers"),
+        ({"base": "lite0-sg", "mean": [0.5]}, "mean wants three numbers"),
+        ({"base": "lite0-sg", "name": "../x"}, "the name becomes a folder"),
+        ({"base": "lite0-sg", "name": 3}, "name wants text"),
+    ],
+)
 def test_fields_that_cannot_be_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         from_fields(fields)

@@ -44,15 +44,19 @@ def test_without_augmentation_a_cached_crop_is_the_crop_rules(box):
 
 
 def test_augmented_crops_differ_and_follow_the_seed():
-    garments = Garments([cache(smooth_photo(), np.array([10, 20, 60, 100]), 40, identity=None, shop=True, held_out=False)], SPEC)
+    garments = Garments(
+        [cache(smooth_photo(), np.array([10, 20, 60, 100]), 40, identity=None, shop=True, held_out=False)], SPEC
+    )
     a, again, b = (garments.images(np.array([0, 0]), np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert torch.equal(a, again) and not torch.equal(a, b) and not torch.equal(a[0], a[1])
     assert a.shape == (2, 3, 40, 40) and a.min() >= 0 and a.max() <= 255
 
 
 def test_batches_mix_consumer_and_shop_of_each_identity():
-    items = [one(i, (0, 1 + i // 3, 1), shop=i % 3 > 0) for i in range(30)]  # ten garments: a consumer's and two shop photos
-    items += [one(99, None, shop=True), one(98, (0, 50, 1), shop=True)]      # unknown; without relatives
+    items = [
+        one(i, (0, 1 + i // 3, 1), shop=i % 3 > 0) for i in range(30)
+    ]  # ten garments: a consumer's and two shop photos
+    items += [one(99, None, shop=True), one(98, (0, 50, 1), shop=True)]  # unknown; without relatives
     garments = Garments(items, SPEC)
     assert len(garments.classes) == 10
     rows, classes = garments.batch(4, 4, np.random.default_rng(0))
@@ -76,7 +80,10 @@ def test_a_cached_canvas_has_one_size_whatever_the_box():
     for box in ((0, 0, 90, 120), (0, 0, 3, 120), (50, 50, 51, 51)):
         item = cache(smooth_photo(), np.array(box), 40, identity=None, shop=True, held_out=False)
         assert item.canvas.shape == (canvas_side(40), canvas_side(40), 3)
-        assert 0 <= item.box[0] < item.box[2] <= item.extent[0] + 1e-6 and 0 <= item.box[1] < item.box[3] <= item.extent[1] + 1e-6
+        assert (
+            0 <= item.box[0] < item.box[2] <= item.extent[0] + 1e-6
+            and 0 <= item.box[1] < item.box[3] <= item.extent[1] + 1e-6
+        )
 
 
 class ByShade(nn.Module):
@@ -93,7 +100,12 @@ class ByShade(nn.Module):
     ((10, 60), 1 / 2, 2 / 2),    # the second's own comes second
 ])  # fmt: skip
 def test_held_out_accuracy_by_hand(query_shades, want_1, want_2):
-    gallery = [one(10, (0, 10, 1), True, True), one(100, (0, 20, 1), True, True), one(16, None, True), one(50, (0, 3, 1), True)]
+    gallery = [
+        one(10, (0, 10, 1), True, True),
+        one(100, (0, 20, 1), True, True),
+        one(16, None, True),
+        one(50, (0, 3, 1), True),
+    ]
     if query_shades[1] == 60:
         gallery[3] = one(62, (0, 3, 1), True)
     queries = [one(shade, (0, pair, 1), False, True) for shade, pair in zip(query_shades, (10, 20), strict=True)]
@@ -126,7 +138,7 @@ def test_the_average_follows_its_formula():
     average = Average(model, decay=0.5)
     model.weight.data.fill_(1.0)
     average.update(model)
-    first = 1 - 2 / 11                       # decay min(0.5, (1 + 1) / (10 + 1))
+    first = 1 - 2 / 11  # decay min(0.5, (1 + 1) / (10 + 1))
     assert average.tensors["weight"].item() == pytest.approx(first)
     average.update(model)
     assert average.tensors["weight"].item() == pytest.approx(1 - (1 - first) * 3 / 12)
