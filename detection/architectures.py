@@ -107,7 +107,7 @@ def centernet(backbone: Config, neck: Config, width: int = 64, head_width: int =
         backbone=backbone,
         neck=neck,
         bbox_head=dict(
-            type="CenterNetHead", num_classes=N_CLASSES, in_channels=width, feat_channels=head_width,
+            type="PlanesFirstCenterNetHead", num_classes=N_CLASSES, in_channels=width, feat_channels=head_width,
             loss_center_heatmap=dict(type="GaussianFocalLoss", loss_weight=1.0),
             loss_wh=dict(type="L1Loss", loss_weight=0.1),
             loss_offset=dict(type="L1Loss", loss_weight=1.0),

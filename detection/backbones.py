@@ -71,6 +71,7 @@ class EfficientNetLite(nn.Module):
 
 def register() -> None:
     """Make the modules known to mmdetection by their class names. Safe to call again."""
+    from mmdet.models.dense_heads import CenterNetHead
     from mmdet.models.necks import FPN
     from mmdet.models.roi_heads.mask_heads import FCNMaskHead
     from mmdet.registry import MODELS
@@ -88,6 +89,12 @@ def register() -> None:
         def forward(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
             return (inputs[-1],)
 
+    class PlanesFirstCenterNetHead(CenterNetHead):
+        """Its decoding views a heat map as one row a photo, which channels-last memory does not allow."""
+
+        def forward(self, inputs: tuple[Tensor, ...]) -> Any:
+            return tuple([one.contiguous() for one in maps] for maps in super().forward(inputs))
+
     class RleMaskHead(FCNMaskHead):
         """Masks become run lengths one by one: a hundred of them at the size of a 50 MP photo would be 5 GB."""
 
@@ -101,6 +108,6 @@ def register() -> None:
             pasted = (whole(mask_preds[row], bboxes[row], labels[row], *args, **kw)[0] for row in rows)
             return [coco_mask.encode(mask.cpu().numpy().astype("uint8", order="F")) for mask in pasted]
 
-    for module in (EfficientNetLite, FinestLevel, LastMap, RleMaskHead):
+    for module in (EfficientNetLite, FinestLevel, LastMap, PlanesFirstCenterNetHead, RleMaskHead):
         if module.__name__ not in MODELS.module_dict:
             MODELS.register_module(module=module)
