@@ -30,6 +30,7 @@ class DetectorSpec:
         weights: file of safetensors under the weights folder.
         sha256: of that file; "" accepts any (a user's own file, said in the log).
         licence: of the weights.
+        fusion_weight: how much its scores count in fusion, against 1; the run's `fusion.weights` overrides it.
     """
 
     name: str
@@ -42,6 +43,7 @@ class DetectorSpec:
     weights: str = ""
     sha256: str = ""
     licence: str = "Apache-2.0"
+    fusion_weight: float = 1.0
 
 
 def _lite(name: str, **more: Any) -> arch.Config:
@@ -55,7 +57,7 @@ _RESNET = (256, 512, 1024, 2048)
 ATSS_TINY = DetectorSpec(
     "atss-tiny",
     arch.atss(_lite("tf_efficientnet_lite0"), _LITE, width=64, convs=2, n_levels=4),
-    weights="atss-tiny.safetensors", **_TINY,
+    weights="atss-tiny.safetensors", sha256="91b61462d22d6fe277e2ba8ba1685a64014ddad869fab031d06831b787c0fd74", **_TINY,
 )  # fmt: skip
 CASCADE_MASK_RCNN_TINY = DetectorSpec(
     "cascade-mask-rcnn-tiny",
@@ -63,22 +65,22 @@ CASCADE_MASK_RCNN_TINY = DetectorSpec(
         _lite("tf_efficientnet_lite0", last_stage_blocks=2), _LITE, width=64, fc_width=192, mask_convs=2,
         finest_stride=8, n_proposals=100, n_samples=64, n_levels=4,
     ),
-    weights="cascade-mask-rcnn-tiny.safetensors", **_TINY,
+    weights="cascade-mask-rcnn-tiny.safetensors", sha256="dff7be3e07d83b8abb7ac32fc3b437c0d790e6f9b9c3adebc4b6b1d4313e4303", **_TINY,
 )  # fmt: skip
 CENTERNET_TINY = DetectorSpec(
     "centernet-tiny",
     arch.centernet(_lite("tf_efficientnet_lite0"), arch.finest_level_neck(_LITE, 64), width=64, head_width=64),
-    weights="centernet-tiny.safetensors", **_TINY,
+    weights="centernet-tiny.safetensors", sha256="be24775accca40087d8a0f6bb982500002b44b7a714f509f7f536f3f03a04d10", **_TINY,
 )  # fmt: skip
 RETINANET_LITE0_TINY = DetectorSpec(
     "retinanet-lite0-tiny",
     arch.retinanet(_lite("tf_efficientnet_lite0"), _LITE, width=64, convs=2, n_levels=4, norm=True),
-    weights="retinanet-lite0-tiny.safetensors", **_TINY,
+    weights="retinanet-lite0-tiny.safetensors", sha256="07684093db7528317166284d02bc45337638e66595598265119e14e4f62148b7", **_TINY,
 )  # fmt: skip
 RETINANET_LITE1_TINY = DetectorSpec(
     "retinanet-lite1-tiny",
     arch.retinanet(_lite("tf_efficientnet_lite1"), _LITE, width=64, convs=2, n_levels=4, norm=True),
-    weights="retinanet-lite1-tiny.safetensors", **_TINY,
+    weights="retinanet-lite1-tiny.safetensors", sha256="e9835b63a3d53fc665388ac03c546c43ac015cfebd1be6dca8410517a5ae4f05", **_TINY,
 )  # fmt: skip
 
 ATSS_R101 = DetectorSpec("atss_r101_fpn", arch.atss(arch.resnet(101), _RESNET), weights="atss_r101_fpn.safetensors")

@@ -217,6 +217,7 @@ class Opened:
                 f"{settings.imageset} has {images.digest}); choose another --output"
             )
         detectors, embedders = models.chosen(settings, self.catalogue)
+        settings = models.with_fusion_weights(settings, detectors)
         selected = select(images, settings.limit, known.get("selected"))
         run = Run(settings, store, images, self.catalogue, detectors, embedders, selected, self.retry_failed)
         run.versions = before.get("versions", {}) | {"driver": versions()}

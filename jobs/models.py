@@ -52,7 +52,7 @@ class Model:
     @functools.cached_property
     def basis(self) -> dict[str, str]:
         """What the model's results follow from: the weights, and the spec but for where they lie and their licence."""
-        elsewhere = {"weights", "sha256", "licence"}
+        elsewhere = {"weights", "sha256", "licence", "fusion_weight"}
         fields = {f.name: getattr(self.spec, f.name) for f in dataclasses.fields(self.spec) if f.name not in elsewhere}
         text = json.dumps(_plain(fields), sort_keys=True).encode()
         return {"name": self.name, "spec": hashlib.blake2b(text, digest_size=16).hexdigest(), "weights": self.weights}
@@ -94,6 +94,14 @@ def chosen(settings: Settings, catalogue: Catalogue) -> tuple[tuple[Model, ...],
     folder = weights_folder(settings)
     detectors = _choose("detectors", settings.detectors, catalogue.detector, folder, settings)
     return detectors, _choose("embedders", settings.embedders, catalogue.embedder, folder, settings)
+
+
+def with_fusion_weights(settings: Settings, detectors: tuple[Model, ...]) -> Settings:
+    """The settings with `fusion.weights` filled in from the detectors' specs, unless the user set them or all are 1."""
+    weights = tuple(float(getattr(model.spec, "fusion_weight", 1.0)) for model in detectors)
+    if settings.fusion.weights is not None or set(weights) == {1.0}:
+        return settings
+    return dataclasses.replace(settings, fusion=dataclasses.replace(settings.fusion, weights=weights))
 
 
 def weights_folder(settings: Settings) -> ObjectStore:

@@ -46,8 +46,22 @@ class EmbedderSpec:
 
 _TINY: dict[str, Any] = dict(dim=512, input_size=160, mean=LITE_MEAN, std=LITE_STD)
 
-LITE0_SG = EmbedderSpec("lite0-sg", "tf_efficientnet_lite0", ("spoc", "gem"), weights="lite0-sg.safetensors", **_TINY)
-LITE1_GM = EmbedderSpec("lite1-gm", "tf_efficientnet_lite1", ("gem", "mac"), weights="lite1-gm.safetensors", **_TINY)
+LITE0_SG = EmbedderSpec(
+    "lite0-sg",
+    "tf_efficientnet_lite0",
+    ("spoc", "gem"),
+    weights="lite0-sg.safetensors",
+    sha256="e06b80c824d318d4784fcc2d729c591e3e3a7fd9cf70e912764c4885b5456fe1",
+    **_TINY,
+)
+LITE1_GM = EmbedderSpec(
+    "lite1-gm",
+    "tf_efficientnet_lite1",
+    ("gem", "mac"),
+    weights="lite1-gm.safetensors",
+    sha256="b6083acd53419ca8c4919fa7c190071ff63288eef1494a2df600f554899b7663",
+    **_TINY,
+)
 
 RESNET152_GM = EmbedderSpec("resnet152-gm", "resnet152.tv2_in1k", ("gem", "mac"), weights="resnet152-gm.safetensors")
 SERESNEXT101_SGM = EmbedderSpec(

@@ -124,7 +124,10 @@ def test_what_is_repeated_follows_from_what_changed(
     calls.clear()
 
     full(small_set, tmp_path, "--retry-failed")
-    assert [call[:2] for call in calls] == [("detect", "shard-00004"), ("embed", "shard-00004")]  # its true box has no crop
+    assert [call[:2] for call in calls] == [
+        ("detect", "shard-00004"),
+        ("embed", "shard-00004"),
+    ]  # its true box has no crop
 
 
 def test_another_image_set_is_refused(small_set: Path, tmp_path: Path, calls: Calls, full: Full) -> None:
