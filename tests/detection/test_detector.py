@@ -69,8 +69,8 @@ def loaded() -> dict[str, Any]:
     return {spec.name: detector.load(spec, "cpu", weights=WEIGHTS / spec.weights) for spec in TINY}
 
 
-def agreement(spec: DetectorSpec, ours: Any, photos: list[np.ndarray]) -> tuple[int, int]:
-    """(how many of mmdetection's boxes with score >= 0.3 we have within 1 px and 0.01, how many there are)."""
+def agreement(spec: DetectorSpec, ours: Any, photos: list[np.ndarray], score_from: float = 0.3) -> tuple[int, int]:
+    """(how many of mmdetection's boxes from this score up we have within 1 px and 0.01, how many there are)."""
     theirs = Mmdetection(spec, ours.model)
     matched = total = 0
     for photo, found in zip(photos, ours.detect(photos, batch_size=4), strict=True):
@@ -78,7 +78,7 @@ def agreement(spec: DetectorSpec, ours: Any, photos: list[np.ndarray]) -> tuple[
         height, width = photo.shape[:2]
         boxes = np.clip(boxes, 0, [width, height, width, height])
         for box, score, label in zip(boxes, scores, labels, strict=True):
-            if score >= 0.3:
+            if score >= score_from:
                 near = (np.abs(found.boxes - box).max(1) <= 1) & (np.abs(found.scores - score) <= 0.01)
                 matched += bool((near & (found.categories == label + 1)).any())
                 total += 1
@@ -87,7 +87,7 @@ def agreement(spec: DetectorSpec, ours: Any, photos: list[np.ndarray]) -> tuple[
 
 @pytest.mark.parametrize("spec", TINY, ids=lambda spec: spec.name)
 def test_boxes_are_those_of_mmdetection_on_drawn_photos(spec: DetectorSpec, loaded: dict[str, Any]) -> None:
-    matched, total = agreement(spec, loaded[spec.name], drawn_photos(8))
+    matched, total = agreement(spec, loaded[spec.name], drawn_photos(8), score_from=0.1)
     assert total >= 4 and matched >= 0.99 * total
 
 
@@ -96,7 +96,7 @@ def test_boxes_are_those_of_mmdetection_on_drawn_photos(spec: DetectorSpec, load
 def test_boxes_are_those_of_mmdetection_on_real_photos(
     spec: DetectorSpec, loaded: dict[str, Any], ccp_df2: Path
 ) -> None:
-    matched, total = agreement(spec, loaded[spec.name], real_photos(ccp_df2, 40))
+    matched, total = agreement(spec, loaded[spec.name], real_photos(ccp_df2, 60))
     assert total >= 20 and matched >= 0.99 * total
 
 

@@ -16,7 +16,7 @@ from retrieval import embedder
 from retrieval.embedder import WeightsError, build, load
 from retrieval.models import LITE0_SG, PROFILES
 
-SMALL = dataclasses.replace(LITE0_SG, name="small", input_size=48, dim=16, stride=32)
+SMALL = dataclasses.replace(LITE0_SG, name="small", input_size=48, dim=16, stride=32, sha256="")
 PUBLISHED = dataclasses.replace(SMALL, weights="")
 
 
