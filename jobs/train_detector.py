@@ -212,21 +212,6 @@ def training_identity(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
 
-def save(
-    path: Path, args: argparse.Namespace, step: int, seconds: float, model: Any, optimiser: Any, schedule: Any
-) -> None:
-    """Replace the checkpoint in one move: a kill leaves the old one or the new one."""
-    import torch
-
-    state = {
-        "args": training_identity(args), "step": step, "seconds": seconds, "model": model.state_dict(),
-        "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict(),
-    }  # fmt: skip
-    temporary = path.with_name(f".{path.name}.tmp")
-    torch.save(state, temporary)
-    temporary.replace(path)
-
-
 def measure(spec: Any, model: Any, held_out: list[Any], device: str) -> dict[str, Any]:
     """Average precision on photos held out, of the model as it stands, at the detector's own size."""
     import numpy as np
