@@ -146,6 +146,8 @@ def from_fields(fields: Mapping[str, Any]) -> DetectorSpec:
         key: tuple(value) if isinstance(value, list) else value for key, value in fields.items() if key != "base"
     }
     base = named(fields["base"]) if "base" in fields else None
+    if base is not None and "weights" in values and "sha256" not in values:
+        values["sha256"] = ""  # the base's digest is of the base's file
     if base is None and not {"name", "model"} <= set(values):
         raise ValueError("a detector of your own needs at least `name` and `model`, or `name` and `base`")
     spec = dataclasses.replace(base, **values) if base is not None else DetectorSpec(**values)

@@ -56,3 +56,8 @@ def test_a_model_of_ones_own_takes_the_rest_from_its_base() -> None:
         dataclasses.replace(models.ATSS_TINY, name="mine", scale_px=(512, 512), weights="mine.safetensors", sha256="")
         == mine
     )
+
+
+def test_the_digest_of_the_base_does_not_judge_another_file() -> None:
+    assert models.from_fields({"name": "mine", "base": "atss-tiny", "weights": "mine.safetensors"}).sha256 == ""
+    assert models.from_fields({"name": "mine", "base": "atss-tiny"}).sha256 == models.ATSS_TINY.sha256
