@@ -90,7 +90,14 @@ def register() -> None:
             return (inputs[-1],)
 
     class PlanesFirstCenterNetHead(CenterNetHead):
-        """Its decoding views a heat map as one row a photo, which channels-last memory does not allow."""
+        """Its decoding views a heat map as one row a photo, which channels-last memory does not allow.
+
+        Untrained sizes start at eight cells: near zero half of them are negative, which is no box at all.
+        """
+
+        def init_weights(self) -> None:
+            super().init_weights()
+            nn.init.constant_(self.wh_head[-1].bias, 8.0)
 
         def forward(self, inputs: tuple[Tensor, ...]) -> Any:
             return tuple([one.contiguous() for one in maps] for maps in super().forward(inputs))
