@@ -21,7 +21,7 @@ $(VENV)/.installed: requirements.lock
 	@touch $@
 
 demo: install
-	$(PYTHON) jobs/ingest.py drawn $(DEMO)/imageset --users 24 --shops 60 --seed 1 --overwrite
+	$(PYTHON) jobs/ingest.py drawn $(DEMO)/imageset --users 24 --shops 400 --seed 1 --shard-images 53 --overwrite
 	$(PYTHON) jobs/full_eval.py --imageset $(DEMO)/imageset --output $(DEMO)/run --profile tiny
 
 test: install
