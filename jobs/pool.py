@@ -119,7 +119,20 @@ class Share:
 
 
 def start_ray(settings: Settings) -> None:
-    """Join the cluster RAY_ADDRESS names (or `ray start` left on this machine), or start one here; once per process."""
+    """Join or start a Ray large enough for the settings' actors."""
+    wanted = max(
+        [n for n in (settings.actors, settings.detect.actors, settings.embed.actors) if isinstance(n, int)], default=1
+    )
+    join_ray(n_cpus=wanted * settings.threads_per_actor)
+
+
+def join_ray(n_cpus: int = 1, *, show_workers: bool = False) -> None:
+    """Join the cluster RAY_ADDRESS names (or `ray start` left on this machine), or start one here; once per process.
+
+    Args:
+        n_cpus: what a Ray of our own says it has, where the machine has fewer: with one thread each, workers share cores.
+        show_workers: whether what workers print comes here.
+    """
     ours = "RAY_ADDRESS" not in os.environ
     if ours:
         os.environ.setdefault(
@@ -131,7 +144,7 @@ def start_ray(settings: Settings) -> None:
 
     if ray.is_initialized():
         return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+    quiet: dict[str, Any] = {"log_to_driver": show_workers, "logging_level": "error"}
     if os.environ.get("RAY_ADDRESS") or ray._private.utils.read_ray_address():
         try:
             ray.init(**quiet)
@@ -139,10 +152,7 @@ def start_ray(settings: Settings) -> None:
         except ConnectionError as error:
             if not ours:
                 raise UserError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no Ray cluster answers ({error})") from error
-    wanted = max(
-        [n for n in (settings.actors, settings.detect.actors, settings.embed.actors) if isinstance(n, int)], default=1
-    )
-    n_cpus = max(os.cpu_count() or 1, wanted * settings.threads_per_actor)
+    n_cpus = max(os.cpu_count() or 1, n_cpus)
     for attempts_left in reversed(range(START_ATTEMPTS)):
         try:
             ray.init("local", num_cpus=n_cpus, include_dashboard=False, object_store_memory=200_000_000, **quiet)
