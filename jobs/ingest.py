@@ -3,6 +3,10 @@
     # DeepFashion2's layout: SPLIT_DIR has image/ and annos/
     python jobs/ingest.py deepfashion2 data/validation runs/looks/imageset
 
+    # the other sets of the pipeline's authors; each module in retrieval/datasets tells the layout, what is skipped, whose it is
+    python jobs/ingest.py street2shop data/street2shop runs/sets/street2shop --check
+    python jobs/ingest.py street2shop data/street2shop runs/sets/street2shop --split train
+
     # a plain folder, into a bucket
     python jobs/ingest.py folder photos/shop s3://BUCKET/shop --source shop --metadata products.csv
 
@@ -10,14 +14,16 @@
     python jobs/ingest.py drawn runs/demo/imageset --users 40 --shops 80 --seed 1
 
 What cannot be taken becomes a row of IMAGESET/failures.parquet. Stopped half-way, start the same line again; a
-finished image set is only replaced with --overwrite.
+finished image set is only replaced with --overwrite. --check reads lists and names, tells what is missing and writes nothing;
+status 0: complete, 2: not.
 """
 
 import argparse
+import importlib
 import itertools
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +33,13 @@ if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "c
 from jobs import cli
 
 PROGRESS_S = 5.0
+LISTED = {
+    "street2shop": "Street2Shop, with meta/json/ and images/",
+    "darn": "DARN, with image.txt and pic/",
+    "mvc": "MVC, with mvc_info.json, attribute_labels.json and images/",
+    "mpv": "MPV, with all_poseA_poseB_clothes.txt and MPV_192_256/",
+}
+"""Data sets whose lists name their photos: a module of retrieval/datasets each, with `listing(directory, split)`."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -35,6 +48,8 @@ def main(argv: list[str] | None = None) -> int:
 
     started = time.monotonic()
     try:
+        if vars(args).get("check"):
+            return _check(args)
         rows, source = _rows(args)
     except ValueError as error:
         raise cli.UserError(str(error)) from error
@@ -53,6 +68,8 @@ def main(argv: list[str] | None = None) -> int:
         f"{manifest.bytes / 1e6:,.1f} MB, {manifest.failures:,} failures, {seconds:.1f} s, "
         f"{manifest.images / max(seconds, 1e-9):,.0f} images/s, digest {manifest.digest}"
     )
+    if source.get("skipped"):
+        print(f"skipped: {_counts(source['skipped'])}")
     if not manifest.images:
         raise cli.UserError(f"not one photo could be taken; {args.imageset}/{imageset.FAILURES} has the reasons")
     return 0
@@ -74,8 +91,13 @@ def _arguments() -> argparse.ArgumentParser:
     common.add_argument("--overwrite", action="store_true", help="replace a finished image set")
     kinds = parser.add_subparsers(dest="adapter", required=True, metavar="KIND")
 
+    check = argparse.ArgumentParser(add_help=False)
+    check.add_argument("--check", action="store_true", help="tell what is missing and write nothing")
+
     first = _first("split_dir", "SPLIT_DIR", "the folder with image/ and annos/")
-    kind = kinds.add_parser("deepfashion2", parents=[first, common], help="a DeepFashion2 split, with its annotations")
+    kind = kinds.add_parser(
+        "deepfashion2", parents=[first, common, check], help="a DeepFashion2 split, with its annotations"
+    )
     kind.add_argument("--limit", type=_positive, metavar="N", help="the first N photos by number (default: all)")
 
     first = _first("directory", "DIR", "folder of JPEG, PNG and WebP files")
@@ -87,6 +109,11 @@ def _arguments() -> argparse.ArgumentParser:
     kind.add_argument(
         "--max-pixels", type=_positive, default=50_000_000, metavar="N", help="per photo (default 50 million)"
     )
+
+    for name, text in LISTED.items():
+        first = _first("directory", "DIR", "the data set's folder")
+        kind = kinds.add_parser(name, parents=[first, common, check], help=text)
+        kind.add_argument("--split", metavar="NAME", help="as published (default: train, or all where there is none)")
 
     kind = kinds.add_parser("drawn", parents=[common], help="drawn pictures of garments, with ground truth")
     kind.add_argument("--users", required=True, type=_positive, metavar="N", help="consumer pictures")
@@ -114,12 +141,44 @@ def _rows(args: argparse.Namespace) -> tuple[Iterable[Any], dict[str, Any]]:
 
         arguments = {name: getattr(args, name) for name in ("directory", "source", "metadata", "max_pixels")}
         rows = folder.read(**arguments)
+    elif args.adapter in LISTED:
+        found, arguments = _listing(args)
+        source = {"adapter": args.adapter, "arguments": arguments, "skipped": dict(found.skipped)}
+        return found.rows(), source
     else:
         from retrieval.datasets import drawn
 
         arguments = {"users": args.users, "shops": args.shops, "seed": args.seed}
         rows = drawn.read(**arguments)
     return rows, {"adapter": args.adapter, "arguments": arguments}
+
+
+def _listing(args: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """What the data set's lists say, and the arguments that were used."""
+    adapter = importlib.import_module(f"retrieval.datasets.{args.adapter}")
+    arguments = {"directory": args.directory, "split": args.split or adapter.SPLITS[0]}
+    return adapter.listing(**arguments), arguments
+
+
+def _check(args: argparse.Namespace) -> int:
+    """Print what is missing; 0: complete, 2: not."""
+    if args.adapter in LISTED:
+        found, arguments = _listing(args)
+        missing, remarks, place = found.missing(), found.remarks, args.directory
+        listed = f"{len(found):,} photos listed for {arguments['split']}, skipped: {_counts(found.skipped)}"
+    else:
+        from retrieval.datasets import deepfashion2
+
+        missing, remarks, place = deepfashion2.check(args.split_dir, args.limit), [], args.split_dir
+        listed = f"{len(missing):,} files without their other half"
+    for line in (*remarks, *missing):
+        print(line)
+    print(f"{place}: {'incomplete' if missing else 'complete'}; {listed}")
+    return 2 if missing else 0
+
+
+def _counts(skipped: Mapping[str, int]) -> str:
+    return ", ".join(f"{n:,} {what}" for what, n in skipped.items()) or "nothing"
 
 
 def _not_empty(rows: Iterable[Any], args: argparse.Namespace) -> Iterator[Any]:

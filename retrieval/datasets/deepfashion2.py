@@ -36,27 +36,48 @@ def read(split_dir: str | Path, limit: int | None = None) -> Iterator[Photo | Fa
     Raises:
         ValueError: the folder is not laid out so.
     """
+    return _rows(_opened(split_dir), limit)
+
+
+def check(split_dir: str | Path, limit: int | None = None) -> list[str]:
+    """What `read` would miss, by the names alone, a line each; empty: complete. Raises as `read`."""
+    missing = []
+    for number, name, path in _files(_opened(split_dir))[:limit]:
+        if number < 0:
+            missing.append(f"{path.parent.name}/{name}: the file name is not a number")
+        elif path.suffix == ".json":
+            missing.append(f"annos/{name}: an annotation without a picture")
+        elif not (path.parents[1] / "annos" / f"{path.stem}.json").is_file():
+            missing.append(f"image/{name}: no annos/{path.stem}.json")
+    return missing
+
+
+def _opened(split_dir: str | Path) -> Path:
     split_dir = Path(split_dir)
     for part in ("image", "annos"):
         if not (split_dir / part).is_dir():
             raise ValueError(f"{split_dir} has no {part}/ folder: want a DeepFashion2 split with image/ and annos/")
-    return _rows(split_dir, limit)
+    return split_dir
 
 
 def _rows(split_dir: Path, limit: int | None) -> Iterator[Photo | Failure]:
-    pictures = [
-        path for path in (split_dir / "image").iterdir() if path.suffix.lower() in _PICTURES and path.name[0] != "."
-    ]
-    known = {path.stem for path in pictures}
-    orphans = [path for path in (split_dir / "annos").glob("*.json") if path.stem not in known and path.name[0] != "."]
-    by_number = sorted((_number(path), path.name, path) for path in pictures + orphans)
-    for number, name, path in by_number[:limit]:
+    for number, name, path in _files(split_dir)[:limit]:
         if number < 0:
             yield Failure(-1, name, "the file name is not a number")
         elif path.suffix == ".json":
             yield Failure(number, name, "an annotation without a picture")
         else:
             yield _row(number, path, split_dir / "annos" / f"{path.stem}.json")
+
+
+def _files(split_dir: Path) -> list[tuple[int, str, Path]]:
+    """Number, name and path of every picture, and of every annotation that has none; by number."""
+    pictures = [
+        path for path in (split_dir / "image").iterdir() if path.suffix.lower() in _PICTURES and path.name[0] != "."
+    ]
+    known = {path.stem for path in pictures}
+    orphans = [path for path in (split_dir / "annos").glob("*.json") if path.stem not in known and path.name[0] != "."]
+    return sorted((_number(path), path.name, path) for path in pictures + orphans)
 
 
 def _row(number: int, picture: Path, annotation: Path) -> Photo | Failure:

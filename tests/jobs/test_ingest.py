@@ -13,6 +13,7 @@ from jobs.cli import UserError
 from jobs.ingest import main
 from store.imageset import ImageSetError, open_imageset
 from store.objects import StorageError
+from tests.retrieval.datasets import miniatures
 
 REPO = Path(__file__).resolve().parents[2]
 NOTES = {"source": "user", "pair_id": 1, "item1": {"category_id": 9, "style": 1, "bounding_box": [1, 1, 5, 5]}}
@@ -66,6 +67,64 @@ def test_folder_into_a_bucket(tiny_split, tmp_path, s3_bucket):
     }
 
 
+@pytest.mark.parametrize(
+    "name, arguments, users, shops",
+    [
+        ("street2shop", (), 8, 16),
+        ("street2shop", ("--split", "test"), 3, 17),
+        ("darn", (), 16, 8),
+        ("mvc", (), 0, 32),
+        ("mpv", (), 16, 8),
+        ("mpv", ("--split", "test"), 6, 3),
+        ("deepfashion2", (), 16, 8),
+    ],
+)
+def test_every_published_set(tmp_path, capsys, name, arguments, users, shops):
+    tree = getattr(miniatures, name)(tmp_path / name)
+    command = [name, str(tree), str(tmp_path / "set"), *arguments]
+    assert main([*command, "--check"]) == 0
+    assert f"{tree}: complete; " in capsys.readouterr().out and not (tmp_path / "set").exists()
+    assert main(command) == 0
+    truth = open_imageset(tmp_path / "set").truth()
+    sources = truth["source"].to_pylist()
+    assert (sources.count("user"), sources.count("shop")) == (users, shops)
+    assert min(truth["pair_id"].to_pylist()) > 0
+    assert truth["weak_box"].to_pylist() == [name != "deepfashion2"] * (users + shops)
+
+
+def test_what_is_skipped_is_counted_and_what_is_missing_a_failure(tmp_path, capsys):
+    tree = miniatures.street2shop(tmp_path / "tree")
+    (tree / "images" / "000000003.jpeg").unlink()
+    command = ["street2shop", str(tree), str(tmp_path / "set")]
+    assert main([*command, "--check"]) == 2
+    skipped = "2 entries of bags, 1 shop photos of products without a street photo"
+    assert capsys.readouterr().out.splitlines() == [
+        "1 of 24 pictures are missing: images/000000003.jpg",
+        f"{tree}: incomplete; 24 photos listed for train, skipped: {skipped}",
+    ]
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"skipped: {skipped}"
+    source = open_imageset(tmp_path / "set").manifest.source
+    assert (
+        source["arguments"] == {"directory": str(tree), "split": "train"} and source["skipped"]["entries of bags"] == 2
+    )
+    [failure] = pq.read_table(tmp_path / "set" / "failures.parquet").to_pylist()
+    assert (failure["image_id"], failure["file_name"]) == (3, "images/000000003.jpg")
+
+
+def test_check_of_deepfashion2(tiny_split, tmp_path, capsys):
+    (tiny_split / "annos" / "000002.json").unlink()
+    (tiny_split / "image" / "000003.jpg").rename(tiny_split / "image" / "cover.jpg")
+    assert main(["deepfashion2", str(tiny_split), str(tmp_path / "set"), "--check"]) == 2
+    assert capsys.readouterr().out.splitlines() == [
+        "image/cover.jpg: the file name is not a number",
+        "image/000002.jpg: no annos/000002.json",
+        "annos/000003.json: an annotation without a picture",
+        f"{tiny_split}: incomplete; 3 files without their other half",
+    ]
+    assert not (tmp_path / "set").exists()
+
+
 def test_drawn_pictures_are_the_same_for_a_seed(tmp_path):
     for name in ("one", "two"):
         assert main(["drawn", str(tmp_path / name), "--users", "2", "--shops", "3", "--seed", "7"]) == 0
@@ -89,6 +148,9 @@ def test_every_mistake_says_what_is_wrong(tiny_split, tmp_path, capsys):
         (("deepfashion2", tiny_split, tiny_split), "is not empty and no image set"),
         (("folder", tmp_path / "empty", tmp_path / "set", "--source", "user"), "no JPEG, PNG or WebP file in"),
         (("folder", tmp_path / "broken", tmp_path / "set", "--source", "user"), "not one photo could be taken"),
+        (("street2shop", tmp_path, tmp_path / "set"), "no meta/json/ folder"),
+        (("mvc", tmp_path, tmp_path / "set", "--check"), "cannot read"),
+        (("darn", tmp_path, tmp_path / "set", "--split", "train"), "want all"),
         (("folder", tmp_path / "nowhere", tmp_path / "set", "--source", "user"), "no folder"),
     ]:
         with pytest.raises((UserError, StorageError, ImageSetError), match=want):
