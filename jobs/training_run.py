@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cli import UserError
-from store.objects import LocalStore, ObjectMissing, ObjectStore, open_store
+from store.objects import ObjectMissing, ObjectStore, open_store
 
 CHECKPOINTS, LOG, SUMMARY, TENSORBOARD = "checkpoints/", "log.jsonl", "summary.json", "tensorboard/"
 
@@ -130,8 +130,8 @@ class TrainingRun:
         if self._events is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            if isinstance(self.store, LocalStore):
-                folder = self.store.root / TENSORBOARD
+            if self.store.local_path is not None:
+                folder = self.store.local_path / TENSORBOARD
             else:  # written here and published with each checkpoint
                 self._scratch = tempfile.TemporaryDirectory()
                 folder = Path(self._scratch.name)
