@@ -1,17 +1,15 @@
 """Train one embedder on image sets with boxes and known pairs; stop it anywhere, the same line goes on.
 
     python jobs/train_embedder.py --model lite0-sg --imageset runs/ccp-train --output runs/train/lite0-sg --steps 600
-    python jobs/train_embedder.py --model lite0-sg --imageset runs/ccp-train --imageset runs/drawn \\
-        --init-from runs/train/lite0-sg/lite0-sg.safetensors --output runs/train/lite0-sg-2 --steps 300 --minutes 10
+    python jobs/train_embedder.py --model lite0-sg --mixture m3 --data s3://BUCKET/sets --output s3://BUCKET/train/m3 \\
+        --loss multi-similarity --workers 4 --device cuda --precision bf16 --batch-size 256 --validation s3://BUCKET/sets/val
 
-OUTPUT holds checkpoint.pt (newest, replaced atomically), best.safetensors (the averaged weights that did best on what is held
-out), log.jsonl (a line an interval), MODEL.safetensors (float16, what `weights/` ships) and summary.json. One garment in ten, by
-pair_id, is held out. Losses as in CGD (arXiv:1903.10663). Each step's batch depends on the seed and its number alone.
+OUTPUT is laid out as jobs/training_run.py says; best.safetensors holds the averaged weights that did best on what is held
+out, MODEL.safetensors the same in the end. Held-out figures are the benchmark's own accuracy on true boxes. Each step's
+batch depends on the seed and its number alone, for any number of workers.
 """
 
 import argparse
-import hashlib
-import json
 import math
 import os
 import sys
@@ -22,234 +20,351 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "cli.py").is_file():
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs import cli, training_run
+from detection.categories import CATEGORIES
+from jobs import cli, training_data, training_run, workers
 
 if TYPE_CHECKING:
+    from jobs.workers import World
     from retrieval.models import EmbedderSpec
-    from retrieval.training import Garments
+    from retrieval.training_crops import Garments
 
+BEST = "best.safetensors"
 SAME_TRAINING = (
-    "model", "imageset", "steps", "batch_size", "per_identity", "seed", "lr", "backbone_share", "weight_decay", "warm_up",
-    "freeze_stages", "init_from", "eval_every",
+    "model", "backbone", "descriptors", "dim", "input_size", "stride", "init_from", "freeze_stages", "loss", "loss_arg",
+    "miner", "auxiliary", "temperature", "smoothing", "jitter", "turn", "flip", "light", "colour", "erase", "steps",
+    "batch_size", "per_identity", "lr", "backbone_share", "layer_decay", "proxy_share", "weight_decay", "warm_up",
+    "schedule", "drops", "ema_decay", "precision", "seed", "eval_every",
 )  # fmt: skip
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+# ---------------------------------------------------------------------------------------------------------------------
+# The command line.
+
+
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="name of an embedder in retrieval.models")
-    parser.add_argument("--imageset", action="append", required=True, metavar="URI", help="repeatable")
-    parser.add_argument("--output", required=True, type=Path, help="folder for checkpoint, log and weights")
-    # what is learnt from
-    parser.add_argument(
-        "--init-from",
-        default="",
-        metavar="FILE",
-        help="safetensors of the same model to start from (ImageNet backbone)",
+    parser.add_argument("--output", required=True, help="folder or s3:// for checkpoints, log, weights and report")
+    training_data.add_arguments(parser)
+
+    group = parser.add_argument_group("the model, where it differs from the named one")
+    group.add_argument("--backbone", metavar="TIMM_ID", help="backbone, as timm spells it")
+    group.add_argument(
+        "--descriptors", metavar="A,B", help="branches in order, of spoc, mac, gem; the first classifies"
     )
-    parser.add_argument(
-        "--freeze-stages", type=int, default=2, help="stages that do not learn, the stem with them; 0: all learn (2)"
+    group.add_argument("--dim", type=int, help="length of a row, a multiple of the number of branches")
+    group.add_argument("--input-size", type=int, help="side of the crops in pixels")
+    group.add_argument("--stride", type=int, help="pixels a cell of the last map: 16 without the last down-sampling")
+    group.add_argument("--init-from", default="", metavar="FILE", help="safetensors of the same model to start from")
+    group.add_argument("--freeze-stages", type=int, default=2, help="stages that do not learn, stem with them (2)")
+
+    group = parser.add_argument_group("the loss")
+    group.add_argument("--loss", default="batch-hard-triplet", help="preset or loss of retrieval.losses")
+    group.add_argument(
+        "--loss-arg", action="append", default=[], metavar="NAME=NUMBER", help="its argument; repeatable"
     )
-    # how long, how fast
-    parser.add_argument("--steps", type=int, default=600, help="optimiser steps in all (600)")
-    parser.add_argument(
-        "--minutes",
-        type=float,
-        default=math.inf,
-        help="stop with a checkpoint after so many minutes of this start (never)",
+    group.add_argument("--miner", default="", help="instead of the preset's; none for none")
+    group.add_argument("--auxiliary", type=float, default=1.0, help="weight of the cross entropy (1); 0: none")
+    group.add_argument("--temperature", type=float, default=0.5, help="of the cross entropy (0.5)")
+    group.add_argument("--smoothing", type=float, default=0.1, help="of its labels (0.1)")
+
+    group = parser.add_argument_group("how crops are changed; retrieval.training_crops.Augmentation")
+    for name, default, what in (
+        ("jitter", 0.08, "share of a side by which a box's edges move"),
+        ("turn", 0.2, "radians half of the crops are turned by at most"),
+        ("flip", 0.5, "share seen in a mirror"),
+        ("light", 0.25, "change of brightness and contrast"),
+        ("colour", 0.3, "change of saturation"),
+        ("erase", 0.3, "share with a rectangle before the garment"),
+    ):
+        group.add_argument(f"--{name}", type=float, default=default, help=f"{what} ({default:g})")
+
+    group = parser.add_argument_group("how long, how fast")
+    group.add_argument("--steps", type=int, default=600, help="optimiser steps in all (600)")
+    group.add_argument(
+        "--minutes", type=float, default=math.inf, help="stop this start after so many, with a checkpoint"
     )
-    parser.add_argument("--batch-size", type=int, default=32, help="crops a step (32)")
-    parser.add_argument(
-        "--per-identity", type=int, default=2, help="crops of each garment in a batch, consumer and shop in turn (2)"
+    group.add_argument("--batch-size", type=int, default=32, help="crops a step, of all workers together (32)")
+    group.add_argument(
+        "--per-identity", type=int, default=2, help="crops of each garment, consumer and shop in turn (2)"
     )
-    parser.add_argument("--lr", type=float, default=1e-3, help="highest rate of the head (0.001)")
-    parser.add_argument("--backbone-share", type=float, default=0.3, help="the backbone's rate over the head's (0.3)")
-    parser.add_argument("--weight-decay", type=float, default=0.01, help="of AdamW (0.01)")
-    parser.add_argument("--warm-up", type=int, default=30, help="steps until the highest rate (30)")
-    # the rest
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (all)")
-    parser.add_argument("--seed", type=int, default=0, help="of batches and augmentation (0)")
-    parser.add_argument("--log-every", type=int, default=20, help="steps a line (20)")
-    parser.add_argument("--save-every", type=int, default=50, help="steps a checkpoint (50)")
-    parser.add_argument(
+    group.add_argument("--accumulate", type=int, default=1, help="pieces a worker's share is computed in (1)")
+    group.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the backbone's arithmetic")
+    group.add_argument("--lr", type=float, default=1e-3, help="highest rate of the head (0.001)")
+    group.add_argument("--backbone-share", type=float, default=0.3, help="the backbone's rate over the head's (0.3)")
+    group.add_argument("--layer-decay", type=float, default=1.0, help="each stage's rate over the next one's (1)")
+    group.add_argument("--proxy-share", type=float, default=10.0, help="rate of a loss's proxies over the head's (10)")
+    group.add_argument("--weight-decay", type=float, default=0.01, help="of AdamW (0.01)")
+    group.add_argument("--warm-up", type=int, default=30, help="steps until the highest rate (30)")
+    group.add_argument("--schedule", choices=("cosine", "steps"), default="cosine", help="of the rate afterwards")
+    group.add_argument("--drops", default="0.6,0.85", help="with steps: after which shares it falls to a tenth")
+    group.add_argument(
+        "--ema-decay", type=float, default=0.998, help="of the averaged weights that are shipped (0.998)"
+    )
+
+    group = parser.add_argument_group("the rest")
+    group.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
+    group.add_argument("--workers", type=int, default=1, help="processes, on Ray Train above 1 (1)")
+    group.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads of each worker (all)")
+    group.add_argument("--seed", type=int, default=0, help="of batches and changes (0)")
+    group.add_argument("--cache-gb", type=float, default=4.0, help="crops above so much are kept as JPEG (4)")
+    group.add_argument("--log-every", type=int, default=20, help="steps a line (20)")
+    group.add_argument("--save-every", type=int, default=50, help="steps a checkpoint (50)")
+    group.add_argument("--keep", type=int, default=2, help="newest checkpoints that stay (2)")
+    group.add_argument(
         "--eval-every", type=int, default=150, help="steps between measurements on what is held out (150)"
     )
+    return parser
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = arguments()
     args = parser.parse_args(argv)
-    for name in ("steps", "batch_size", "log_every", "save_every", "eval_every", "threads"):
+    counts = (
+        "steps",
+        "batch_size",
+        "accumulate",
+        "workers",
+        "threads",
+        "log_every",
+        "save_every",
+        "keep",
+        "eval_every",
+    )
+    for name in counts:
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} wants 1 or more, got {getattr(args, name)}")
     if args.per_identity < 2 or args.batch_size % args.per_identity or args.batch_size < 2 * args.per_identity:
         parser.error(
-            f"--batch-size {args.batch_size} wants to be a multiple of --per-identity {args.per_identity} (2 or more), two garments at least"
+            f"--batch-size {args.batch_size} wants to be a multiple of --per-identity {args.per_identity} (2 or more), "
+            "two garments at least"
         )
+    if args.batch_size % args.workers:
+        parser.error(f"--batch-size {args.batch_size} does not divide into {args.workers} workers")
+    if not 0 <= args.ema_decay < 1:
+        parser.error(f"--ema-decay wants 0 up to below 1, got {args.ema_decay}")
+    args.descriptors = tuple(args.descriptors.split(",")) if args.descriptors else None
+    args.drops = _shares(parser, args.drops) if args.schedule == "steps" else ()
+    args.loss_arg = dict(_assignment(parser, text) for text in args.loss_arg)
     return args
 
 
+def _shares(parser: argparse.ArgumentParser, text: str) -> tuple[float, ...]:
+    try:
+        shares = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        shares = (math.nan,)
+    if not all(0 < share < 1 for share in shares):
+        parser.error(f"--drops wants shares of all steps between 0 and 1, as 0.6,0.85, got {text!r}")
+    return shares
+
+
+def _assignment(parser: argparse.ArgumentParser, text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, int(value) if value.lstrip("-").isdigit() else float(value)
+    except ValueError:
+        parser.error(f"--loss-arg wants NAME=NUMBER, got {text!r}")
+
+
+def spec_of(args: argparse.Namespace) -> "EmbedderSpec":
+    """The named embedder with the changes asked for; a changed one has no published digest."""
+    from retrieval import models
+
+    wanted = {
+        "timm_id": args.backbone,
+        "branches": args.descriptors,
+        "dim": args.dim,
+        "input_size": args.input_size,
+        "stride": args.stride,
+    }
+    changes = {name: value for name, value in wanted.items() if value is not None}
+    try:
+        return models.from_fields({"base": args.model, "name": args.model, "sha256": "", **changes})
+    except ValueError as error:
+        raise cli.UserError(str(error)) from None
+
+
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    args = parse(argv)
+    return workers.launch("jobs.train_embedder", argv, workers=args.workers, device=args.device, threads=args.threads)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The training, in each worker.
+
+
+def train(argv: list[str], world: "World") -> int:
     args = parse(argv)
 
     import numpy as np
     import torch
 
-    from retrieval import losses, models, training
+    from retrieval import training
+    from retrieval.training_crops import CHANCES
 
     torch.set_num_threads(args.threads)
-    try:
-        spec = models.named(args.model)
-    except ValueError as error:
-        raise cli.UserError(str(error)) from None
-    garments = read_garments(args.imageset, spec)
-    print(
-        f"{spec.name}: {len(garments.classes)} garments in several photos to learn from, {len(garments.shop)} crops, {args.steps} steps",
-        flush=True,
-    )
-
-    # ---------------------------------------------------------------- model, optimiser, where we were
-    model = start_model(args, spec, len(garments.classes)).to(args.device, memory_format=torch.channels_last)
-    training.freeze(model.backbone, args.freeze_stages)
-    learns = [p for p in model.backbone.parameters() if p.requires_grad]
-    head = [p for name, p in model.named_parameters() if not name.startswith("backbone.")]
-    groups = [{"params": learns, "lr": args.lr * args.backbone_share}, {"params": head, "lr": args.lr}]
-    optimiser = torch.optim.AdamW(groups, weight_decay=args.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: training_run.rate_share(step, args.steps, args.warm_up)
-    )
-    average = training.Average(model)
-    args.output.mkdir(parents=True, exist_ok=True)
-    checkpoint = args.output / "checkpoint.pt"
-    state = resume(checkpoint, args, model, average, optimiser, schedule)
-
-    # ---------------------------------------------------------------- steps
-    started = interval = time.monotonic()
-    sums, best, done = [0.0, 0.0], state["best"], state["step"]
-    for step in range(state["step"], args.steps):
-        rng = np.random.default_rng((args.seed, step))
-        rows, classes = garments.batch(args.batch_size // args.per_identity, args.per_identity, rng)
-        images, labels = garments.images(rows, rng).to(args.device), torch.from_numpy(classes).to(args.device)
-        model.train()
-        model.backbone.eval()  # published batch-norm statistics stay: batches are small
-        found, logits = model(images)
-        ranking = losses.batch_hard_triplet(found, labels)
-        naming = losses.tempered_cross_entropy(logits, labels)
-        loss = ranking + naming
-        if not torch.isfinite(loss):
-            raise RuntimeError(f"{spec.name}: loss is {loss.item()} at step {step}; try a lower --lr than {args.lr}")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-        optimiser.step()
-        schedule.step()
-        average.update(model)
-        sums = [sums[0] + ranking.item(), sums[1] + naming.item()]
-        done = step + 1
-        over = time.monotonic() - started > args.minutes * 60
-        if done % args.log_every == 0 or done == args.steps or over:
-            count = (done - state["step"] - 1) % args.log_every + 1
-            rate = count / (time.monotonic() - interval)
-            line = {"step": done, "triplet": round(sums[0] / count, 4), "cross_entropy": round(sums[1] / count, 4)}
-            training_run.log(args.output, line)
-            left_min = (args.steps - done) / rate / 60
+    spec = spec_of(args)
+    learning = training_data.LearningSet(training_data.parts(args), args.validation)
+    same = {name: getattr(args, name) for name in SAME_TRAINING} | learning.identity()
+    with training_run.TrainingRun(args.output, same, keep=args.keep, writes=world.rank == 0) as run:
+        # ------------------------------------------------------------ crops, model, optimiser, where we were
+        state = run.resume() or {"step": 0, "seconds": 0.0, "best": None}
+        garments = read_garments(args, spec, learning)
+        objective = make_objective(args, spec, len(garments.classes))
+        model = start_model(args, spec, len(garments.classes)).to(args.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        objective.ranking.to(args.device)
+        training.freeze(model.backbone, args.freeze_stages)
+        groups = training.parameter_groups(
+            model, objective.ranking, rate=args.lr, backbone_share=args.backbone_share, layer_decay=args.layer_decay,
+            proxy_share=args.proxy_share, weight_decay=args.weight_decay,
+        )  # fmt: skip
+        optimiser = torch.optim.AdamW(groups)
+        average = training.Average(without_classifier(model.state_dict()), args.ema_decay)
+        restore(state, model, objective, average, optimiser)
+        if world.rank == 0:
             print(
-                f"{spec.name} {done}/{args.steps} triplet {line['triplet']} cross entropy {line['cross_entropy']} {rate:.2f} steps/s, {left_min:.0f} min to go",
+                f"{spec.name}: {len(garments.classes)} garments in several photos to learn from, {len(garments)} crops, "
+                f"{args.steps} steps of {args.batch_size}, {args.loss}, {world.size} worker(s)",
                 flush=True,
             )
-            interval, sums = time.monotonic(), [0.0, 0.0]
-        if done % args.eval_every == 0 or done == args.steps:
-            figures = measure(args, spec, average, garments)
-            training_run.log(args.output, {"step": done, "held_out": figures})
-            print(f"{spec.name} {done}/{args.steps} held out: {figures}", flush=True)
-            worth = (
-                figures["acc@1"] + figures["acc@10"] if figures["queries"] else 0.0
-            )  # nothing held out: the last is the best
-            if best is None or worth >= best["worth"]:
-                best = {"worth": worth, "step": done, "held_out": figures}
-                training_run.export(without_classifier(average.tensors), args.output / "best.safetensors")
-            interval = time.monotonic()
-        if done % args.save_every == 0 or done % args.eval_every == 0 or done == args.steps or over:
-            seconds = state["seconds"] + time.monotonic() - started
-            tensors = {
-                "model": model.state_dict(),
-                "average": average.tensors,
-                "optimiser": optimiser.state_dict(),
-                "schedule": schedule.state_dict(),
-            }
-            training_run.save_checkpoint(
-                checkpoint, same_training(args), {"step": done, "seconds": seconds, "best": best, **tensors}
+
+        # ------------------------------------------------------------ steps
+        started = time.monotonic()
+        interval = training_run.Interval(spec.name, args.steps, state["step"])
+        best, done = state["best"], state["step"]
+        while done < args.steps:
+            rng = np.random.default_rng((args.seed, done))
+            rows, classes = garments.batch(args.batch_size // args.per_identity, args.per_identity, rng)
+            chance, part = rng.random((len(rows), CHANCES)), world.part(len(rows))
+            images = garments.images(rows[part], chance[part], args.device)
+            share = training_run.rate_share(done, args.steps, args.warm_up, args.drops)
+            training.set_rates(optimiser, share)
+            optimiser.zero_grad(set_to_none=True)
+            model.train()
+            model.backbone.eval()  # published batch-norm statistics stay: batches are small
+            torch.manual_seed(args.seed * 1_000_003 + done)  # some miners draw
+            try:
+                parts = training.backward(
+                    model, objective, images, torch.from_numpy(classes).to(args.device),
+                    gather=world.gather, micro=args.accumulate, half=args.precision == "bf16",
+                )  # fmt: skip
+            except RuntimeError as error:
+                raise RuntimeError(f"{spec.name}, step {done}: {error}; try a lower --lr than {args.lr}") from error
+            world.sum_gradients(training.shared_parameters(model))
+            torch.nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], 10.0)
+            optimiser.step()
+            average.update(without_classifier(model.state_dict()))
+            interval.add({**parts, "loss": sum(parts.values())})
+            done += 1
+            over = world.agrees(time.monotonic() - started > args.minutes * 60)
+            last = done == args.steps or over
+            if done % args.log_every == 0 or last:
+                figures, line = interval.close(done, args.lr * share)
+                run.log(done, "train", figures)
+                if world.rank == 0:
+                    print(line, flush=True)
+            if (done % args.eval_every == 0 or done == args.steps) and world.rank == 0:
+                figures = measure(args, spec, average, garments)
+                run.log(done, "held_out", figures)
+                print(f"{spec.name} {done}/{args.steps} held out: {figures}", flush=True)
+                best = keep_best(run, best, done, figures, average)
+                interval = training_run.Interval(spec.name, args.steps, done)
+            if done % args.save_every == 0 or done % args.eval_every == 0 or last:
+                seconds = state["seconds"] + time.monotonic() - started
+                parts_of_state = {
+                    "model": model.state_dict(), "ranking": objective.ranking.state_dict(), "average": average.tensors,
+                    "optimiser": optimiser.state_dict(), "seconds": seconds, "best": best,
+                }  # fmt: skip
+                run.save(done, parts_of_state)
+            world.wait()
+            if over and done < args.steps:
+                print(
+                    f"{spec.name}: {args.minutes:g} minutes are over at step {done}; the same line goes on", flush=True
+                )
+                break
+
+        if world.rank == 0:
+            finish(
+                args, spec, run, garments, learning, best, done, state["seconds"] + time.monotonic() - started, average
             )
-        if over and done < args.steps:
-            print(
-                f"{spec.name}: {args.minutes:g} minutes are over at step {done}; the same line goes on from here",
-                flush=True,
-            )
-            break
-
-    seconds = state["seconds"] + time.monotonic() - started
-    if best is None:  # stopped before the first measurement
-        best = {"step": done, "held_out": measure(args, spec, average, garments)}
-        return finish(args, spec, garments, best, training_run.to_bytes(without_classifier(average.tensors)), seconds)
-    return finish(args, spec, garments, best, (args.output / "best.safetensors").read_bytes(), seconds)
-
-
-def finish(
-    args: argparse.Namespace,
-    spec: "EmbedderSpec",
-    garments: "Garments",
-    best: dict[str, Any],
-    data: bytes,
-    seconds: float,
-) -> int:
-    """The best weights under the model's name, and a line on what they are worth."""
-    training_run.replace(args.output / f"{spec.name}.safetensors", data)
-    summary = {
-        "model": spec.name, "steps": best["step"], "batch_size": args.batch_size, "seconds": round(seconds), "imagesets": args.imageset,
-        "crops": len(garments.shop), "identities": len(garments.classes), "held_out": best["held_out"],
-        "weights": f"{spec.name}.safetensors", "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(),
-    }  # fmt: skip
-    training_run.replace(args.output / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
-    print(json.dumps(summary), flush=True)
     return 0
 
 
-def read_garments(uris: list[str], spec: "EmbedderSpec") -> "Garments":
+def make_objective(args: argparse.Namespace, spec: "EmbedderSpec", classes: int) -> Any:
+    import torch
+
+    from retrieval.losses import RankingLoss
+    from retrieval.training import Objective
+
+    torch.manual_seed(args.seed)  # proxies start at random, alike in every worker
+    try:
+        ranking = RankingLoss(args.loss, args.loss_arg, miner=args.miner, dim=spec.dim, classes=classes)
+    except (ValueError, TypeError) as error:
+        raise cli.UserError(str(error)) from None
+    return Objective(ranking, args.auxiliary, args.temperature, args.smoothing)
+
+
+def read_garments(args: argparse.Namespace, spec: "EmbedderSpec", learning: training_data.LearningSet) -> "Garments":
     """Every garment of the image sets with a usable box, cut and kept in memory (about 110 kB each at 160 px)."""
-    import numpy as np
+    from retrieval.training_crops import Augmentation, Garments, canvas_side
 
-    from retrieval import training
-    from store import decode, imageset
-
+    try:
+        how = Augmentation(args.jitter, args.turn, args.flip, args.light, args.colour, args.erase)
+    except ValueError as error:
+        raise cli.UserError(str(error)) from None
+    as_jpeg = (
+        learning.n_photos * 2 * 3 * canvas_side(spec.input_size) ** 2 > args.cache_gb * 1e9
+    )  # two garments a photo
     items, bad = [], 0
-    for number, uri in enumerate(uris):
-        images = imageset.open_imageset(uri)
-        for shard in images.shards:
-            columns = ["image", "source", "pair_id", "items"]
-            for row in images.read(shard.name).select(columns).to_pylist():
-                if not row["items"]:
-                    continue
-                try:
-                    photo = decode.decode(row["image"])
-                except decode.DecodeError:
-                    bad += 1
-                    continue
-                for item in row["items"]:
-                    known = row["pair_id"] > 0 and item["style"] > 0
-                    one = training.cache(
-                        photo, np.array(item["bbox"]), spec.input_size,
-                        identity=(number, row["pair_id"], item["style"]) if known else None,
-                        shop=row["source"] == "shop", held_out=row["pair_id"] % training.HOLD_OUT_EVERY == 0,
-                    )  # fmt: skip
-                    items.append(one)
-    garments = training.Garments(items, spec)
-    if bad:
-        print(f"{bad} photos could not be decoded and are left out", flush=True)
+    for number, photo in enumerate(learning.photos()):
+        cut = cut_garments(photo, number, spec, as_jpeg)
+        items += cut or []
+        bad += cut is None
+    garments = Garments(items, spec, how)
+    if bad or learning.left_out:
+        print(
+            f"{bad} photos could not be decoded; {learning.left_out} are left out, for their bytes are held out or validate",
+            flush=True,
+        )
     if len(garments.classes) < 2:
         raise cli.UserError(
-            f"{', '.join(uris)}: want garments of known pair_id and style in several photos, found {len(garments.classes)}"
+            f"{', '.join(part.uri for part in learning.sets)}: want garments of known pair_id and style in several photos, "
+            f"found {len(garments.classes)}"
         )
     return garments
 
 
+def cut_garments(
+    photo: training_data.LearningPhoto, number: int, spec: "EmbedderSpec", as_jpeg: bool = False
+) -> list[Any] | None:
+    """The garments of one photo; None where it cannot be decoded."""
+    import numpy as np
+
+    from retrieval import training_crops
+    from store import decode
+
+    row, cut = photo.row, []
+    try:
+        pixels = decode.decode(row["image"])
+    except decode.DecodeError:
+        return None
+    for item in row["items"]:
+        canvas, box, extent = training_crops.cut(pixels, np.array(item["bbox"]), spec.input_size)
+        known = row["pair_id"] > 0 and item["style"] > 0
+        cut.append(
+            training_crops.Cached(
+                training_crops.packed(canvas) if as_jpeg else canvas, box, extent,
+                (photo.part, row["pair_id"], item["style"]) if known else None,
+                row["source"] == "shop", photo.held_out, number, tuple(item["bbox"]), item["category_id"], photo.weight,
+            )
+        )  # fmt: skip
+    return cut
+
+
 def start_model(args: argparse.Namespace, spec: "EmbedderSpec", classes: int) -> Any:
-    """A network with a classifier: the ImageNet backbone where there is one, or what --init-from holds."""
+    """A network with a classifier: the published backbone where there is one, or what --init-from holds."""
     from retrieval import embedder
 
     try:
@@ -257,31 +372,22 @@ def start_model(args: argparse.Namespace, spec: "EmbedderSpec", classes: int) ->
             return embedder.build(spec, classes=classes, pretrained_backbone=True)
         model = embedder.build(spec, classes=classes)
         own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("classifier.")}
-        tensors = embedder.read(Path(args.init_from), without_digest(spec))
+        tensors = embedder.read(Path(args.init_from), spec)
         embedder.fill(model, tensors | own, f"{spec.name}: {args.init_from}")
         return model
     except embedder.WeightsError as error:
         raise cli.UserError(str(error)) from None
 
 
-def without_digest(spec: "EmbedderSpec") -> "EmbedderSpec":
-    """Training may start from any file of the model, not only the shipped one."""
-    import dataclasses
-
-    return dataclasses.replace(spec, sha256="")
-
-
-def measure(args: argparse.Namespace, spec: "EmbedderSpec", average: Any, garments: "Garments") -> dict[str, float]:
-    """The averaged weights on what is held out, as they would be shipped."""
-    import torch
-
-    from retrieval import embedder, training
-
-    model = embedder.build(spec)
-    embedder.fill(model, training_run.shipped(without_classifier(average.tensors)), spec.name)
-    model = model.to(args.device).to(memory_format=torch.channels_last)
-    figures = training.held_out_accuracy(model, garments, device=args.device)
-    return {name: round(value, 4) for name, value in figures.items()}
+def restore(state: dict[str, Any], model: Any, objective: Any, average: Any, optimiser: Any) -> None:
+    """Put a checkpoint's parts where they were; nothing at step 0."""
+    if state["step"] == 0:
+        return
+    model.load_state_dict(state["model"])
+    objective.ranking.load_state_dict(state["ranking"])
+    average.tensors = {name: tensor.to(average.tensors[name].device) for name, tensor in state["average"].items()}
+    average.updates = state["step"]
+    optimiser.load_state_dict(state["optimiser"])
 
 
 def without_classifier(tensors: dict[str, Any]) -> dict[str, Any]:
@@ -289,24 +395,125 @@ def without_classifier(tensors: dict[str, Any]) -> dict[str, Any]:
     return {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")}
 
 
-def resume(
-    path: Path, args: argparse.Namespace, model: Any, average: Any, optimiser: Any, schedule: Any
+# ---------------------------------------------------------------------------------------------------------------------
+# How good it is.
+
+
+def shipped_model(args: argparse.Namespace, spec: "EmbedderSpec", tensors: dict[str, Any]) -> Any:
+    """The weights as they are shipped, float16, in a model of their own."""
+    import torch
+
+    from retrieval import embedder
+
+    model = embedder.build(spec)
+    embedder.fill(model, training_run.shipped(tensors), spec.name)
+    return model.to(args.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def measure(args: argparse.Namespace, spec: "EmbedderSpec", average: Any, garments: "Garments") -> dict[str, float]:
+    """The averaged weights on what is held out."""
+    from retrieval import held_out
+
+    found = held_out.answer(shipped_model(args, spec, average.tensors), garments, device=args.device)
+    return summary_of(held_out.judge(garments, found)) if len(found.queries) else {"queries": 0}
+
+
+def summary_of(figures: dict[str, Any]) -> dict[str, float]:
+    return {f"acc@{k}": round(v, 4) for k, v in figures["top"].items()} | {"queries": figures["queries"]}
+
+
+def keep_best(
+    run: training_run.TrainingRun, best: dict[str, Any] | None, done: int, figures: dict[str, float], average: Any
 ) -> dict[str, Any]:
-    """Continue from a checkpoint, if there is one; returns step, seconds spent and the best so far."""
-    state = training_run.read_checkpoint(path, same_training(args))
-    if state is None:
-        return {"step": 0, "seconds": 0.0, "best": None}
-    model.load_state_dict(state["model"])
-    average.tensors = {name: tensor.to(args.device) for name, tensor in state["average"].items()}
-    average.updates = state["step"]
-    optimiser.load_state_dict(state["optimiser"])
-    schedule.load_state_dict(state["schedule"])
-    return {name: state[name] for name in ("step", "seconds", "best")}
+    """The better of the best so far and these figures, whose weights are then written."""
+    worth = (
+        figures["acc@1"] + figures["acc@10"] if figures["queries"] else 0.0
+    )  # nothing held out: the last is the best
+    if best is not None and worth < best["worth"]:
+        return best
+    run.write(BEST, training_run.to_bytes(average.tensors))
+    return {"worth": worth, "step": done, "held_out": figures}
 
 
-def same_training(args: argparse.Namespace) -> dict[str, Any]:
-    """What must stay the same for a checkpoint to be continued."""
-    return {name: getattr(args, name) for name in SAME_TRAINING}
+def finish(
+    args: argparse.Namespace, spec: "EmbedderSpec", run: training_run.TrainingRun, garments: "Garments",
+    learning: training_data.LearningSet, best: dict[str, Any] | None, done: int, seconds: float, average: Any,
+) -> None:  # fmt: skip
+    """The best weights under the model's name, what they are worth, and a page about it."""
+    from safetensors.torch import load as load_tensors
+
+    from retrieval import held_out
+
+    if best is None:  # stopped before the first measurement
+        best = keep_best(run, None, done, measure(args, spec, average, garments), average)
+    data = run.read(BEST)
+    run.write(f"{spec.name}.safetensors", data)
+    model = shipped_model(args, spec, load_tensors(data))
+    summary = {
+        "model": spec.name, "steps": best["step"], "of_steps": args.steps, "batch_size": args.batch_size,
+        "seconds": round(seconds), "imagesets": {part.uri: part.weight for part in learning.sets}, "loss": args.loss,
+        "crops": len(garments), "identities": len(garments.classes), "left_out": learning.left_out,
+        "held_out": best["held_out"], "weights": f"{spec.name}.safetensors", "bytes": len(data),
+        "sha256": training_run.sha256(data),
+    }  # fmt: skip
+    judged, every = garments, False
+    if learning.validation is not None and done == args.steps:
+        judged, every = read_validation(spec, learning.validation), True
+    found = held_out.answer(model, judged, device=args.device, every=every)
+    figures = held_out.judge(judged, found, CATEGORIES) if len(found.queries) else None
+    if every and figures:
+        summary["validation"] = summary_of(figures)
+    write_report(run, summary, figures, judged, found)
+    run.finish(summary)
+
+
+def read_validation(spec: "EmbedderSpec", images: Any) -> "Garments":
+    """The garments of the validation set, in memory."""
+    from retrieval.training_crops import Garments
+
+    photos = (training_data.LearningPhoto(0, 1.0, row, True) for row in training_data.rows(images))
+    cut = (cut_garments(photo, number, spec) for number, photo in enumerate(photos))
+    return Garments([one for some in cut if some for one in some], spec)
+
+
+def write_report(
+    run: training_run.TrainingRun,
+    summary: dict[str, Any],
+    figures: dict[str, Any] | None,
+    judged: "Garments",
+    found: Any,
+) -> None:
+    """Curves, accuracy by category, and the surest mistakes as query, what came first, and what was right."""
+    from jobs import training_report
+    from retrieval import held_out
+
+    tables = {}
+    if figures:
+        rows = [("all", figures), *((name, part) for name, part in figures["per_category"].items() if part["queries"])]
+        tables["Accuracy by category"] = [
+            {"category": name, "queries": part["queries"], **{f"top-{k}": v for k, v in part["top"].items()}}
+            for name, part in rows
+        ]
+
+    def picture(row: int) -> Any:
+        width, height = judged.extent[row].int().tolist()
+        return judged.canvas(row)[:height, :width]
+
+    mistakes = []
+    for query, first, best, similarity in held_out.worst(judged, found):
+        pictures = [("asked for", picture(query)), ("found first", picture(first))]
+        pictures += [("right one", picture(best))] if best >= 0 else []
+        said = f"{CATEGORIES[int(judged.category_id[query]) - 1]}: a stranger at similarity {similarity:.3f}"
+        mistakes.append(training_report.Mistake(said + ("" if best >= 0 else ", right one not found"), tuple(pictures)))
+    address = training_report.write(
+        run.store,
+        title=f"Training of {summary['model']}",
+        facts=summary,
+        log=run.lines,
+        tables=tables,
+        mistakes=mistakes,
+    )
+    print(f"report: {address}", flush=True)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,9 @@ class TrainingRun:
         """The state of the newest checkpoint that can be read; None where there is none.
 
         Raises:
-            UserError: it is of another training: model, data, seed, length or rates.
+            UserError: it is of another training (model, data, seed, length or rates), or holds more than tensors and plain
+                values, which are never executed.
+            StorageError: the store cannot be asked; nobody starts over because of that.
         """
         state = self._newest()
         if state is None:
@@ -68,7 +70,7 @@ class TrainingRun:
         for name, value in self.same.items():
             if state["same"].get(name) != value:
                 raise UserError(
-                    f"{self.store}: its checkpoint is of a training with {name} {state['same'].get(name)!r}, "
+                    f"{self.store.uri}: its checkpoint is of a training with {name} {state['same'].get(name)!r}, "
                     f"not {value!r}; use another --output"
                 )
         self.step = state["step"]
@@ -78,19 +80,34 @@ class TrainingRun:
         return state
 
     def _newest(self) -> dict[str, Any] | None:
-        import torch
-
         for key in reversed(self._checkpoints()):
             try:
-                found: dict[str, Any] = torch.load(
-                    io.BytesIO(self.store.read(key)), map_location="cpu", weights_only=True
-                )
-                return found
+                data = self.store.read(key)
             except ObjectMissing:  # another process kept only newer ones
                 continue
+            try:
+                return self._loaded(key, data)
             except (RuntimeError, EOFError, ValueError, OSError) as error:
-                print(f"{key} cannot be read ({error}); trying the one before", flush=True)
+                reason = str(error).partition("\n")[0].partition(". ")[0]
+                print(f"{key} cannot be read ({reason}); trying the one before", flush=True)
         return None
+
+    def _loaded(self, key: str, data: bytes) -> dict[str, Any]:
+        import pickle
+
+        import torch
+
+        if not data.startswith(b"PK\x03\x04"):  # torch.save writes zip files; torch.load would try others as pickles
+            raise ValueError("cut short, or not of torch.save")
+        try:
+            found: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0].strip().rstrip(".")
+            raise UserError(
+                f"{self.store.uri}: {key} holds more than tensors and plain values ({reason or 'damaged'}), so it is "
+                "not read; delete it to go on from the one before"
+            ) from None
+        return found
 
     def _checkpoints(self) -> list[str]:
         return sorted(found.key for found in self.store.list(CHECKPOINTS) if found.key.endswith(".pt"))

@@ -78,6 +78,16 @@ class World:
         dist.all_reduce(flat)
         return dict(zip(values, (flat / self.size).tolist(), strict=True))
 
+    def agrees(self, yes: bool) -> bool:
+        """Whether the first worker says so: clocks differ, and all must stop at the same step."""
+        if self.size == 1:
+            return yes
+        import torch.distributed as dist
+
+        said = [yes]
+        dist.broadcast_object_list(said, src=0)
+        return said[0]
+
     def wait(self) -> None:
         """Until every worker has come this far: the first measures and writes alone."""
         if self.size > 1:
@@ -102,7 +112,7 @@ def launch(module: str, argv: list[str], *, workers: int, device: str, threads: 
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    needs: dict[str, float] = {"CPU": threads} | ({"GPU": 1} if device.startswith("cuda") else {})
+    needs: dict[str, float] = {"CPU": threads, "GPU": 1} if device.startswith("cuda") else {"CPU": threads}
     have = ray.cluster_resources()
     for kind, each in needs.items():
         if have.get(kind, 0) < each * workers:

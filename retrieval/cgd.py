@@ -53,9 +53,14 @@ class CGD(nn.Module):
             self.classifier = nn.Sequential(nn.BatchNorm1d(channels), nn.Linear(channels, classes))
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        pooled = [pool(features) for features in [self.backbone(images)] for pool in self.pools]
-        rows = self.combine(pooled)
-        return rows if self.classifier is None else (rows, self.classifier(pooled[0]))
+        rows, first = self.describe(images)
+        return rows if self.classifier is None else (rows, self.classifier(first))
+
+    def describe(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (B, dim), and the first branch's pooled map (B, C), which the classifier reads."""
+        features = self.backbone(images)
+        pooled = [pool(features) for pool in self.pools]
+        return self.combine(pooled), pooled[0]
 
     def combine(self, pooled: list[Tensor]) -> Tensor:
         """Pooled maps, one (B, C) per branch, to (B, dim) float32 unit rows."""

@@ -1,42 +1,120 @@
-"""What the embedders are trained with: a ranking loss on the rows, a classification loss on the first branch; torch.
+"""What embedders are trained with: a ranking loss on the rows, a classification loss on the first branch; torch.
 
-Both as CGD trains (arXiv:1903.10663, §3.2): batch-hard triplets with margin 0.1 (arXiv:1703.07737), and cross entropy with
-temperature 0.5 and label smoothing 0.1.
+Ranking losses come from pytorch-metric-learning by name and arguments (`LOSSES`, `MINERS`); `PRESETS` are the settings of
+their papers. The classification loss is CGD's (arXiv:1903.10663, §3.2): temperature 0.5, label smoothing 0.1.
 """
 
-import torch
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
 import torch.nn.functional as F
-from torch import Tensor
+from pytorch_metric_learning import losses, miners, reducers
+from torch import Tensor, nn
+
+LOSSES: dict[str, Callable[..., nn.Module]] = {
+    "angular": losses.AngularLoss,
+    "arcface": losses.ArcFaceLoss,
+    "circle": losses.CircleLoss,
+    "contrastive": losses.ContrastiveLoss,
+    "cosface": losses.CosFaceLoss,
+    "margin": losses.MarginLoss,
+    "multi-similarity": losses.MultiSimilarityLoss,
+    "n-pairs": losses.NPairsLoss,
+    "normalised-softmax": losses.NormalizedSoftmaxLoss,
+    "nt-xent": losses.NTXentLoss,
+    "proxy-anchor": losses.ProxyAnchorLoss,
+    "proxy-nca": losses.ProxyNCALoss,
+    "smooth-ap": losses.SmoothAPLoss,
+    "soft-triple": losses.SoftTripleLoss,
+    "sub-centre-arcface": losses.SubCenterArcFaceLoss,
+    "sup-con": losses.SupConLoss,
+    "triplet": losses.TripletMarginLoss,
+}
+MINERS: dict[str, Callable[..., nn.Module]] = {
+    "batch-easy-hard": miners.BatchEasyHardMiner,
+    "batch-hard": miners.BatchHardMiner,
+    "distance-weighted": miners.DistanceWeightedMiner,
+    "multi-similarity": miners.MultiSimilarityMiner,
+    "pair-margin": miners.PairMarginMiner,
+    "triplet-margin": miners.TripletMarginMiner,
+}
 
 
-def batch_hard_triplet(rows: Tensor, identities: Tensor, margin: float = 0.1) -> Tensor:
-    """Mean over anchors of max(0, margin + d(hardest positive) - d(hardest negative)), d the Euclidean distance.
+@dataclass(frozen=True)
+class Preset:
+    """A loss with the arguments it is known for."""
+
+    loss: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    miner: str = ""
+    miner_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+PRESETS: dict[str, Preset] = {
+    # CGD's: margin 0.1, the mean over all anchors, satisfied ones too (arXiv:1703.07737, §2)
+    "batch-hard-triplet": Preset("triplet", {"margin": 0.1, "reducer": reducers.MeanReducer()}, "batch-hard"),
+    # arXiv:1904.06627, §4.1: alpha 2, beta 50, lambda 1, epsilon 0.1
+    "multi-similarity": Preset(
+        "multi-similarity", {"alpha": 2, "beta": 50, "base": 1.0}, "multi-similarity", {"epsilon": 0.1}
+    ),
+    # arXiv:2003.13911, §4.2: alpha 32, delta 0.1
+    "proxy-anchor": Preset("proxy-anchor", {"margin": 0.1, "alpha": 32}),
+    # arXiv:1801.07698, §3.1: scale 64, margin 0.5 radian
+    "arcface": Preset("arcface", {"margin": 28.65, "scale": 64}),
+}
+
+
+class RankingLoss(nn.Module):
+    """A loss of pytorch-metric-learning with its miner; proxies, where it has them, are parameters of this module.
 
     Args:
-        rows: (B, D) float, unit length.
-        identities: (B,) int; equal numbers are the same garment.
-        margin: by how much the nearest stranger must be farther than the farthest relative.
+        name: of a preset, else of a loss; a name that is both means the preset.
+        arguments: replace the preset's, or go to the loss as they are.
+        miner: replaces the preset's miner; "none" for none.
+        dim: D of the rows; classes: number of identities. Given to the losses that ask for them.
 
-    Returns:
-        A scalar; anchors without a relative or without a stranger in the batch do not count; 0 if none counts.
+    Raises:
+        ValueError: no loss or miner of that name, or an argument it does not take; the message lists those there are.
     """
-    if rows.ndim != 2 or identities.shape != rows.shape[:1]:
-        raise ValueError(
-            f"triplet loss: want rows (B, D) and identities (B,), got {tuple(rows.shape)} and {tuple(identities.shape)}"
-        )
-    rows = rows.float()
-    squared = 2 - 2 * rows @ rows.T
-    distances = squared.clamp(
-        min=1e-8
-    ).sqrt()  # the root's slope at 0 is infinite; 1e-8 lies under float32's error here
-    same = identities[:, None] == identities[None, :]
-    relatives = same & ~torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-    farthest = distances.masked_fill(~relatives, -torch.inf).amax(dim=1)
-    nearest = distances.masked_fill(same, torch.inf).amin(dim=1)
-    counts = relatives.any(dim=1) & (~same).any(dim=1)
-    if not counts.any():
-        return rows.sum() * 0.0
-    return F.relu(margin + farthest[counts] - nearest[counts]).mean()
+
+    def __init__(
+        self, name: str, arguments: Mapping[str, Any] | None = None, *, miner: str = "", dim: int, classes: int
+    ) -> None:
+        super().__init__()
+        preset = PRESETS.get(name) or Preset(name)
+        if preset.loss not in LOSSES:
+            raise ValueError(f"no loss {name!r}; there are: {', '.join(sorted({*PRESETS, *LOSSES}))}")
+        known = {"embedding_size": dim, "num_classes": classes}
+        self.loss = _make(LOSSES[preset.loss], preset.loss, {**preset.arguments, **(arguments or {})}, known)
+        chosen, more = (miner, {}) if miner else (preset.miner, preset.miner_arguments)
+        if chosen not in ("", "none", *MINERS):
+            raise ValueError(f"no miner {chosen!r}; there are: none, {', '.join(sorted(MINERS))}")
+        self.miner = MINERS[chosen](**more) if chosen in MINERS else None
+
+    def forward(self, rows: Tensor, identities: Tensor) -> Tensor:
+        """Rows (B, D) of unit length and identities (B,) int64 -> a scalar; 0 where nothing in the batch compares."""
+        if rows.ndim != 2 or identities.shape != rows.shape[:1]:
+            raise ValueError(
+                f"ranking loss: want rows (B, D) and identities (B,), got {tuple(rows.shape)} and {tuple(identities.shape)}"
+            )
+        rows = rows.float()
+        found = None if self.miner is None else self.miner(rows, identities)
+        value: Tensor = self.loss(rows, identities, found) if found is not None else self.loss(rows, identities)
+        return value
+
+
+def _make(make: Callable[..., nn.Module], name: str, arguments: dict[str, Any], known: dict[str, int]) -> nn.Module:
+    """Call a constructor with the arguments it has; sizes it asks for are filled in."""
+    bases: tuple[Any, ...] = inspect.getmro(make)[:-1]  # type: ignore[arg-type]
+    takes = {p for base in bases for p in inspect.signature(base.__init__).parameters} - {"self", "args", "kwargs"}
+    for argument in arguments:
+        if argument not in takes - known.keys():
+            raise ValueError(
+                f"loss {name!r} takes no {argument!r}; it takes: {', '.join(sorted(takes - known.keys()))}"
+            )
+    return make(**{size: value for size, value in known.items() if size in takes}, **arguments)
 
 
 def tempered_cross_entropy(

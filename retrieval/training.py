@@ -1,177 +1,98 @@
-"""What training an embedder needs besides the model: crops in memory, batches, augmentation, averaged weights, a measure.
+"""What a step of training an embedder is: gradients over several workers or micro-batches, rates by layer, averaged weights.
 
-Garments come from image sets with true boxes; `identity` is one garment of one seller, (image set, pair_id, style), seen on
-consumer and shop photos. torch and NumPy; the loop itself is `jobs/train_embedder.py`.
+torch; the loop itself is `jobs/train_embedder.py`, what it learns from `retrieval.training_crops`.
 """
 
-import math
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-import cv2
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retrieval import crops
-from retrieval.models import EmbedderSpec
-
-HOLD_OUT_EVERY = 10  # pair_ids divisible by this are never trained on
-JITTER = 0.08  # share of the box's side by which each edge is moved at most, as a detector would
-CONTEXT = 0.10  # kept around a cached box so that edges can move outwards
+from retrieval.cgd import CGD
+from retrieval.losses import RankingLoss, tempered_cross_entropy
 
 
 @dataclass(frozen=True)
-class Cached:
-    """One garment in memory: its surroundings at the size the embedder wants.
+class Objective:
+    """What is minimised: the ranking loss, and `auxiliary` times the first branch's cross entropy.
 
-    Attributes:
-        canvas: (S, S, 3) uint8 RGB; the photo's part in the top left corner, its edge pixels repeated beyond.
-        box: x1 y1 x2 y2 of the garment on the canvas, pixels.
-        extent: width, height of the photo's part on the canvas, pixels.
-        identity: (image set number, pair_id, style); None where the garment has no known relatives.
-        shop: on a shop photo, else on a consumer's.
-        held_out: kept from training, by its pair_id.
+    temperature, smoothing: of the cross entropy, CGD arXiv:1903.10663 §3.2.
     """
 
-    canvas: np.ndarray
-    box: tuple[float, float, float, float]
-    extent: tuple[int, int]
-    identity: tuple[int, int, int] | None
-    shop: bool
-    held_out: bool
+    ranking: RankingLoss
+    auxiliary: float = 1.0
+    temperature: float = 0.5
+    smoothing: float = 0.1
+
+    def parts(self, model: CGD, rows: Tensor, first: Tensor, identities: Tensor) -> dict[str, Tensor]:
+        """Each part, weighted; their sum is the loss."""
+        found = {"ranking": self.ranking(rows, identities)}
+        if self.auxiliary and model.classifier is not None:
+            logits = model.classifier(first.float())
+            found["cross_entropy"] = self.auxiliary * tempered_cross_entropy(
+                logits, identities, self.temperature, self.smoothing
+            )
+        return found
 
 
-def cache(
-    photo: np.ndarray, box: np.ndarray, size: int, *, identity: tuple[int, int, int] | None, shop: bool, held_out: bool
-) -> Cached:
-    """Cut the surroundings of a box (x1 y1 x2 y2, pixels of `photo`) so that the box itself comes out `size` pixels long."""
-    height, width = photo.shape[:2]
-    x1, y1, x2, y2 = crops.areas_of(np.asarray(box)[None], width, height)[0].tolist()
-    left, top, right, bottom = crops.areas_of(np.array([[x1, y1, x2, y2]]), width, height, CONTEXT)[0].tolist()
-    side = canvas_side(size)
-    scale = min(size / max(x2 - x1, y2 - y1), side / max(right - left, bottom - top))
-    extent = (max(1, int((right - left) * scale)), max(1, int((bottom - top) * scale)))
-    how = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    part = cv2.resize(np.ascontiguousarray(photo[top:bottom, left:right]), extent, interpolation=how)
-    canvas = cv2.copyMakeBorder(part, 0, side - extent[1], 0, side - extent[0], cv2.BORDER_REPLICATE)
-    across, down = extent[0] / (right - left), extent[1] / (bottom - top)
-    on_canvas = ((x1 - left) * across, (y1 - top) * down, (x2 - left) * across, (y2 - top) * down)
-    return Cached(canvas, on_canvas, extent, identity, shop, held_out)
+def backward(
+    model: CGD,
+    objective: Objective,
+    images: Tensor,
+    identities: Tensor,
+    *,
+    gather: Callable[[Tensor], Tensor] = lambda rows: rows,
+    micro: int = 1,
+    half: bool = False,
+) -> dict[str, float]:
+    """Add the gradients of one step; returns each part of the loss.
+
+    The loss compares all rows of a batch, so a batch that is too large for the memory cannot simply be cut up. With
+    `micro` > 1 the rows are computed without a graph first, the loss is taken over all of them, and each micro-batch is
+    computed again with the gradient of its own rows (GradCache, arXiv:2101.06983, §3.2): the same gradients for one
+    more forward pass.
+
+    Args:
+        images: (n, 3, S, S), this worker's share of the batch.
+        identities: (B,) int64 of the whole batch, B = n * workers.
+        gather: this worker's rows -> those of all workers, gradients flowing into its own.
+        micro: into how many pieces the share is cut.
+        half: compute the backbone in bfloat16.
+
+    Raises:
+        RuntimeError: the loss is not finite.
+    """
+    pieces = images.chunk(micro)
+    if len(pieces) == 1:
+        rows, first = _describe(model, images, half)
+    else:
+        with torch.no_grad():
+            kept = [_describe(model, piece, half) for piece in pieces]
+        rows, first = (torch.cat(part).requires_grad_() for part in zip(*kept, strict=True))
+    parts = objective.parts(model, gather(rows), gather(first), identities)
+    loss = torch.stack(list(parts.values())).sum()
+    if not torch.isfinite(loss):
+        raise RuntimeError(f"the loss is {loss.item()}: {', '.join(f'{k} {v.item()}' for k, v in parts.items())}")
+    if loss.requires_grad:
+        loss.backward()
+    if len(pieces) > 1:
+        sizes = [len(piece) for piece in pieces]
+        grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in (rows, first)]
+        for piece, *wanted in zip(pieces, *(g.split(sizes) for g in grads), strict=True):
+            torch.autograd.backward(_describe(model, piece, half), wanted)
+    return {name: float(value.detach()) for name, value in parts.items()}
 
 
-def canvas_side(size: int) -> int:
-    return math.ceil(size * (1 + 2 * CONTEXT)) + 2
+def _describe(model: CGD, images: Tensor, half: bool) -> tuple[Tensor, Tensor]:
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=half):
+        rows, first = model.describe(images)
+    return rows.float(), first.float()
 
 
-class Garments:
-    """All cached garments as arrays, and which of them are one identity."""
-
-    def __init__(self, items: list[Cached], spec: EmbedderSpec) -> None:
-        self.spec = spec
-        side = canvas_side(spec.input_size)
-        self.canvas = torch.from_numpy(
-            np.stack([item.canvas for item in items]) if items else np.zeros((0, side, side, 3), np.uint8)
-        )
-        self.box = torch.tensor([item.box for item in items], dtype=torch.float32).reshape(-1, 4)
-        self.extent = torch.tensor([item.extent for item in items], dtype=torch.float32).reshape(-1, 2)
-        self.shop = np.array([item.shop for item in items], bool)
-        self.held_out = np.array([item.held_out for item in items], bool)
-        names = sorted({item.identity for item in items if item.identity is not None})
-        number = {name: i for i, name in enumerate(names)}
-        self.identity = np.array([-1 if item.identity is None else number[item.identity] for item in items], np.int64)
-        self.classes = [
-            rows for rows in map(self._members, range(len(names))) if len(rows) > 1 and not self.held_out[rows].any()
-        ]
-
-    def _members(self, identity: int) -> np.ndarray:
-        return np.flatnonzero(self.identity == identity)
-
-    def batch(self, n_identities: int, per_identity: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (n,) of garments and their class numbers (n,) for one step.
-
-        Each chosen class gives `per_identity` rows, consumer and shop in turn, repeated where it has too few.
-        """
-        chosen = rng.choice(len(self.classes), size=min(n_identities, len(self.classes)), replace=False)
-        rows = [row for one in chosen for row in self._views(self.classes[one], per_identity, rng)]
-        return np.array(rows, np.int64), np.repeat(chosen, per_identity).astype(np.int64)
-
-    def _views(self, members: np.ndarray, n: int, rng: np.random.Generator) -> list[int]:
-        members = rng.permutation(members)
-        sides = [side for side in (members[~self.shop[members]], members[self.shop[members]]) if len(side)]
-        first = int(rng.integers(len(sides)))
-        return [
-            int(sides[(first + i) % len(sides)][(i // len(sides)) % len(sides[(first + i) % len(sides)])])
-            for i in range(n)
-        ]
-
-    def images(self, rows: np.ndarray, rng: np.random.Generator | None = None) -> Tensor:
-        """(n, 3, size, size) float32 as the backbone wants them; augmented if there is an `rng`, else `crops.crop`'s rule."""
-        where = torch.from_numpy(np.asarray(rows, np.int64))
-        canvas = self.canvas[where].permute(0, 3, 1, 2).float()
-        box, extent = self.box[where], self.extent[where]
-        angle = torch.zeros(len(where))
-        flip = torch.ones(len(where))
-        if rng is not None:
-            box = _jitter(box, extent, rng)
-            angle = torch.from_numpy(rng.uniform(-0.2, 0.2, len(where)) * (rng.random(len(where)) < 0.5)).float()
-            flip = torch.from_numpy(np.where(rng.random(len(where)) < 0.5, -1.0, 1.0)).float()
-        pictures = _letterbox(canvas, box, angle, flip, self.spec.input_size)
-        if rng is not None:
-            pictures = _erase(_recolour(pictures, rng), rng)
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (self.spec.mean, self.spec.std))
-        return ((pictures - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
-def _jitter(box: Tensor, extent: Tensor, rng: np.random.Generator) -> Tensor:
-    """Move every edge by up to `JITTER` of its side, inside what was cached."""
-    sides = (box[:, 2:] - box[:, :2]).repeat(1, 2)
-    moved = box + sides * torch.from_numpy(rng.uniform(-JITTER, JITTER, (len(box), 4))).float()
-    return torch.minimum(moved.clamp(min=0), extent.repeat(1, 2))
-
-
-def _letterbox(canvas: Tensor, box: Tensor, angle: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Sample boxes out of canvases (n, 3, S, S) as `crops.crop` lays them out: longer side = size, centred on white."""
-    n, _, side, _ = canvas.shape
-    centre, sides = (box[:, :2] + box[:, 2:]) / 2, (box[:, 2:] - box[:, :2]).clamp(min=1.0)
-    half = sides.amax(dim=1) / 2
-    ticks = (torch.arange(size) + 0.5) / size * 2 - 1
-    u = (ticks.view(1, 1, size) * (half * flip).view(n, 1, 1)).expand(n, size, size)
-    v = (ticks.view(1, size, 1) * half.view(n, 1, 1)).expand(n, size, size)
-    cos, sin = angle.cos().view(n, 1, 1), angle.sin().view(n, 1, 1)
-    x = u * cos - v * sin + centre[:, 0].view(n, 1, 1)
-    y = u * sin + v * cos + centre[:, 1].view(n, 1, 1)
-    grid = torch.stack([x, y], dim=-1) * (2 / side) - 1
-    pictures = F.grid_sample(canvas, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    inside = (u.abs() <= sides[:, 0].view(n, 1, 1) / 2) & (v.abs() <= sides[:, 1].view(n, 1, 1) / 2)
-    return torch.where(inside.unsqueeze(1), pictures, torch.tensor(float(crops.FILL)))
-
-
-def _recolour(pictures: Tensor, rng: np.random.Generator) -> Tensor:
-    """Other light: brightness, contrast, saturation and a tint, each picture its own."""
-
-    def factors(low: float, high: float, channels: int = 1) -> Tensor:
-        return torch.from_numpy(rng.uniform(low, high, (len(pictures), channels, 1, 1))).float()
-
-    pictures = pictures * factors(0.75, 1.25) * factors(0.93, 1.07, 3)
-    pictures = (pictures - 128) * factors(0.75, 1.25) + 128
-    grey = pictures.mean(dim=1, keepdim=True)
-    return (grey + (pictures - grey) * factors(0.7, 1.3)).clamp(0, 255)
-
-
-def _erase(pictures: Tensor, rng: np.random.Generator, share: float = 0.3) -> Tensor:
-    """Something stands before the garment: a rectangle of one colour on a `share` of the pictures."""
-    size = pictures.shape[-1]
-    for i in np.flatnonzero(rng.random(len(pictures)) < share):
-        height, width = (rng.uniform(0.15, 0.45, 2) * size).astype(int)
-        top, left = int(rng.integers(size - height)), int(rng.integers(size - width))
-        colour = torch.from_numpy(rng.uniform(0, 255, 3)).float()
-        pictures[i, :, top : top + height, left : left + width] = colour.view(3, 1, 1)
-    return pictures
-
-
-# ------------------------------------------------------------------------------------------------ the model
+# ------------------------------------------------------------------------------------------------ what learns, how fast
 
 
 def freeze(backbone: nn.Module, n_stages: int) -> None:
@@ -192,59 +113,68 @@ def _stage_of(name: str) -> int | None:
     parts = name.replace("body.", "", 1).replace("stages_", "stages.").split(".")
     if parts[0] in ("blocks", "stages") and parts[1].isdigit():
         return int(parts[1])
-    if parts[0].startswith("layer") and parts[0][5:].isdigit():
-        return int(parts[0][5:]) - 1
-    return None
+    found = re.fullmatch(r"layer(\d+)", parts[0])
+    return int(found[1]) - 1 if found else None
+
+
+def parameter_groups(
+    model: CGD,
+    ranking: RankingLoss,
+    *,
+    rate: float,
+    backbone_share: float = 1.0,
+    layer_decay: float = 1.0,
+    proxy_share: float = 1.0,
+    weight_decay: float = 0.0,
+) -> list[dict[str, Any]]:
+    """Optimiser groups with their highest rate as `lr` and `peak`.
+
+    Heads learn at `rate`; the last stage of the backbone at rate * backbone_share, each stage before it at `layer_decay`
+    of the one after it, the stem as the first stage; proxies of the ranking loss at rate * proxy_share. Vectors (norms,
+    biases, GeM's p) do not decay.
+    """
+    last = max((_stage_of(name) or 0 for name, _ in model.backbone.named_parameters()), default=0)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+
+    def take(parameter: nn.Parameter, lr: float) -> None:
+        if parameter.requires_grad:
+            groups.setdefault((lr, weight_decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+
+    for name, parameter in model.named_parameters():
+        inside = name.removeprefix("backbone.")
+        depth = last - (_stage_of(inside) or 0)
+        take(parameter, rate * backbone_share * layer_decay**depth if inside != name else rate)
+    for parameter in ranking.parameters():
+        take(parameter, rate * proxy_share)
+    return [{"params": p, "lr": lr, "peak": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
+
+
+def shared_parameters(model: CGD) -> Iterable[nn.Parameter]:
+    """Those each worker has a part of the gradient of; the classifier and the proxies see the whole batch everywhere."""
+    return (p for name, p in model.named_parameters() if not name.startswith("classifier."))
+
+
+def set_rates(optimiser: torch.optim.Optimizer, share: float) -> None:
+    """Every group at `share` of its highest rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = group["peak"] * share
 
 
 class Average:
-    """Exponential moving average of a model's tensors: steadier than the last step's."""
+    """Exponential moving average of a model's tensors: steadier than the last step's. decay 0 keeps the last."""
 
-    def __init__(self, model: nn.Module, decay: float = 0.998) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], decay: float = 0.998) -> None:
         self.decay = decay
         self.updates = 0
-        self.tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self.tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Take a step of the model in; early steps count more, so that the start is soon forgotten."""
+    def update(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take a step's tensors in; early steps count more, so that the start is soon forgotten."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, tensor in model.state_dict().items():
-            kept = self.tensors[name]
+        for name, kept in self.tensors.items():
             if kept.is_floating_point():
-                kept.lerp_(tensor, 1 - decay)
+                kept.lerp_(tensors[name], 1 - decay)
             else:
-                kept.copy_(tensor)
-
-
-# ------------------------------------------------------------------------------------------------ how good it is
-
-
-def held_out_accuracy(
-    model: nn.Module, garments: Garments, ks: tuple[int, ...] = (1, 10), device: str = "cpu"
-) -> dict[str, float]:
-    """Share of held-out consumer garments with a shop photo of theirs among the first k of all shop garments.
-
-    Keys "acc@K", and "queries"; accuracies are nan where nothing is held out. Ties go to the lower row.
-    """
-    gallery = np.flatnonzero(garments.shop)
-    related = np.isin(garments.identity, garments.identity[gallery]) & (garments.identity >= 0)
-    queries = np.flatnonzero(~garments.shop & garments.held_out & related)
-    if not len(queries):
-        return {**{f"acc@{k}": math.nan for k in ks}, "queries": 0}
-    rows = {
-        name: np.concatenate(list(_embed(model, garments, which, device)))
-        for name, which in (("q", queries), ("g", gallery))
-    }
-    order = np.argsort(-(rows["q"] @ rows["g"].T), axis=1, kind="stable")[:, : max(ks)]
-    right = garments.identity[gallery][order] == garments.identity[queries][:, None]
-    return {**{f"acc@{k}": float(right[:, :k].any(axis=1).mean()) for k in ks}, "queries": len(queries)}
-
-
-@torch.inference_mode()
-def _embed(model: nn.Module, garments: Garments, which: np.ndarray, device: str, n: int = 32) -> Iterator[np.ndarray]:
-    model.eval()
-    for start in range(0, len(which), n):
-        out = model(garments.images(which[start : start + n]).to(device))
-        yield (out[0] if isinstance(out, tuple) else out).cpu().numpy()
+                kept.copy_(tensors[name])

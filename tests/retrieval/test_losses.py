@@ -1,4 +1,4 @@
-"""Both losses against a loop that does what the definition says."""
+"""The losses against loops that do what the definitions say; names and arguments against the tables."""
 
 import math
 
@@ -6,7 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from retrieval.losses import batch_hard_triplet, tempered_cross_entropy
+from retrieval.losses import LOSSES, MINERS, PRESETS, RankingLoss, tempered_cross_entropy
+
+
+def batch_hard_triplet(rows: torch.Tensor, identities: torch.Tensor, margin: float = 0.1) -> torch.Tensor:
+    return RankingLoss("batch-hard-triplet", {"margin": margin}, dim=rows.shape[-1], classes=10)(rows, identities)
 
 
 def by_hand(rows: torch.Tensor, identities: list[int], margin: float) -> float:
@@ -68,6 +72,44 @@ def test_cross_entropy_by_definition():
     assert tempered_cross_entropy(logits, torch.tensor([0]), temperature, smoothing).item() == pytest.approx(
         want, rel=1e-5
     )
+
+
+@pytest.mark.parametrize("name", sorted({*LOSSES, *PRESETS}))
+def test_every_loss_trains(name):
+    """Built by its name alone; one step against the gradient lowers it, or it has nothing to lower."""
+    torch.manual_seed(0)
+    loss = RankingLoss(name, dim=8, classes=4)
+    raw = torch.randn(8, 8, requires_grad=True)
+    identities = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    before = loss(F.normalize(raw), identities)
+    before.backward()
+    assert torch.isfinite(before) and torch.isfinite(raw.grad).all()
+    with torch.no_grad():
+        after = loss(F.normalize(raw - 1e-3 * raw.grad), identities)
+    assert after <= before + 1e-6
+
+
+@pytest.mark.parametrize("miner", sorted(MINERS))
+def test_every_miner_serves_a_pair_loss(miner):
+    torch.manual_seed(0)
+    rows = F.normalize(torch.randn(8, 8))
+    loss = RankingLoss("triplet", miner=miner, dim=8, classes=4)
+    assert torch.isfinite(loss(rows, torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])))
+
+
+def test_proxies_are_parameters_of_the_loss():
+    assert [tuple(p.shape) for p in RankingLoss("proxy-anchor", dim=6, classes=5).parameters()] == [(5, 6)]
+    assert not list(RankingLoss("batch-hard-triplet", dim=6, classes=5).parameters())
+
+
+@pytest.mark.parametrize("name, arguments, miner, message", [
+    ("tripplet", {}, "", "no loss 'tripplet'; there are: angular, arcface, batch-hard-triplet"),
+    ("triplet", {"margn": 0.1}, "", "loss 'triplet' takes no 'margn'; it takes: .*margin"),
+    ("triplet", {}, "hard", "no miner 'hard'; there are: none, batch-easy-hard"),
+])  # fmt: skip
+def test_unknown_names_are_refused(name, arguments, miner, message):
+    with pytest.raises(ValueError, match=message):
+        RankingLoss(name, arguments, miner=miner, dim=4, classes=4)
 
 
 def test_wrong_input_is_refused():

@@ -1,121 +1,108 @@
-"""Crops from memory against the crop rule, batches, freezing, averaging and the held-out measure."""
+"""A step of training: the same gradients whole, in pieces, and over workers; rates by layer, freezing, averaging."""
 
-import dataclasses
-import math
-
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from retrieval.crops import crop
-from retrieval.models import LITE0_SG
-from retrieval.training import Average, Cached, Garments, cache, canvas_side, freeze, held_out_accuracy
-
-SPEC = dataclasses.replace(LITE0_SG, input_size=40, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+from retrieval.cgd import CGD, fine_map
+from retrieval.losses import RankingLoss
+from retrieval.training import Average, Objective, backward, freeze, parameter_groups, set_rates, shared_parameters
 
 
-def smooth_photo(height: int = 120, width: int = 90) -> np.ndarray:
-    y, x = np.mgrid[:height, :width]
-    return np.stack([x * 2, y * 2, (x + y)], axis=-1).clip(0, 255).astype(np.uint8)
+def small_model(classes: int | None = 4) -> CGD:
+    torch.manual_seed(1)
+    backbone = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Conv2d(8, 16, 3, stride=2), nn.ReLU())
+    return CGD(backbone, ("spoc", "gem"), 8, classes)
 
 
-def one(shade: int, identity: tuple[int, int, int] | None, shop: bool, held_out: bool = False) -> Cached:
-    photo = np.full((50, 50, 3), shade, np.uint8)
-    return cache(photo, np.array([5, 5, 45, 45]), SPEC.input_size, identity=identity, shop=shop, held_out=held_out)
+IMAGES = torch.randn(8, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+IDENTITIES = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
 
 
-@pytest.mark.parametrize("box", [
-    (10, 20, 50, 100),    # tall, inside
-    (0, 0, 90, 40),       # wide, at the photo's edges
-    (60, 80, 90, 120),    # in the corner
-    (40, 40, 52, 52),     # smaller than the crop
-])  # fmt: skip
-def test_without_augmentation_a_cached_crop_is_the_crop_rules(box):
-    photo = smooth_photo()
-    garments = Garments([cache(photo, np.array(box), 40, identity=None, shop=True, held_out=False)], SPEC)
-    got = garments.images(np.array([0]))[0].permute(1, 2, 0).numpy()
-    want = crop(photo, np.array([box]), 40)[0].astype(np.float32)
-    inner = np.s_[3:-3, 3:-3]
-    white = (want == 255).all(axis=-1)
-    assert np.abs((got == 255).all(axis=-1).mean() - white.mean()) < 0.05
-    both = ~white & ~(got == 255).all(axis=-1)
-    assert np.abs(got - want)[inner][both[inner]].max() < 5  # a ramp, sampled twice
+def gradients(model: CGD, objective: Objective, **how) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    parts = backward(model, objective, IMAGES, IDENTITIES, **how)
+    every = {**dict(model.named_parameters()), **{f"loss.{n}": p for n, p in objective.ranking.named_parameters()}}
+    return parts, {name: p.grad.clone() for name, p in every.items() if p.grad is not None}
 
 
-def test_augmented_crops_differ_and_follow_the_seed():
-    garments = Garments(
-        [cache(smooth_photo(), np.array([10, 20, 60, 100]), 40, identity=None, shop=True, held_out=False)], SPEC
-    )
-    a, again, b = (garments.images(np.array([0, 0]), np.random.default_rng(seed)) for seed in (1, 1, 2))
-    assert torch.equal(a, again) and not torch.equal(a, b) and not torch.equal(a[0], a[1])
-    assert a.shape == (2, 3, 40, 40) and a.min() >= 0 and a.max() <= 255
+@pytest.mark.parametrize("loss", ["batch-hard-triplet", "multi-similarity", "proxy-anchor", "arcface"])
+@pytest.mark.parametrize("micro", [2, 3, 8])
+def test_a_batch_in_pieces_has_the_gradients_of_the_whole(loss, micro):
+    torch.manual_seed(2)
+    objective = Objective(RankingLoss(loss, dim=8, classes=4))
+    want_parts, want = gradients(small_model(), objective)
+    objective.ranking.zero_grad()
+    parts, found = gradients(small_model(), objective, micro=micro)
+    assert parts == pytest.approx(want_parts, rel=1e-5)
+    assert sorted(found) == sorted(want)
+    for name in want:
+        torch.testing.assert_close(found[name], want[name], rtol=1e-4, atol=1e-5)
 
 
-def test_batches_mix_consumer_and_shop_of_each_identity():
-    items = [
-        one(i, (0, 1 + i // 3, 1), shop=i % 3 > 0) for i in range(30)
-    ]  # ten garments: a consumer's and two shop photos
-    items += [one(99, None, shop=True), one(98, (0, 50, 1), shop=True)]  # unknown; without relatives
-    garments = Garments(items, SPEC)
-    assert len(garments.classes) == 10
-    rows, classes = garments.batch(4, 4, np.random.default_rng(0))
-    assert rows.shape == classes.shape == (16,)
-    for start in range(0, 16, 4):
-        members = rows[start : start + 4]
-        assert len(set(classes[start : start + 4])) == len(set(garments.identity[members])) == 1
-        assert garments.shop[members].sum() == 2
-        assert len(set(members[garments.shop[members]])) == 2  # both shop photos before one comes twice
-    assert len(set(classes)) == 4
+def test_workers_together_have_the_gradients_of_one():
+    """Two workers with half the batch each, played one after the other: what each gathers is known from a first pass."""
+    objective = Objective(RankingLoss("proxy-anchor", dim=8, classes=4))
+    want_parts, want = gradients(small_model(), objective)
+    with torch.no_grad():
+        known = small_model().describe(IMAGES)
+    summed: dict[str, torch.Tensor] = {}
+    for part in (slice(0, 4), slice(4, 8)):
+        model = small_model()
+        calls = iter(known)
 
+        def gather(own: torch.Tensor, part: slice = part, calls=calls) -> torch.Tensor:
+            whole = next(calls)
+            return torch.cat([whole[: part.start], own, whole[part.stop :]])
 
-def test_held_out_garments_are_never_in_a_batch():
-    items = [one(i, (0, 1 + i // 2, 1), shop=i % 2 > 0, held_out=i < 4) for i in range(12)]
-    garments = Garments(items, SPEC)
-    rows = np.concatenate([garments.batch(4, 2, np.random.default_rng(seed))[0] for seed in range(20)])
-    assert sorted(set(rows.tolist())) == list(range(4, 12))
-
-
-def test_a_cached_canvas_has_one_size_whatever_the_box():
-    for box in ((0, 0, 90, 120), (0, 0, 3, 120), (50, 50, 51, 51)):
-        item = cache(smooth_photo(), np.array(box), 40, identity=None, shop=True, held_out=False)
-        assert item.canvas.shape == (canvas_side(40), canvas_side(40), 3)
-        assert (
-            0 <= item.box[0] < item.box[2] <= item.extent[0] + 1e-6
-            and 0 <= item.box[1] < item.box[3] <= item.extent[1] + 1e-6
+        assert backward(model, objective, IMAGES[part], IDENTITIES, gather=gather) == pytest.approx(
+            want_parts, rel=1e-5
         )
+        shared = {id(p) for p in shared_parameters(model)}
+        for name, p in model.named_parameters():
+            if id(p) in shared:
+                summed[name] = summed.get(name, torch.zeros_like(p)) + p.grad
+            else:  # the classifier saw the whole batch
+                torch.testing.assert_close(p.grad, want[name], rtol=1e-4, atol=1e-6)
+    for name, grad in summed.items():
+        torch.testing.assert_close(grad, want[name], rtol=1e-4, atol=1e-6)
 
 
-class ByShade(nn.Module):
-    """A stand-in: the mean colour's angle as a row, so that equal shades are equal rows."""
-
-    def forward(self, images):
-        angle = images.mean(dim=(1, 2, 3)) / 255 * math.pi / 2
-        return torch.stack([angle.cos(), angle.sin()], dim=1)
+def test_without_the_classifier_only_the_ranking_counts():
+    parts, _ = gradients(small_model(None), Objective(RankingLoss("batch-hard-triplet", dim=8, classes=4), auxiliary=0))
+    assert list(parts) == ["ranking"]
 
 
-@pytest.mark.parametrize("query_shades, want_1, want_2", [
-    ((10, 100), 2 / 2, 2 / 2),   # each nearest its own
-    ((10, 14), 1 / 2, 1 / 2),    # the second lies beside the first's garment and the stranger's
-    ((10, 60), 1 / 2, 2 / 2),    # the second's own comes second
-])  # fmt: skip
-def test_held_out_accuracy_by_hand(query_shades, want_1, want_2):
-    gallery = [
-        one(10, (0, 10, 1), True, True),
-        one(100, (0, 20, 1), True, True),
-        one(16, None, True),
-        one(50, (0, 3, 1), True),
-    ]
-    if query_shades[1] == 60:
-        gallery[3] = one(62, (0, 3, 1), True)
-    queries = [one(shade, (0, pair, 1), False, True) for shade, pair in zip(query_shades, (10, 20), strict=True)]
-    figures = held_out_accuracy(ByShade(), Garments(gallery + queries, SPEC), ks=(1, 2))
-    assert figures == {"acc@1": want_1, "acc@2": want_2, "queries": 2}
+def test_a_loss_that_is_not_finite_stops():
+    with pytest.raises(RuntimeError, match="the loss is nan"):
+        backward(small_model(), Objective(RankingLoss("triplet", dim=8, classes=4)), IMAGES * torch.nan, IDENTITIES)
 
 
-def test_nothing_held_out_measures_nothing():
-    figures = held_out_accuracy(ByShade(), Garments([one(1, (0, 1, 1), True), one(1, (0, 1, 1), False)], SPEC))
-    assert figures["queries"] == 0 and math.isnan(figures["acc@1"])
+def test_half_precision_comes_near():
+    objective = Objective(RankingLoss("multi-similarity", dim=8, classes=4))
+    whole, half = backward(small_model(), objective, IMAGES, IDENTITIES), None
+    half = backward(small_model(), objective, IMAGES, IDENTITIES, half=True)
+    assert half == pytest.approx(whole, rel=0.05)
+
+
+def test_rates_fall_with_depth_and_vectors_do_not_decay():
+    model = CGD(fine_map("resnet18"), ("gem",), 8, 4)
+    ranking = RankingLoss("proxy-anchor", dim=8, classes=4)
+    groups = parameter_groups(
+        model, ranking, rate=1.0, backbone_share=0.5, layer_decay=0.1, proxy_share=7.0, weight_decay=0.01
+    )
+    rate = {id(p): (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    by_name = {name: rate[id(p)] for name, p in model.named_parameters()}
+    assert by_name["backbone.body.layer4.0.conv1.weight"] == (0.5, 0.01)
+    assert by_name["backbone.body.layer3.0.conv1.weight"] == (pytest.approx(0.05), 0.01)
+    assert by_name["backbone.body.layer1.0.bn1.weight"] == (pytest.approx(0.0005), 0.0)
+    assert by_name["backbone.body.conv1.weight"][0] == pytest.approx(0.0005)  # the stem as the first stage
+    assert by_name["reductions.0.weight"] == (1.0, 0.01) and by_name["pools.0.p"] == (1.0, 0.0)
+    assert rate[id(next(ranking.parameters()))] == (7.0, 0.01)
+    assert len(rate) == len(list(model.parameters())) + 1
+
+    optimiser = torch.optim.SGD(groups)
+    set_rates(optimiser, 0.5)
+    assert {round(g["lr"] / g["peak"], 6) for g in optimiser.param_groups} == {0.5}
 
 
 @pytest.mark.parametrize("timm_id, n, first_that_learns", [
@@ -125,8 +112,6 @@ def test_nothing_held_out_measures_nothing():
     ("convnext_atto", 2, "body.stages_2.downsample.0.weight"),
 ])  # fmt: skip
 def test_freezing_stops_the_first_stages(timm_id, n, first_that_learns):
-    from retrieval.cgd import fine_map
-
     backbone = fine_map(timm_id)
     freeze(backbone, n)
     assert next(name for name, p in backbone.named_parameters() if p.requires_grad) == first_that_learns
@@ -135,10 +120,10 @@ def test_freezing_stops_the_first_stages(timm_id, n, first_that_learns):
 def test_the_average_follows_its_formula():
     model = nn.Linear(1, 1, bias=False)
     model.weight.data.fill_(0.0)
-    average = Average(model, decay=0.5)
+    average = Average(model.state_dict(), decay=0.5)
     model.weight.data.fill_(1.0)
-    average.update(model)
+    average.update(model.state_dict())
     first = 1 - 2 / 11  # decay min(0.5, (1 + 1) / (10 + 1))
     assert average.tensors["weight"].item() == pytest.approx(first)
-    average.update(model)
+    average.update(model.state_dict())
     assert average.tensors["weight"].item() == pytest.approx(1 - (1 - first) * 3 / 12)
