@@ -14,9 +14,11 @@ import hashlib
 import io
 import json
 import math
+import re
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +104,10 @@ class TrainingRun:
         try:
             found: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0].strip().rstrip(".")
+            named = re.search(r"GLOBAL (\S+)", str(error))
             raise UserError(
-                f"{self.store.uri}: {key} holds more than tensors and plain values ({reason or 'damaged'}), so it is "
-                "not read; delete it to go on from the one before"
+                f"{self.store.uri}: {key} is not read: {f'it asks for {named[1]},' if named else 'it is damaged or holds'} "
+                "more than tensors and plain values; delete it to go on from the one before"
             ) from None
         return found
 
@@ -129,15 +131,16 @@ class TrainingRun:
         data = io.BytesIO()
         torch.save({**state, "step": step, "same": self.same}, data)
         self._publish_events()
-        self.store.write(f"{CHECKPOINTS}step-{step:08d}.pt", data.getbuffer())
-        for key in self._checkpoints()[: -self.keep]:
+        newest = f"{CHECKPOINTS}step-{step:08d}.pt"
+        self.store.write(newest, data.getbuffer())
+        for key in [key for key in self._checkpoints() if key <= newest][: -self.keep]:  # a later one was unreadable
             self.store.delete(key)
 
     def log(self, step: int, part: str, figures: Mapping[str, float]) -> None:
         """One more line of the log, and the same to TensorBoard; figures that are no numbers or None stay out of both."""
         if not self.writes:
             return
-        kept = {k: v for k, v in figures.items() if isinstance(v, int | float) and math.isfinite(v)}
+        kept = {k: _plain(v) for k, v in figures.items() if isinstance(v, Real) and math.isfinite(v)}
         self.lines.append({"step": step, "part": part, **kept})
         self.store.write(LOG, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
         for name, value in kept.items():
@@ -193,6 +196,11 @@ class TrainingRun:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _plain(value: Any) -> int | float:
+    """NumPy's numbers as JSON knows them."""
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 class Interval:
