@@ -228,10 +228,14 @@ def fit(image: np.ndarray, scale_px: tuple[int, int]) -> np.ndarray:
         raise ValueError(
             f"detecting: want an (H, W, 3) uint8 photo, got {image.shape} {image.dtype}; decode it with store.decode"
         )
-    height, width = image.shape[:2]
+    height, width = fitted_size(image.shape[0], image.shape[1], scale_px)
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def fitted_size(height: int, width: int, scale_px: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) that `fit` resizes a photo of that size to."""
     scale = min(max(scale_px) / max(height, width), min(scale_px) / min(height, width))
-    size = max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5))
-    return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
 def _alike(fitted: list[np.ndarray], multiple: int) -> Iterator[tuple[tuple[int, int], list[int]]]:

@@ -1,255 +1,384 @@
 """Train one detector on image sets with boxes; stop it anywhere, the same line goes on.
 
+    # laptop
     python jobs/train_detector.py --model atss-tiny --imageset runs/ccp-train --output runs/train/atss --steps 1000
     python jobs/train_detector.py --model centernet-tiny --imageset runs/ccp-train --imageset runs/drawn:0.5 \\
         --init-from weights/tiny/atss-tiny.safetensors --output runs/train/centernet --steps 600
 
-OUTPUT holds checkpoint.pt (newest, replaced atomically), log.jsonl (a line an interval), MODEL.safetensors (float16, what
-`weights/` ships) and summary.json. One photo in ten, by pair_id, is held out of training and tells how it goes; several
-image sets are mixed by the weight after the colon. Each step's batch depends on the seed and its number alone.
+    # the paper's size on eight GPUs: Ray Train, from COCO weights, checkpoints in a bucket
+    python jobs/train_detector.py --model cascade-mask-rcnn_r101_fpn --mixture m0 --data s3://BUCKET/sets --workers 8 \\
+        --device cuda --threads 8 --precision bf16 --batch-size 32 --lr 1e-4 --steps 90000 --schedule steps --drops 0.67,0.9 \\
+        --zoom 0.5,1.25 --copy-paste 0.3 --init-from cascade_mask_rcnn_r101_fpn_coco.pth --output s3://BUCKET/train/cascade
+
+OUTPUT, a folder or s3://BUCKET/PREFIX, is laid out as `jobs.training_run` says; MODEL.safetensors in it holds averaged weights
+in float16. One photo in ten, by pair_id, is held out of training and tells how it goes; image sets are mixed by the weight
+after the colon, which is that of each of their photos. A step's batch depends on the seed and its number alone.
+
+Several workers share that batch, and the gradient is the mean of theirs. What then differs from one worker: RetinaNet,
+CenterNet and Cascade Mask R-CNN normalise by the positives of a worker's part instead of the whole batch's (ATSS asks the
+other workers), and BatchNorm that learns, CenterNet's at the paper's size, sees the part alone; the first worker's
+statistics are shipped. So do the parts of --accumulate, ATSS's too. Workers on several machines want OUTPUT in a bucket.
 """
 
 import argparse
-import json
+import math
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "cli.py").is_file():
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs import cli, training_run
+from jobs import cli, training_run, workers
 
-HOLD_OUT_EVERY = 10  # pair_ids divisible by this are never trained on
+if TYPE_CHECKING:
+    from detection.models import DetectorSpec
+    from detection.training import Learner
+    from detection.training_photos import Photos
+
+HOLD_OUT_EVERY = 10  # pair_ids divisible by this are never trained on; image_ids, where the pair is unknown
+MEASURED = 1000  # held-out photos measured at most during training, evenly spread; at the end all are
+SAME_TRAINING = (
+    "model", "imageset", "mixture", "steps", "batch_size", "seed", "lr", "backbone_share", "weight_decay", "warm_up", "schedule",
+    "drops", "ema_decay", "user_weight", "zoom", "mosaic", "copy_paste", "init_from",
+)  # fmt: skip
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="name of a detector in detection.models")
-    parser.add_argument(
-        "--imageset", action="append", required=True, metavar="URI[:WEIGHT]", help="repeatable; weight 1"
-    )
-    parser.add_argument("--output", required=True, type=Path, help="folder for checkpoint, log and weights")
+    add = parser.add_argument
+    add("--model", required=True, help="name of a detector in detection.models")
+    add("--output", required=True, metavar="URI", help="folder or s3:// for checkpoints, log and weights")
     # what is learnt from
-    parser.add_argument("--user-weight", type=float, default=2.0, help="how much more often consumer photos come (2)")
-    parser.add_argument(
-        "--init-from", type=Path, help="safetensors of another detector: tensors of like name and shape"
+    add("--imageset", action="append", default=[], metavar="URI[:WEIGHT]", help="repeatable; weight 1")
+    add("--mixture", default="", help="m0 to m5: the paper's mixtures of image sets, under --data")
+    add("--data", default="", metavar="URI", help="where a mixture's image sets lie, each under its data set's name")
+    add(
+        "--validation", default="", metavar="URI", help="image set measured once, at the end; its photos are not learnt"
     )
+    add("--user-weight", type=float, default=2.0, help="how much more often consumer photos come (2)")
+    add(
+        "--init-from",
+        default="",
+        metavar="FILE",
+        help="another detector's safetensors, a COCO checkpoint of mmdetection, an ImageNet backbone",
+    )
+    # how photos are changed
+    add(
+        "--zoom",
+        type=numbers,
+        default=(0.8, 1.25),
+        metavar="LOW,HIGH",
+        help="multi-scale: factor of a photo (0.8,1.25)",
+    )
+    add("--mosaic", type=float, default=0.0, help="share of photos put together from four (0)")
+    add("--copy-paste", type=float, default=0.0, help="share of photos that get garments of another (0)")
     # how long, how fast
-    parser.add_argument("--steps", type=int, default=1000, help="optimiser steps in all (1000)")
-    parser.add_argument("--batch-size", type=int, default=8, help="photos a step (8)")
-    parser.add_argument("--lr", type=float, default=1.2e-3, help="highest rate of the heads (0.0012)")
-    parser.add_argument("--backbone-share", type=float, default=0.3, help="the backbone's rate over the heads' (0.3)")
-    parser.add_argument("--weight-decay", type=float, default=0.02, help="of AdamW (0.02)")
-    parser.add_argument("--warm-up", type=int, default=60, help="steps until the highest rate (60)")
+    add("--steps", type=int, default=1000, help="optimiser steps in all (1000)")
+    add("--batch-size", type=int, default=8, help="photos a step, of all workers (8)")
+    add("--accumulate", type=int, default=1, help="parts a worker's photos go through the model in, for memory (1)")
+    add("--lr", type=float, default=1.2e-3, help="highest rate of the heads (0.0012)")
+    add("--backbone-share", type=float, default=0.3, help="the backbone's rate over the heads' (0.3)")
+    add("--weight-decay", type=float, default=0.02, help="of AdamW (0.02)")
+    add("--warm-up", type=int, default=60, help="steps until the highest rate (60)")
+    add("--schedule", choices=("cosine", "steps"), default="cosine", help="how the rate falls (cosine)")
+    add(
+        "--drops",
+        type=numbers,
+        default=(0.7, 0.9),
+        help="with steps: shares of all steps after which it is a tenth (0.7,0.9)",
+    )
+    add("--ema-decay", type=float, default=0.998, help="of the averaged weights; 0: those of the last step (0.998)")
     # the rest
-    parser.add_argument("--device", default="cpu", help="cpu or cuda (cpu)")
-    parser.add_argument(
+    add(
+        "--workers",
+        type=int,
+        default=1,
+        help="processes that train together, by Ray Train; 1: this one, without Ray (1)",
+    )
+    add("--device", default="cpu", help="cpu or cuda (cpu)")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of convolutions (fp32)")
+    add(
         "--threads",
         type=int,
         default=os.cpu_count() or 1,
-        help="CPU threads (all); with other work on the machine, 1 is faster",
+        help="CPU threads a worker (all); with other work on the machine, 1 is faster",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of batches and augmentation (0)")
-    parser.add_argument("--log-every", type=int, default=20, help="steps a line (20)")
-    parser.add_argument("--save-every", type=int, default=100, help="steps a checkpoint (100)")
-    parser.add_argument(
-        "--eval-every", type=int, default=0, help="steps between measurements on held-out photos (0: at the end)"
+    add(
+        "--cache-gb",
+        type=float,
+        default=4.0,
+        help="memory a worker keeps decoded photos in; others are decoded each time (4)",
     )
+    add("--seed", type=int, default=0, help="of batches and augmentation (0)")
+    add("--log-every", type=int, default=20, help="steps a line (20)")
+    add("--save-every", type=int, default=100, help="steps a checkpoint (100)")
+    add("--keep", type=int, default=2, help="checkpoints kept, the newest (2)")
+    add("--eval-every", type=int, default=0, help="steps between measurements on held-out photos (0: at the end)")
     args = parser.parse_args(argv)
-    for name in ("steps", "batch_size", "log_every", "save_every", "threads"):
+    for name in ("steps", "batch_size", "accumulate", "log_every", "save_every", "keep", "threads", "workers"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} wants 1 or more, got {getattr(args, name)}")
     return args
 
 
+def numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
 def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    args = parse(argv)
+    check(args)
+    return workers.launch("jobs.train_detector", argv, workers=args.workers, device=args.device, threads=args.threads)
+
+
+def check(args: argparse.Namespace) -> None:
+    """What can be known to be wrong before anything is read."""
+    parts = args.workers * args.accumulate
+    if args.batch_size % parts:
+        raise cli.UserError(
+            f"--batch-size {args.batch_size} wants to be a multiple of --workers × --accumulate, {parts}"
+        )
+    if len(args.zoom) != 2 or not 0 < args.zoom[0] <= args.zoom[1]:
+        raise cli.UserError(f"--zoom wants LOW,HIGH with 0 < LOW <= HIGH, got {args.zoom}")
+    for name, value in (
+        ("mosaic", args.mosaic),
+        ("copy-paste", args.copy_paste),
+        *(("drops", drop) for drop in args.drops),
+    ):
+        if not 0 <= value <= 1:
+            raise cli.UserError(f"--{name} wants a share in [0, 1], got {value:g}")
+    if not 0 <= args.ema_decay < 1:
+        raise cli.UserError(f"--ema-decay wants to be in [0, 1), got {args.ema_decay:g}")
+    if not (args.imageset or args.mixture):
+        raise cli.UserError("nothing to learn from: give --imageset URI, or --mixture NAME --data URI")
+    if args.init_from and not Path(args.init_from).is_file():
+        raise cli.UserError(f"--init-from {args.init_from}: no such file")
+
+
+def train(argv: list[str], world: workers.World) -> int:
+    """One worker's training, from photos to weights."""
     args = parse(argv)
 
+    import cv2
     import torch
 
-    from detection import detector, models, training
+    from detection import models, training_photos
 
     torch.set_num_threads(args.threads)
+    cv2.setNumThreads(1)  # photos are spread over threads already
     try:
         spec = models.named(args.model)
     except ValueError as error:
         raise cli.UserError(str(error)) from None
-    learn, held_out = read_samples(args, spec)
-    device = torch.device(args.device)
-    batches = training.Batches(learn, spec, args.batch_size, args.seed)
-    print(
-        f"{spec.name}: {len(learn)} photos to learn from, {len(held_out)} held out, {args.steps} steps of {args.batch_size}",
-        flush=True,
-    )
+    photos = read_photos(args, spec)
+    first = world.rank == 0
+    if first:
+        print(f"{spec.name}: {photos.told}, {args.steps} steps of {args.batch_size}", flush=True)
 
-    # ---------------------------------------------------------------- model, optimiser, where we were
-    model = detector.build(spec, pretrained_backbone=True).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    training.freeze(model)
-    if args.init_from:
-        print(
-            f"{training.take_matching(model, read_tensors(args.init_from))} tensors from {args.init_from}", flush=True
-        )
-    optimiser = torch.optim.AdamW(training.parameter_groups(model, args.lr, args.backbone_share, args.weight_decay))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: training_run.rate_share(step, args.steps, args.warm_up)
-    )
-    args.output.mkdir(parents=True, exist_ok=True)
-    checkpoint = args.output / "checkpoint.pt"
-    parts_of_state: dict[str, Any] = {"model": model, "optimiser": optimiser, "schedule": schedule}
-    state = training_run.read_checkpoint(checkpoint, training_identity(args)) or {"step": 0, "seconds": 0.0}
-    for name, part in parts_of_state.items():
-        if name in state:
-            part.load_state_dict(state[name])
+    # ---------------------------------------------------------------- model, where we were, what comes
+    with training_run.TrainingRun(args.output, same_training(args), keep=args.keep, writes=first) as run:
+        state = run.resume() or {"step": 0, "seconds": 0.0}
+        learner = start(args, spec, fresh=state["step"] == 0, tell=first)
+        if state["step"]:
+            learner.load(state)
+        if world.mean({"step": state["step"]})["step"] != state["step"]:
+            raise cli.UserError(
+                f"{args.output}: workers do not see the same checkpoints; want a bucket or a shared folder"
+            )
+        changes = training_photos.Changes(args.zoom, args.mosaic, args.copy_paste)
+        batches = training_photos.Batches(photos.learn, spec, args.batch_size, args.seed, changes)
+        ahead = batches.ahead(range(state["step"], args.steps), world.part(args.batch_size), args.threads)
+        drops = args.drops if args.schedule == "steps" else ()
 
-    # ---------------------------------------------------------------- steps
-    model.train()
-    started = interval = time.monotonic()
-    sums: dict[str, float] = {}
-    for step in range(state["step"], args.steps):
-        photos, shape = batches[step]
-        torch.manual_seed(args.seed * 1_000_003 + step)  # R-CNN samples its boxes at random
-        parts = training.losses(model, *training.to_model(photos, shape, spec, device))
-        loss = torch.stack(list(parts.values())).sum()
-        if not torch.isfinite(loss):
-            raise RuntimeError(f"{spec.name}: loss is {loss.item()} at step {step}; try a lower --lr than {args.lr}")
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 20.0)
-        optimiser.step()
-        schedule.step()
-        for name, value in (*parts.items(), ("loss", loss)):
-            sums[name] = sums.get(name, 0.0) + float(value.detach())
-        done = step + 1
-        if done % args.log_every == 0 or done == args.steps:
-            count = (done - 1) % args.log_every + 1
-            rate = count / (time.monotonic() - interval)
-            line = {"step": done, **{name: round(total / count, 4) for name, total in sums.items()}}
-            training_run.log(args.output, line)
-            losses = " ".join(
-                f"{name.removeprefix('loss_')} {value}" for name, value in line.items() if name not in ("step", "loss")
-            )
-            left_s = (args.steps - done) / rate
-            print(
-                f"{spec.name} {done}/{args.steps} loss {line['loss']:.3f} ({losses}) {rate:.2f} steps/s, {left_s / 60:.0f} min to go",
-                flush=True,
-            )
-            interval, sums = time.monotonic(), {}
-        if done % args.save_every == 0 or done == args.steps:
-            seconds = state["seconds"] + time.monotonic() - started
-            tensors = {name: part.state_dict() for name, part in parts_of_state.items()}
-            training_run.save_checkpoint(
-                checkpoint, training_identity(args), {"step": done, "seconds": seconds, **tensors}
-            )
-        if args.eval_every and done % args.eval_every == 0 and done < args.steps:
-            training_run.log(args.output, {"step": done, "held_out": measure(spec, model, held_out, args.device)})
-            model.train()
-            interval = time.monotonic()
+        # ------------------------------------------------------------ steps
+        interval = training_run.Interval(spec.name, args.steps, state["step"])
+        started = time.monotonic() - state["seconds"]
+        for step, samples, shape in ahead:
+            seed = (
+                args.seed * 1_000_003 + step
+            ) * 4096 + world.rank * args.accumulate  # one for each part of the batch
+            figures = world.mean(learner.gradients(samples, shape, seed=seed, accumulate=args.accumulate))
+            if not math.isfinite(figures["loss"]):
+                raise cli.UserError(
+                    f"{spec.name}: loss is {figures['loss']} at step {step}; try a lower --lr than {args.lr}"
+                )
+            world.sum_gradients(learner.model.parameters(), mean=True)
+            share = training_run.rate_share(step, args.steps, args.warm_up, drops)
+            learner.update(share)
+            interval.add(figures)
+            done = step + 1
+            if done % args.log_every == 0 or done == args.steps:
+                means, line = interval.close(done, args.lr * share)
+                run.log(done, "train", means)
+                if first:
+                    print(line, flush=True)
+            if args.eval_every and done % args.eval_every == 0 and done < args.steps:
+                began = time.monotonic()
+                if first:
+                    every = -(-len(photos.held_out) // MEASURED) or 1
+                    tell(run, done, "held_out", measure(args, spec, learner, photos.held_out, every))
+                world.wait()
+                interval.began += time.monotonic() - began
+            if done % args.save_every == 0 or done == args.steps:
+                run.save(done, {**learner.state(), "seconds": time.monotonic() - started})
 
-    # ---------------------------------------------------------------- weights and what they are worth
-    path = args.output / f"{spec.name}.safetensors"
-    digest = training_run.export(model.state_dict(), path)
-    figures = measure(spec, model, held_out, args.device)
-    summary = {
-        "model": spec.name, "steps": args.steps, "batch_size": args.batch_size, "seconds": round(state["seconds"] + time.monotonic() - started),
-        "photos": len(learn), "imagesets": args.imageset, "held_out": figures, "weights": path.name, "sha256": digest,
-    }  # fmt: skip
-    training_run.replace(args.output / "summary.json", (json.dumps(summary, indent=1) + "\n").encode())
-    print(json.dumps(summary), flush=True)
+        # ------------------------------------------------------------ weights and what they are worth
+        if first:
+            finish(args, spec, run, learner, photos, time.monotonic() - started)
+        world.wait()
     return 0
 
 
-def read_samples(args: argparse.Namespace, spec: Any) -> tuple[list[Any], list[Any]]:
-    """Every usable photo of the image sets, decoded and fitted: those to learn from, those held out."""
-    from detection import training
-    from store import decode, imageset
+def start(args: argparse.Namespace, spec: "DetectorSpec", *, fresh: bool, tell: bool) -> "Learner":
+    """The model before its first step: ImageNet backbone where there is one, then what --init-from holds."""
+    import torch
 
-    learn: list[Any] = []
-    held_out: list[Any] = []
-    bad = 0
-    for uri in args.imageset:
-        name, _, weight = (
-            uri.rpartition(":") if uri.rpartition(":")[2].replace(".", "", 1).isdigit() else (uri, "", "1")
-        )
-        images = imageset.open_imageset(name)
-        for shard in images.shards:
-            for row in images.read(shard.name).to_pylist():
-                if row["weak_box"] or not row["items"]:
-                    continue  # a box that is only the photo's frame teaches the wrong thing
-                try:
-                    photo = decode.decode(row["image"])
-                except decode.DecodeError:
-                    bad += 1
-                    continue
-                share = float(weight) * (args.user_weight if row["source"] == "user" else 1.0)
-                one = training.sample(photo, row["items"], spec, share)
-                (held_out if row["pair_id"] % HOLD_OUT_EVERY == 0 else learn).append(one)
-    if not learn:
-        raise cli.UserError(
-            f"no photos with boxes in {', '.join(args.imageset)}; ingest them with jobs/ingest.py deepfashion2"
-        )
-    if bad:
-        print(f"{bad} photos could not be decoded and are left out", flush=True)
-    return learn, held_out
+    from detection import detector, training
+
+    model = detector.build(spec, pretrained_backbone=fresh)
+    training.freeze(model)
+    if args.init_from and fresh:
+        try:
+            taken, whole = training.take_matching(model, training.read_tensors(Path(args.init_from)))
+        except training.InitError as error:
+            raise cli.UserError(f"--init-from {args.init_from}: {error}") from None
+        if tell:
+            print(f"{taken} of {whole} tensors from {args.init_from}", flush=True)
+    model = model.to(args.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return training.Learner(
+        model, spec, rate=args.lr, backbone_share=args.backbone_share, weight_decay=args.weight_decay,
+        ema_decay=args.ema_decay, precision=args.precision,
+    )  # fmt: skip
 
 
-def training_identity(args: argparse.Namespace) -> dict[str, Any]:
-    """What must stay the same for a checkpoint to be continued."""
-    names = (
-        "model",
-        "imageset",
-        "steps",
-        "batch_size",
-        "seed",
-        "lr",
-        "backbone_share",
-        "weight_decay",
-        "warm_up",
-        "user_weight",
-    )
-    return {name: getattr(args, name) for name in names}
+def measure(
+    args: argparse.Namespace, spec: "DetectorSpec", learner: "Learner", photos: "Photos", every: int = 1
+) -> dict[str, Any]:
+    """The averaged weights on photos not learnt from, as they would be shipped."""
+    from detection import held_out
+
+    tensors = training_run.shipped(learner.average.tensors)
+    figures = held_out.measure(tensors, spec, photos, device=args.device, every=every)
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()}
 
 
-def measure(spec: Any, model: Any, held_out: list[Any], device: str) -> dict[str, Any]:
-    """Average precision on photos held out, of the model as it stands, at the detector's own size."""
-    import numpy as np
-
-    from detection import detector, metrics, training
-
-    if not held_out:
-        return {}
-    found = detector.Detector(spec, model, device, 0.01, 100).detect([one.image for one in held_out])
-    truth = list(training.truth_rows(held_out))
-    boxes = np.concatenate([b for _, b, _ in truth])
-    figures = metrics.evaluate_boxes(
-        {
-            "image_id": np.concatenate([np.full(len(b), i) for i, b, _ in truth]),
-            "bbox": boxes,
-            "category_id": np.concatenate([c for _, _, c in truth]),
-            "area": np.prod(boxes[:, 2:] - boxes[:, :2], 1),
-        },
-        {
-            "image_id": np.concatenate([np.full(len(d), i) for i, d in enumerate(found)]),
-            "bbox": np.concatenate([d.boxes for d in found]),
-            "score": np.concatenate([d.scores for d in found]),
-            "category_id": np.concatenate([d.categories for d in found]),
-        },
-        np.arange(len(held_out)),
-    )
-    figures = {name: figures[name] for name in ("AP", "AP50", "AP10", "AP10_50", "images")}
-    print(f"{spec.name}: held out {figures}", flush=True)
-    return figures
+def tell(run: training_run.TrainingRun, step: int, part: str, figures: dict[str, Any]) -> None:
+    run.log(step, part, figures)
+    print(f"step {step} {part.replace('_', ' ')}: {figures}", flush=True)
 
 
-def read_tensors(path: Path) -> dict[str, Any]:
-    from safetensors.torch import load
+def finish(
+    args: argparse.Namespace, spec: "DetectorSpec", run: training_run.TrainingRun, learner: "Learner", photos: "Read", seconds: float
+) -> None:  # fmt: skip
+    """The weights under the model's name, and what they are worth on all photos held out and on the validation set."""
+    data = training_run.to_bytes(learner.average.tensors)
+    run.write(f"{spec.name}.safetensors", data)
+    worth = {}
+    for part, kept in (("held_out", photos.held_out), ("validation", photos.validation)):
+        worth[part] = measure(args, spec, learner, kept)
+        tell(run, args.steps, part, worth[part])
+    run.finish({
+        "model": spec.name, "steps": args.steps, "batch_size": args.batch_size, "seconds": round(seconds),
+        "photos": len(photos.learn), "imagesets": [part.uri for part in parts_of(args)], **worth,
+        "left_out": photos.left_out, "undecodable": len(photos.learn.broken), "weights": f"{spec.name}.safetensors",
+        "bytes": len(data), "sha256": training_run.sha256(data),
+    })  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ photos
+
+
+class Read(NamedTuple):
+    """The photos of all image sets. `left_out`: how many are not learnt from, by reason."""
+
+    learn: "Photos"
+    held_out: "Photos"
+    validation: "Photos"
+    left_out: dict[str, int]
+
+    @property
+    def told(self) -> str:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in self.left_out.items() if n)
+        held_out = f"{len(self.learn)} photos to learn from, {len(self.held_out)} held out"
+        return f"{held_out} (left out: {reasons})" if reasons else held_out
+
+
+def parts_of(args: argparse.Namespace) -> list[Any]:
+    """Address and weight of each image set."""
+    from retrieval.datasets import mixtures
 
     try:
-        return load(path.read_bytes())
-    except Exception as error:
-        raise cli.UserError(f"--init-from {path}: {error}") from None
+        named = mixtures.parts(args.mixture, args.data) if args.mixture else []
+        return [*named, *(mixtures.parse(text) for text in args.imageset)]
+    except ValueError as error:
+        raise cli.UserError(str(error)) from None
+
+
+def read_photos(args: argparse.Namespace, spec: "DetectorSpec") -> Read:
+    """Every usable photo of the image sets; pixels are decoded when they are needed.
+
+    Left out: photos without garments, photos whose boxes are only the photo's frame (`weak_box`), which teach the wrong
+    thing, and photos that the validation set has too.
+    """
+    from detection.training_photos import Photos
+
+    budget = int(args.cache_gb * 1e9)
+    learn, held_out, validation = Photos(spec, budget * 9 // 10), Photos(spec, budget // 10), Photos(spec, 0)
+    known: set[bytes] = set()
+    for table, row, about in rows_of(args.validation) if args.validation else ():
+        known.add(about["digest"])
+        if not about["weak_box"]:
+            validation.add(table, row, 1.0)
+    left_out = {"in validation": 0, "weak boxes": 0, "without garments": 0}
+    for part in parts_of(args):
+        for table, row, about in rows_of(part.uri):
+            reason = reason_against(about, known)
+            if reason is not None:
+                left_out[reason] += 1
+                continue
+            weight = part.weight * (args.user_weight if about["source"] == "user" else 1.0)
+            aside = (about["pair_id"] or about["image_id"]) % HOLD_OUT_EVERY == 0
+            (held_out if aside else learn).add(table, row, weight)
+    if not len(learn):
+        places = ", ".join(part.uri for part in parts_of(args))
+        raise cli.UserError(
+            f"no photos with boxes to learn from in {places} (left out: {left_out}); ingest them with jobs/ingest.py deepfashion2"
+        )
+    return Read(learn, held_out, validation, left_out)
+
+
+def rows_of(uri: str) -> Any:
+    """(table, row, what decides its use) of every photo of an image set; a folder's tables are mapped, not read into memory."""
+    import pyarrow.compute as pc
+
+    from store import imageset
+
+    images = imageset.open_imageset(uri)
+    for shard in images.shards:
+        table = images.read(shard.name)
+        about = table.select(["image_id", "source", "pair_id", "digest", "weak_box"]).append_column(
+            "n_items", pc.list_value_length(table["items"])
+        )
+        for row, fields in enumerate(about.to_pylist()):
+            yield table, row, fields
+
+
+def reason_against(about: dict[str, Any], known: set[bytes]) -> str | None:
+    """Why a photo is not learnt from; None: it is."""
+    if about["digest"] in known:
+        return "in validation"
+    if about["weak_box"]:
+        return "weak boxes"
+    return None if about["n_items"] else "without garments"
+
+
+def same_training(args: argparse.Namespace) -> dict[str, Any]:
+    """What must stay the same for a checkpoint to be continued; workers, threads and precision need not."""
+    return {name: getattr(args, name) for name in SAME_TRAINING}
 
 
 if __name__ == "__main__":
