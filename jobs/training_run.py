@@ -141,7 +141,8 @@ class TrainingRun:
         if not self.writes:
             return
         kept = {k: _plain(v) for k, v in figures.items() if isinstance(v, Real) and math.isfinite(v)}
-        self.lines = [line for line in self.lines if (line["step"], line["part"]) != (step, part)]  # told again, not twice
+        # a training that is finished a second time tells its last lines again, not twice
+        self.lines = [line for line in self.lines if (line["step"], line["part"]) != (step, part)]
         self.lines.append({"step": step, "part": part, **kept})
         self.store.write(LOG, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
         for name, value in kept.items():
