@@ -20,15 +20,12 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "cli.py").is_file():
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from detection.categories import CATEGORIES
 from jobs import cli, training_data, training_run, workers
 
 if TYPE_CHECKING:
     from jobs.workers import World
     from retrieval.models import EmbedderSpec
-    from retrieval.training_crops import Garments
 
-BEST = "best.safetensors"
 SAME_TRAINING = (
     "model", "backbone", "descriptors", "dim", "input_size", "stride", "init_from", "freeze_stages", "loss", "loss_arg",
     "miner", "auxiliary", "temperature", "smoothing", "jitter", "turn", "flip", "light", "colour", "erase", "steps",
@@ -201,6 +198,7 @@ def train(argv: list[str], world: "World") -> int:
     import numpy as np
     import torch
 
+    from jobs import embedder_crops, embedder_worth
     from retrieval import training
     from retrieval.training_crops import CHANCES
 
@@ -211,7 +209,7 @@ def train(argv: list[str], world: "World") -> int:
     with training_run.TrainingRun(args.output, same, keep=args.keep, writes=world.rank == 0) as run:
         # ------------------------------------------------------------ crops, model, optimiser, where we were
         state = run.resume() or {"step": 0, "seconds": 0.0, "best": None}
-        garments = read_garments(args, spec, learning)
+        garments = embedder_crops.read(args, spec, learning)
         objective = make_objective(args, spec, len(garments.classes))
         model = start_model(args, spec, len(garments.classes)).to(args.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         objective.ranking.to(args.device)
@@ -266,10 +264,10 @@ def train(argv: list[str], world: "World") -> int:
                 if world.rank == 0:
                     print(line, flush=True)
             if (done % args.eval_every == 0 or done == args.steps) and world.rank == 0:
-                figures = measure(args, spec, average, garments)
+                figures = embedder_worth.measure(spec, average.tensors, garments, args.device)
                 run.log(done, "held_out", figures)
                 print(f"{spec.name} {done}/{args.steps} held out: {figures}", flush=True)
-                best = keep_best(run, best, done, figures, average)
+                best = embedder_worth.keep_best(run, best, done, figures, average.tensors)
                 interval = training_run.Interval(spec.name, args.steps, done)
             if done % args.save_every == 0 or done % args.eval_every == 0 or last:
                 seconds = state["seconds"] + time.monotonic() - started
@@ -286,9 +284,16 @@ def train(argv: list[str], world: "World") -> int:
                 break
 
         if world.rank == 0:
-            finish(
-                args, spec, run, garments, learning, best, done, state["seconds"] + time.monotonic() - started, average
-            )
+            if best is None:  # stopped before the first measurement
+                figures = embedder_worth.measure(spec, average.tensors, garments, args.device)
+                best = embedder_worth.keep_best(run, None, done, figures, average.tensors)
+            facts = {
+                "model": spec.name, "loss": args.loss, "steps": best["step"], "stopped_at": done, "of_steps": args.steps,
+                "batch_size": args.batch_size, "seconds": round(state["seconds"] + time.monotonic() - started),
+                "imagesets": {part.uri: part.weight for part in learning.sets}, "left_out": learning.left_out,
+            }  # fmt: skip
+            validation = learning.validation if done == args.steps else None  # read once, at the end
+            embedder_worth.finish(run, spec, facts, best, garments, validation, args.device)
     return 0
 
 
@@ -304,63 +309,6 @@ def make_objective(args: argparse.Namespace, spec: "EmbedderSpec", classes: int)
     except (ValueError, TypeError) as error:
         raise cli.UserError(str(error)) from None
     return Objective(ranking, args.auxiliary, args.temperature, args.smoothing)
-
-
-def read_garments(args: argparse.Namespace, spec: "EmbedderSpec", learning: training_data.LearningSet) -> "Garments":
-    """Every garment of the image sets with a usable box, cut and kept in memory (about 110 kB each at 160 px)."""
-    from retrieval.training_crops import Augmentation, Garments, canvas_side
-
-    try:
-        how = Augmentation(args.jitter, args.turn, args.flip, args.light, args.colour, args.erase)
-    except ValueError as error:
-        raise cli.UserError(str(error)) from None
-    as_jpeg = (
-        learning.n_photos * 2 * 3 * canvas_side(spec.input_size) ** 2 > args.cache_gb * 1e9
-    )  # two garments a photo
-    items, bad = [], 0
-    for number, photo in enumerate(learning.photos()):
-        cut = cut_garments(photo, number, spec, as_jpeg)
-        items += cut or []
-        bad += cut is None
-    garments = Garments(items, spec, how)
-    if bad or learning.left_out:
-        print(
-            f"{bad} photos could not be decoded; {learning.left_out} are left out, for their bytes are held out or validate",
-            flush=True,
-        )
-    if len(garments.classes) < 2:
-        raise cli.UserError(
-            f"{', '.join(part.uri for part in learning.sets)}: want garments of known pair_id and style in several photos, "
-            f"found {len(garments.classes)}"
-        )
-    return garments
-
-
-def cut_garments(
-    photo: training_data.LearningPhoto, number: int, spec: "EmbedderSpec", as_jpeg: bool = False
-) -> list[Any] | None:
-    """The garments of one photo; None where it cannot be decoded."""
-    import numpy as np
-
-    from retrieval import training_crops
-    from store import decode
-
-    row, cut = photo.row, []
-    try:
-        pixels = decode.decode(row["image"])
-    except decode.DecodeError:
-        return None
-    for item in row["items"]:
-        canvas, box, extent = training_crops.cut(pixels, np.array(item["bbox"]), spec.input_size)
-        known = row["pair_id"] > 0 and item["style"] > 0
-        cut.append(
-            training_crops.Cached(
-                training_crops.packed(canvas) if as_jpeg else canvas, box, extent,
-                (photo.part, row["pair_id"], item["style"]) if known else None,
-                row["source"] == "shop", photo.held_out, number, tuple(item["bbox"]), item["category_id"], photo.weight,
-            )
-        )  # fmt: skip
-    return cut
 
 
 def start_model(args: argparse.Namespace, spec: "EmbedderSpec", classes: int) -> Any:
@@ -393,127 +341,6 @@ def restore(state: dict[str, Any], model: Any, objective: Any, average: Any, opt
 def without_classifier(tensors: dict[str, Any]) -> dict[str, Any]:
     """What leaves training: everything but the classifier, which knows the training set's garments only."""
     return {name: tensor for name, tensor in tensors.items() if not name.startswith("classifier.")}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# How good it is.
-
-
-def shipped_model(args: argparse.Namespace, spec: "EmbedderSpec", tensors: dict[str, Any]) -> Any:
-    """The weights as they are shipped, float16, in a model of their own."""
-    import torch
-
-    from retrieval import embedder
-
-    model = embedder.build(spec)
-    embedder.fill(model, training_run.shipped(tensors), spec.name)
-    return model.to(args.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def measure(args: argparse.Namespace, spec: "EmbedderSpec", average: Any, garments: "Garments") -> dict[str, float]:
-    """The averaged weights on what is held out."""
-    from retrieval import held_out
-
-    found = held_out.answer(shipped_model(args, spec, average.tensors), garments, device=args.device)
-    return summary_of(held_out.judge(garments, found)) if len(found.queries) else {"queries": 0}
-
-
-def summary_of(figures: dict[str, Any]) -> dict[str, float]:
-    return {f"acc@{k}": round(v, 4) for k, v in figures["top"].items()} | {"queries": figures["queries"]}
-
-
-def keep_best(
-    run: training_run.TrainingRun, best: dict[str, Any] | None, done: int, figures: dict[str, float], average: Any
-) -> dict[str, Any]:
-    """The better of the best so far and these figures, whose weights are then written."""
-    worth = (
-        figures["acc@1"] + figures["acc@10"] if figures["queries"] else 0.0
-    )  # nothing held out: the last is the best
-    if best is not None and worth < best["worth"]:
-        return best
-    run.write(BEST, training_run.to_bytes(average.tensors))
-    return {"worth": worth, "step": done, "held_out": figures}
-
-
-def finish(
-    args: argparse.Namespace, spec: "EmbedderSpec", run: training_run.TrainingRun, garments: "Garments",
-    learning: training_data.LearningSet, best: dict[str, Any] | None, done: int, seconds: float, average: Any,
-) -> None:  # fmt: skip
-    """The best weights under the model's name, what they are worth, and a page about it."""
-    from safetensors.torch import load as load_tensors
-
-    from retrieval import held_out
-
-    if best is None:  # stopped before the first measurement
-        best = keep_best(run, None, done, measure(args, spec, average, garments), average)
-    data = run.read(BEST)
-    run.write(f"{spec.name}.safetensors", data)
-    model = shipped_model(args, spec, load_tensors(data))
-    summary = {
-        "model": spec.name, "steps": best["step"], "of_steps": args.steps, "batch_size": args.batch_size,
-        "seconds": round(seconds), "imagesets": {part.uri: part.weight for part in learning.sets}, "loss": args.loss,
-        "crops": len(garments), "identities": len(garments.classes), "left_out": learning.left_out,
-        "held_out": best["held_out"], "weights": f"{spec.name}.safetensors", "bytes": len(data),
-        "sha256": training_run.sha256(data),
-    }  # fmt: skip
-    judged, every = garments, False
-    if learning.validation is not None and done == args.steps:
-        judged, every = read_validation(spec, learning.validation), True
-    found = held_out.answer(model, judged, device=args.device, every=every)
-    figures = held_out.judge(judged, found, CATEGORIES) if len(found.queries) else None
-    if every and figures:
-        summary["validation"] = summary_of(figures)
-    write_report(run, summary, figures, judged, found)
-    run.finish(summary)
-
-
-def read_validation(spec: "EmbedderSpec", images: Any) -> "Garments":
-    """The garments of the validation set, in memory."""
-    from retrieval.training_crops import Garments
-
-    photos = (training_data.LearningPhoto(0, 1.0, row, True) for row in training_data.rows(images))
-    cut = (cut_garments(photo, number, spec) for number, photo in enumerate(photos))
-    return Garments([one for some in cut if some for one in some], spec)
-
-
-def write_report(
-    run: training_run.TrainingRun,
-    summary: dict[str, Any],
-    figures: dict[str, Any] | None,
-    judged: "Garments",
-    found: Any,
-) -> None:
-    """Curves, accuracy by category, and the surest mistakes as query, what came first, and what was right."""
-    from jobs import training_report
-    from retrieval import held_out
-
-    tables = {}
-    if figures:
-        rows = [("all", figures), *((name, part) for name, part in figures["per_category"].items() if part["queries"])]
-        tables["Accuracy by category"] = [
-            {"category": name, "queries": part["queries"], **{f"top-{k}": v for k, v in part["top"].items()}}
-            for name, part in rows
-        ]
-
-    def picture(row: int) -> Any:
-        width, height = judged.extent[row].int().tolist()
-        return judged.canvas(row)[:height, :width]
-
-    mistakes = []
-    for query, first, best, similarity in held_out.worst(judged, found):
-        pictures = [("asked for", picture(query)), ("found first", picture(first))]
-        pictures += [("right one", picture(best))] if best >= 0 else []
-        said = f"{CATEGORIES[int(judged.category_id[query]) - 1]}: a stranger at similarity {similarity:.3f}"
-        mistakes.append(training_report.Mistake(said + ("" if best >= 0 else ", right one not found"), tuple(pictures)))
-    address = training_report.write(
-        run.store,
-        title=f"Training of {summary['model']}",
-        facts=summary,
-        log=run.lines,
-        tables=tables,
-        mistakes=mistakes,
-    )
-    print(f"report: {address}", flush=True)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,13 @@ class World:
     size: int = 1
 
     def part(self, n: int) -> slice:
-        """This worker's rows of a batch of n, a multiple of `size`."""
+        """This worker's rows of a batch of n, a multiple of `size`.
+
+        Raises:
+            UserError: it is none.
+        """
+        if n % self.size:
+            raise UserError(f"a batch of {n} does not divide into {self.size} workers; take fewer, or a larger set")
         share = n // self.size
         return slice(self.rank * share, (self.rank + 1) * share)
 

@@ -97,6 +97,12 @@ def truth(garments: Garments, found: Answers) -> tuple[list[dict[str, Any]], lis
     return query_gt, gallery_gt
 
 
+def first_right(garments: Garments, found: Answers) -> np.ndarray:
+    """(Q,) int64: at which place the first right garment of each query came, 1 and up; 0: not among those ranked."""
+    right = garments.identity[found.ranked] == garments.identity[found.queries][:, None]
+    return np.where(right.any(axis=1), right.argmax(axis=1) + 1, 0) if right.size else np.zeros(len(right), np.int64)
+
+
 def worst(garments: Garments, found: Answers, n: int = 40) -> list[tuple[int, int, int, float]]:
     """The surest mistakes: (query, what came first, the best right one or -1, similarity of the first), surest first."""
     right = garments.identity[found.ranked] == garments.identity[found.queries][:, None]

@@ -1,7 +1,6 @@
 """A miniature training: it learns, it goes on where it was stopped, its file loads, and other settings are refused."""
 
 import dataclasses
-import io
 import json
 import subprocess
 import sys
@@ -9,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from jobs import train_embedder
 from jobs.cli import UserError
 from retrieval import models
-from store.imageset import Item, Photo, write_imageset
+from store.imageset import write_imageset
+from tests.jobs.pictures import patch
 
 REPO = Path(__file__).parents[2]
 SMALL = dataclasses.replace(
@@ -22,20 +21,10 @@ SMALL = dataclasses.replace(
 )
 
 
-def photo(image_id: int, pair_id: int, source: str) -> Photo:
-    """A patch of the pair's own colours on white (shop) or grey (consumer)."""
-    rng = np.random.default_rng(pair_id)
-    pixels = np.full((48, 40, 3), 255 if source == "shop" else 120, np.uint8)
-    pixels[8:40, 8:32] = np.kron(rng.integers(0, 256, (4, 3, 3)), np.ones((8, 8, 1)))
-    data = io.BytesIO()
-    Image.fromarray(pixels).save(data, "PNG")
-    return Photo(image_id, data.getvalue(), 40, 48, source, pair_id=pair_id, items=(Item(1, 1, (8, 8, 32, 40)),))
-
-
 @pytest.fixture(scope="module")
 def imageset(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("set")
-    rows = [photo(2 * pair + side, pair, ("user", "shop")[side]) for pair in range(1, 13) for side in (0, 1)]
+    rows = [patch(2 * pair + side, pair, ("user", "shop")[side]) for pair in range(1, 13) for side in (0, 1)]
     write_imageset(rows, folder, source={"adapter": "test", "arguments": {}})
     return str(folder)
 
@@ -114,7 +103,7 @@ def test_another_training_in_the_same_folder_is_refused(imageset, tmp_path):
 
 def test_a_set_without_pairs_is_refused(tmp_path):
     write_imageset(
-        [dataclasses.replace(photo(1, 1, "shop"), pair_id=0)],
+        [dataclasses.replace(patch(1, 1, "shop"), pair_id=0)],
         tmp_path / "set",
         source={"adapter": "test", "arguments": {}},
     )

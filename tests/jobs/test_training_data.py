@@ -1,0 +1,70 @@
+"""What is learnt from: one's own sets and mixtures, and never a photo that judges."""
+
+import argparse
+import dataclasses
+
+import pytest
+
+from jobs import training_data
+from jobs.cli import UserError
+from store.imageset import Item, Photo, write_imageset
+from tests.jobs.pictures import png
+
+
+def photo(image_id: int, pair_id: int, shade: int) -> Photo:
+    return Photo(image_id, png(shade), 8, 6, "shop", pair_id=pair_id, items=(Item(1, 1, (0, 0, 8, 6)),))
+
+
+def write(folder, *photos: Photo) -> str:
+    write_imageset(photos, folder, source={"adapter": "test", "arguments": {}})
+    return str(folder)
+
+
+def args(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    training_data.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+@pytest.mark.parametrize("words, want", [
+    (["--imageset", "a"], [("a", 1.0)]),
+    (["--imageset", "a:0.5", "--imageset", "s3://b/c"], [("a", 0.5), ("s3://b/c", 1.0)]),
+    (["--mixture", "m1", "--data", "sets/"], [("sets/deepfashion2", 1.0), ("sets/street2shop", 1.0)]),
+    (["--mixture", "m0", "--data", "s3://b", "--imageset", "own:2"], [("s3://b/deepfashion2", 1.0), ("own", 2.0)]),
+])  # fmt: skip
+def test_parts(words, want):
+    assert [(part.uri, part.weight) for part in training_data.parts(args(*words))] == want
+
+
+@pytest.mark.parametrize("words, message", [
+    ([], "nothing to learn from"),
+    (["--mixture", "m1"], "--mixture and --data go together"),
+    (["--imageset", "a:0"], "weight '0'"),
+])  # fmt: skip
+def test_parts_that_cannot_be(words, message):
+    with pytest.raises(UserError, match=message):
+        training_data.parts(args(*words))
+
+
+def test_photos_that_judge_are_not_learnt_from(tmp_path):
+    """Bytes by shade: 1 and 2 are learnt from, 10 is held out and comes again in the other set, 20 validates."""
+    first = write(tmp_path / "a", photo(1, 1, 1), photo(2, 10, 10), photo(3, 3, 20), photo(4, 20, 20))
+    second = write(tmp_path / "b", photo(1, 7, 10), photo(2, 8, 2), photo(3, 30, 10))
+    validation = write(tmp_path / "v", photo(1, 5, 20), photo(2, 6, 21))
+    learning = training_data.LearningSet(
+        training_data.parts(args("--imageset", first, "--imageset", second)), validation
+    )
+    found = [(p.part, p.row["pair_id"], p.held_out) for p in learning.photos()]
+    assert found == [(0, 1, False), (0, 10, True), (1, 8, False), (1, 30, True)]
+    assert learning.left_out == 3  # pair 3 and pair 20 validate, pair 7 is held out elsewhere
+
+
+def test_a_checkpoint_remembers_the_data(tmp_path):
+    first = write(tmp_path / "a", photo(1, 1, 1))
+    sets = training_data.parts(args("--imageset", first))
+    want = training_data.LearningSet(sets).identity()
+    assert want["validation"] is None and want["data"][0][1] == 1.0
+    heavier = training_data.LearningSet([sets[0]._replace(weight=2.0)])
+    assert heavier.identity() != want
+    other = write(tmp_path / "b", dataclasses.replace(photo(1, 1, 1), pair_id=2))
+    assert training_data.LearningSet(training_data.parts(args("--imageset", other))).identity() != want
