@@ -52,7 +52,9 @@ def their_inferencer(spec: Any, ours: Any) -> Any:
     model = dict(detector.build_config(spec))
     preprocess = dict(mean=list(spec.mean), std=list(spec.std), bgr_to_rgb=True, pad_size_divisor=spec.pad_multiple_px)
     model["data_preprocessor"] = dict(type="DetDataPreprocessor", **preprocess)
-    config = Config(dict(model=model, default_scope="mmdet", test_dataloader=dict(dataset=dict(pipeline=pipeline))))
+    dataset = dict(type="CocoDataset", metainfo=dict(classes=spec.categories), pipeline=pipeline)
+    drawer = dict(type="DetLocalVisualizer", name=spec.name)  # it draws nothing here, but wants to be made
+    config = Config(dict(model=model, default_scope="mmdet", test_dataloader=dict(dataset=dataset), visualizer=drawer))
     inferencer = DetInferencer(config, device="cpu", palette="none", show_progress=False)
     inferencer.model.load_state_dict(ours.model.state_dict(), strict=False)
     inferencer.model.test_cfg = ours.model.test_cfg

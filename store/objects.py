@@ -13,6 +13,7 @@ Stores can be pickled (connections are made where they are used) and shared betw
 import contextlib
 import errno
 import io
+import mimetypes
 import os
 import random
 import secrets
@@ -395,7 +396,7 @@ class S3Store(ObjectStore):
             self._upload(key, io.BytesIO(data))
             return
         with self._saying("writing", key) as client:
-            client.put_object(Bucket=self.bucket, Key=self._name(key), Body=bytes(data))
+            client.put_object(Bucket=self.bucket, Key=self._name(key), Body=bytes(data), ContentType=_media_type(key))
 
     def write_file(self, key: str, path: str | Path) -> None:
         with open(path, "rb") as file:
@@ -470,7 +471,8 @@ class S3Store(ObjectStore):
 
         plan = TransferConfig(multipart_threshold=MULTIPART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
         with self._saying("writing", key) as client:
-            client.upload_fileobj(file, self.bucket, self._name(key), Config=plan)
+            more = {"ContentType": _media_type(key)}
+            client.upload_fileobj(file, self.bucket, self._name(key), ExtraArgs=more, Config=plan)
 
     @contextlib.contextmanager
     def _saying(self, doing: str, key: str, attempts: int = ATTEMPTS) -> Iterator[Any]:
@@ -497,6 +499,11 @@ class S3Store(ObjectStore):
             raise StorageError(f"{place}: {address} cannot be reached ({attempts} attempts); is it right?") from error
         except (boto.BotoCoreError, Boto3Error) as error:
             raise StorageError(f"{place}: {' '.join(str(error).split())} ({attempts} attempts)") from error
+
+
+def _media_type(key: str) -> str:
+    """What a browser is told the object is: a page from a bucket opens as a page only if the bucket says that it is one."""
+    return mimetypes.guess_type(key, strict=False)[0] or "application/octet-stream"
 
 
 def _refusal(code: str, error: Any) -> str:

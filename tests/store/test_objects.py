@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -343,3 +344,18 @@ def test_local_stores_import_no_cloud(tmp_path: Path):
         [sys.executable, "-c", code, str(tmp_path)], cwd=repo, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("key, want", [
+    ("report/index.html", "text/html"), ("report/a.svg", "image/svg+xml"), ("q.jpg", "image/jpeg"),
+    ("metrics.json", "application/json"), ("a.safetensors", "application/octet-stream"),
+])  # fmt: skip
+def test_a_bucket_says_what_kind_of_file_it_holds(
+    s3_bucket: str, s3_client: Any, tmp_path: Path, key: str, want: str
+) -> None:
+    store, bucket = open_store(s3_bucket + "/run"), s3_bucket.removeprefix("s3://")
+    (tmp_path / "file").write_bytes(b"x")
+    store.write(key, b"x")
+    store.write_file("copy/" + key, tmp_path / "file")
+    for name in (key, "copy/" + key):
+        assert s3_client.head_object(Bucket=bucket, Key="run/" + name)["ContentType"] == want
