@@ -25,23 +25,26 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "cli.py").is_file():
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs import cli, training_run, workers
+from jobs import cli, training_data, training_run, workers
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from detection.models import DetectorSpec
     from detection.training import Learner
     from detection.training_photos import Photos
 
-HOLD_OUT_EVERY = 10  # pair_ids divisible by this are never trained on; image_ids, where the pair is unknown
+FACTS = ["image_id", "source", "pair_id", "digest", "weak_box"]  # what decides whether and how a photo is used
 MEASURED = 1000  # held-out photos measured at most during training, evenly spread; at the end all are
 SAME_TRAINING = (
-    "model", "imageset", "mixture", "steps", "batch_size", "seed", "lr", "backbone_share", "weight_decay", "warm_up", "schedule",
+    "model", "steps", "batch_size", "seed", "lr", "backbone_share", "weight_decay", "warm_up", "schedule",
     "drops", "ema_decay", "user_weight", "zoom", "mosaic", "copy_paste", "init_from",
 )  # fmt: skip
 
@@ -52,12 +55,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--model", required=True, help="name of a detector in detection.models")
     add("--output", required=True, metavar="URI", help="folder or s3:// for checkpoints, log and weights")
     # what is learnt from
-    add("--imageset", action="append", default=[], metavar="URI[:WEIGHT]", help="repeatable; weight 1")
-    add("--mixture", default="", help="m0 to m5: the paper's mixtures of image sets, under --data")
-    add("--data", default="", metavar="URI", help="where a mixture's image sets lie, each under its data set's name")
-    add(
-        "--validation", default="", metavar="URI", help="image set measured once, at the end; its photos are not learnt"
-    )
+    training_data.add_arguments(parser)
     add("--user-weight", type=float, default=2.0, help="how much more often consumer photos come (2)")
     add(
         "--init-from",
@@ -137,6 +135,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def check(args: argparse.Namespace) -> None:
     """What can be known to be wrong before anything is read."""
+    training_data.parts(args)
     parts = args.workers * args.accumulate
     if args.batch_size % parts:
         raise cli.UserError(
@@ -153,8 +152,6 @@ def check(args: argparse.Namespace) -> None:
             raise cli.UserError(f"--{name} wants a share in [0, 1], got {value:g}")
     if not 0 <= args.ema_decay < 1:
         raise cli.UserError(f"--ema-decay wants to be in [0, 1), got {args.ema_decay:g}")
-    if not (args.imageset or args.mixture):
-        raise cli.UserError("nothing to learn from: give --imageset URI, or --mixture NAME --data URI")
     if args.init_from and not Path(args.init_from).is_file():
         raise cli.UserError(f"--init-from {args.init_from}: no such file")
 
@@ -180,7 +177,7 @@ def train(argv: list[str], world: workers.World) -> int:
         print(f"{spec.name}: {photos.told}, {args.steps} steps of {args.batch_size}", flush=True)
 
     # ---------------------------------------------------------------- model, where we were, what comes
-    with training_run.TrainingRun(args.output, same_training(args), keep=args.keep, writes=first) as run:
+    with training_run.TrainingRun(args.output, same_training(args, photos), keep=args.keep, writes=first) as run:
         state = run.resume() or {"step": 0, "seconds": 0.0}
         learner = start(args, spec, fresh=state["step"] == 0, tell=first)
         if state["step"]:
@@ -283,7 +280,7 @@ def finish(
         tell(run, args.steps, part, worth[part])
     run.finish({
         "model": spec.name, "steps": args.steps, "batch_size": args.batch_size, "seconds": round(seconds),
-        "photos": len(photos.learn), "imagesets": [part.uri for part in parts_of(args)], **worth,
+        "photos": len(photos.learn), "imagesets": [part.uri for part in training_data.parts(args)], **worth,
         "left_out": photos.left_out, "undecodable": len(photos.learn.broken), "weights": f"{spec.name}.safetensors",
         "bytes": len(data), "sha256": training_run.sha256(data),
     })  # fmt: skip
@@ -293,92 +290,106 @@ def finish(
 
 
 class Read(NamedTuple):
-    """The photos of all image sets. `left_out`: how many are not learnt from, by reason."""
+    """The photos of all image sets.
+
+    Attributes:
+        left_out: how many are not learnt from, by reason.
+        identity: digests and weights of the sets, and the digest of the one that judges.
+    """
 
     learn: "Photos"
     held_out: "Photos"
     validation: "Photos"
     left_out: dict[str, int]
+    identity: dict[str, Any]
 
     @property
     def told(self) -> str:
         reasons = ", ".join(f"{n} {reason}" for reason, n in self.left_out.items() if n)
-        held_out = f"{len(self.learn)} photos to learn from, {len(self.held_out)} held out"
-        return f"{held_out} (left out: {reasons})" if reasons else held_out
-
-
-def parts_of(args: argparse.Namespace) -> list[Any]:
-    """Address and weight of each image set."""
-    from retrieval.datasets import mixtures
-
-    try:
-        named = mixtures.parts(args.mixture, args.data) if args.mixture else []
-        return [*named, *(mixtures.parse(text) for text in args.imageset)]
-    except ValueError as error:
-        raise cli.UserError(str(error)) from None
+        told = f"{len(self.learn)} photos to learn from, {len(self.held_out)} held out"
+        return f"{told} (left out: {reasons})" if reasons else told
 
 
 def read_photos(args: argparse.Namespace, spec: "DetectorSpec") -> Read:
     """Every usable photo of the image sets; pixels are decoded when they are needed.
 
-    Left out: photos without garments, photos whose boxes are only the photo's frame (`weak_box`), which teach the wrong
-    thing, and photos that the validation set has too.
+    Left out: photos without garments; photos whose boxes are only the photo's frame (`weak_box`), which teach the wrong
+    thing; and photos whose bytes are in the validation set, or held out under another number.
     """
     from detection.training_photos import Photos
+    from store import imageset
 
+    parts = training_data.parts(args)
+    sets = [imageset.open_imageset(part.uri) for part in parts]
+    judges = imageset.open_imageset(args.validation) if args.validation else None
     budget = int(args.cache_gb * 1e9)
     learn, held_out, validation = Photos(spec, budget * 9 // 10), Photos(spec, budget // 10), Photos(spec, 0)
-    known: set[bytes] = set()
-    for table, row, about in rows_of(args.validation) if args.validation else ():
-        known.add(about["digest"])
+    for table, row, about in photos_of([judges] if judges else []):
         if not about["weak_box"]:
             validation.add(table, row, 1.0)
-    left_out = {"in validation": 0, "weak boxes": 0, "without garments": 0}
-    for part in parts_of(args):
-        for table, row, about in rows_of(part.uri):
-            reason = reason_against(about, known)
-            if reason is not None:
+    judging = {about["digest"] for about in abouts([judges] if judges else [])}
+    aside = {about["digest"] for about in abouts(sets) if is_held_out(about)}
+    left_out = {"in validation": 0, "held out elsewhere": 0, "with weak boxes": 0, "without garments": 0}
+    for images, part in zip(sets, parts, strict=True):
+        for table, row, about in photos_of([images]):
+            reason = reason_against(about, judging, aside)
+            if reason:
                 left_out[reason] += 1
-                continue
-            weight = part.weight * (args.user_weight if about["source"] == "user" else 1.0)
-            aside = (about["pair_id"] or about["image_id"]) % HOLD_OUT_EVERY == 0
-            (held_out if aside else learn).add(table, row, weight)
+            else:
+                weight = part.weight * (args.user_weight if about["source"] == "user" else 1.0)
+                (held_out if is_held_out(about) else learn).add(table, row, weight)
     if not len(learn):
-        places = ", ".join(part.uri for part in parts_of(args))
+        places = ", ".join(part.uri for part in parts)
         raise cli.UserError(
             f"no photos with boxes to learn from in {places} (left out: {left_out}); ingest them with jobs/ingest.py deepfashion2"
         )
-    return Read(learn, held_out, validation, left_out)
+    learnt = [[images.digest, part.weight] for images, part in zip(sets, parts, strict=True)]
+    return Read(
+        learn, held_out, validation, left_out, {"data": learnt, "validation": judges.digest if judges else None}
+    )
 
 
-def rows_of(uri: str) -> Any:
-    """(table, row, what decides its use) of every photo of an image set; a folder's tables are mapped, not read into memory."""
+def photos_of(sets: list[Any]) -> Iterator[tuple["pa.Table", int, dict[str, Any]]]:
+    """(table, row, what decides its use) of each photo; the tables of a folder are mapped, not read into memory."""
+    for images in sets:
+        for shard in images.shards:
+            table = images.read(shard.name)  # whole, so that its digest is checked
+            for row, about in enumerate(facts(table)):
+                yield table, row, about
+
+
+def abouts(sets: list[Any]) -> Iterator[dict[str, Any]]:
+    """What decides the use of each photo alone; little is read."""
+    for images in sets:
+        for shard in images.shards:
+            yield from facts(images.read(shard.name, [*FACTS, "items"]))
+
+
+def facts(table: "pa.Table") -> list[dict[str, Any]]:
     import pyarrow.compute as pc
 
-    from store import imageset
-
-    images = imageset.open_imageset(uri)
-    for shard in images.shards:
-        table = images.read(shard.name)
-        about = table.select(["image_id", "source", "pair_id", "digest", "weak_box"]).append_column(
-            "n_items", pc.list_value_length(table["items"])
-        )
-        for row, fields in enumerate(about.to_pylist()):
-            yield table, row, fields
+    return table.select(FACTS).append_column("n_items", pc.list_value_length(table["items"])).to_pylist()
 
 
-def reason_against(about: dict[str, Any], known: set[bytes]) -> str | None:
-    """Why a photo is not learnt from; None: it is."""
-    if about["digest"] in known:
+def is_held_out(about: dict[str, Any]) -> bool:
+    """By the pair, so that a garment is never on both sides; by the photo, where the pair is unknown."""
+    return training_data.is_held_out(about["pair_id"] or about["image_id"])
+
+
+def reason_against(about: dict[str, Any], judging: set[bytes], aside: set[bytes]) -> str:
+    """Why a photo is of no use; "" where it is."""
+    if about["digest"] in judging:
         return "in validation"
+    if about["digest"] in aside and not is_held_out(about):
+        return "held out elsewhere"
     if about["weak_box"]:
-        return "weak boxes"
-    return None if about["n_items"] else "without garments"
+        return "with weak boxes"
+    return "" if about["n_items"] else "without garments"
 
 
-def same_training(args: argparse.Namespace) -> dict[str, Any]:
+def same_training(args: argparse.Namespace, photos: Read) -> dict[str, Any]:
     """What must stay the same for a checkpoint to be continued; workers, threads and precision need not."""
-    return {name: getattr(args, name) for name in SAME_TRAINING}
+    return {name: getattr(args, name) for name in SAME_TRAINING} | photos.identity
 
 
 if __name__ == "__main__":

@@ -1,122 +1,193 @@
-"""What the network is shown: boxes must move with their pixels, and a step must be a function of seed and number."""
+"""A detector learns: losses are finite and fall, parts of a batch add up, other weights are taken over where they fit."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from detection import models, training
-from detection.models import ATSS_TINY
+from detection import detector, models, training
+from detection.training import InitError, Learner
+from detection.training_photos import Batches, Changes, Photos, Sample, blank
+
+CPU = torch.device("cpu")
 
 
-def a_sample(height: int = 100, width: int = 60) -> training.Sample:
+def a_sample(height: int = 100, width: int = 60) -> Sample:
     """Black, with one red rectangle at x 10-30, y 20-60 and a box and outline around exactly that."""
     image = np.zeros((height, width, 3), np.uint8)
     image[20:60, 10:30, 0] = 255
     box = np.array([[10, 20, 30, 60]], np.float32)
     outline = [[np.array([10, 20, 30, 20, 30, 60, 10, 60], np.float32)]]
-    return training.Sample(image, box, np.array([3]), outline)
+    return Sample(image, box, np.array([3]), outline)
 
 
-@pytest.mark.parametrize("seed", range(25))
-def test_boxes_move_with_the_pixels(seed: int) -> None:
-    seen = training.augment(a_sample(), np.random.default_rng(seed), (128, 96), (0.8, 1.25))
-    assert seen.image.shape == (128, 96, 3) and len(seen.boxes) == 1
-    red = seen.image[..., 0].astype(int) - seen.image[..., 1] > 60
-    ys, xs = np.nonzero(red)
-    around_red = [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1]
-    np.testing.assert_allclose(seen.boxes[0], around_red, atol=2)
-    ring = seen.polygons[0][0].reshape(-1, 2)
-    np.testing.assert_allclose(np.clip([*ring.min(0), *ring.max(0)], 0, [96, 128, 96, 128]), seen.boxes[0], atol=1e-3)
-
-
-def test_a_box_mostly_off_the_canvas_is_dropped() -> None:
-    small_canvas = (40, 30)  # the photo is far larger: most placements cut the garment
-    kept = [
-        len(training.augment(a_sample(), np.random.default_rng(s), small_canvas, (1.2, 1.2)).boxes) for s in range(40)
-    ]
-    assert 0 in kept and 1 in kept
-
-
-def test_a_batch_depends_on_seed_and_step_alone() -> None:
-    samples = [a_sample(100, 60), a_sample(90, 90), a_sample(64, 64)]
-    one, other = training.Batches(samples, ATSS_TINY, 4, seed=5), training.Batches(samples, ATSS_TINY, 4, seed=5)
-    for step in (7, 0, 3):
-        (a, shape_a), (b, shape_b) = one[step], other[step]
-        assert shape_a == shape_b and all(np.array_equal(x.image, y.image) for x, y in zip(a, b, strict=True))
-    assert any(not np.array_equal(one[step][0][0].image, one[step + 1][0][0].image) for step in range(3))
-
-
-def test_a_batch_holds_photos_of_one_padded_shape() -> None:
-    batches = training.Batches([a_sample(100, 60), a_sample(90, 90)], ATSS_TINY, 4, seed=0)
-    for step in range(6):
-        photos, shape = batches[step]
-        assert {p.image.shape[:2] for p in photos} == {shape} and all(
-            side % ATSS_TINY.pad_multiple_px == 0 for side in shape
-        )
-
-
-def test_weights_decide_how_often_a_photo_comes() -> None:
-    often, never = a_sample(64, 64), a_sample(64, 64)
-    never.image[:] = 255
-    samples = [
-        training.Sample(often.image, often.boxes, often.labels, often.polygons, 1.0),
-        training.Sample(never.image, never.boxes, never.labels, never.polygons, 0.0),
-    ]
-    photos, _ = training.Batches(samples, ATSS_TINY, 16, seed=0)[0]
-    assert all(p.image[:, :, 1].mean() < 200 for p in photos)
-
-
-def test_items_of_a_row_are_scaled_with_the_photo() -> None:
-    row = [
-        {
-            "category_id": 8,
-            "bbox": [10.0, 20.0, 110.0, 220.0],
-            "segmentation": [[10.0, 20.0, 110.0, 20.0, 110.0, 220.0]],
-        }
-    ]
-    one = training.sample(np.zeros((640, 480, 3), np.uint8), row, ATSS_TINY)  # long side 640 -> 320: half
-    np.testing.assert_allclose(one.boxes, [[5, 10, 55, 110]])
-    np.testing.assert_allclose(one.polygons[0][0], [5, 10, 55, 10, 55, 110])
-    assert one.labels.tolist() == [7] and one.image.shape == (320, 240, 3)
+def learner(spec: models.DetectorSpec, **more: Any) -> Learner:
+    model = detector.build(spec)
+    training.freeze(model)
+    return Learner(model, spec, **{"rate": 1e-3, "weight_decay": 0.0, **more})
 
 
 @pytest.mark.parametrize("spec", models.PROFILES["tiny"], ids=lambda spec: spec.name)
 def test_every_architecture_has_a_finite_loss_and_learns(spec: models.DetectorSpec) -> None:
-    import torch
-
-    from detection import detector
-
-    model = detector.build(spec)
-    training.freeze(model)
-    model.train()
-    optimiser = torch.optim.AdamW(training.parameter_groups(model, 1e-3, 0.3, 0.0))
-    samples = [a_sample(128, 96)] * 2
-    batches = training.Batches(samples, spec, 2, seed=0, zoom=(1.0, 1.0))
+    one = learner(spec)
+    batches = Batches(Photos.of([a_sample(128, 96)] * 2, spec), spec, 2, seed=0, changes=Changes(zoom=(1.0, 1.0)))
     seen = []
     for step in range(8):
-        torch.manual_seed(step)
         photos, shape = batches[step]
-        parts = training.losses(model, *training.to_model(photos, shape, spec, torch.device("cpu")))
-        loss = torch.stack(list(parts.values())).sum()
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        seen.append(float(loss.detach()))
+        seen.append(one.gradients(photos, shape, seed=step)["loss"])
+        one.update(1.0)
     assert np.isfinite(seen).all() and np.mean(seen[-2:]) < np.mean(seen[:2])
-    frozen = [p for p in model.backbone.conv_stem.parameters()]
-    assert all(p.grad is None for p in frozen)
+    backbone: Any = one.model.backbone
+    assert all(p.grad is None for p in backbone.conv_stem.parameters())
+    assert ("s2.loss_mask" in one.gradients(photos, shape, seed=0)) == ("mask" in spec.name)
+
+
+@pytest.mark.parametrize("spec", models.PROFILES["tiny"], ids=lambda spec: spec.name)
+def test_a_batch_without_garments_and_bfloat16_do_no_harm(spec: models.DetectorSpec) -> None:
+    one = learner(spec, precision="bf16")
+    for samples in ([blank((128, 96))] * 2, [a_sample(128, 96), blank((128, 96))]):
+        figures = one.gradients(samples, (128, 96), seed=0)
+        assert np.isfinite(list(figures.values())).all()
+        assert all(torch.isfinite(p.grad).all() for p in one.model.parameters() if p.grad is not None)
+        one.update(1.0)
+
+
+def test_bfloat16_is_near_single_precision_and_its_boxes_are_not_rounded() -> None:
+    images = [a_sample(128, 96)] * 2
+    exact, rough = (
+        learner(models.RETINANET_LITE0_TINY, precision=p).gradients(images, (128, 96), seed=0) for p in ("fp32", "bf16")
+    )
+    assert exact != rough and rough["loss"] == pytest.approx(exact["loss"], rel=0.03)
+
+    one = learner(models.CENTERNET_TINY, precision="bf16")
+    model: Any = one.model
+    with torch.autocast("cpu", torch.bfloat16):
+        maps = model.bbox_head(model.extract_feat(torch.zeros(1, 3, 64, 64)))
+    assert {m.dtype for kind in maps for m in kind} == {torch.float32}
+
+
+def test_parts_of_a_batch_give_the_mean_of_their_gradients() -> None:
+    """CenterNet normalises by the garments of a part: with one in each photo, halves add up to the whole."""
+    spec = models.CENTERNET_TINY
+    samples = [a_sample(128, 96), a_sample(128, 96)]
+    samples[1].image[:] = 255 - samples[1].image
+    grads = []
+    for accumulate in (1, 2):
+        one = learner(spec)
+        one.gradients(samples, (128, 96), seed=0, accumulate=accumulate)
+        grads.append(torch.cat([p.grad.reshape(-1) for p in one.model.parameters() if p.grad is not None]))
+    assert (grads[1] - grads[0]).norm() < 1e-4 * grads[0].norm()
+
+
+def test_averaged_weights_lag_behind_and_without_decay_they_do_not() -> None:
+    for decay in (0.9, 0.0):
+        one = learner(models.CENTERNET_TINY, ema_decay=decay)
+        name, before = next(
+            (n, p.detach().clone()) for n, p in one.model.named_parameters() if n.startswith("bbox_head")
+        )
+        for step in range(2):
+            one.gradients([a_sample(128, 96)] * 2, (128, 96), seed=step)
+            one.update(1.0)
+        now, kept = one.model.state_dict()[name], one.average.tensors[name]
+        assert torch.equal(now, kept) == (decay == 0) and not torch.equal(kept, before)
+
+
+def test_a_learner_goes_on_from_its_state_to_the_bit() -> None:
+    def steps(one: Learner, numbers: range) -> dict[str, torch.Tensor]:
+        for step in numbers:
+            one.gradients([a_sample(128, 96)] * 2, (128, 96), seed=step)
+            one.update(0.5)
+        return one.average.tensors
+
+    straight = steps(learner(models.ATSS_TINY), range(4))
+    first = learner(models.ATSS_TINY)
+    steps(first, range(2))
+    second = learner(models.ATSS_TINY)
+    second.load({**first.state(), "step": 2})
+    assert all(torch.equal(straight[name], tensor) for name, tensor in steps(second, range(2, 4)).items())
+
+
+# ------------------------------------------------------------------------------------------------ other weights
 
 
 def test_tensors_of_like_name_and_shape_are_taken_over() -> None:
-    import torch
-
-    from detection import detector
-
     giver, taker = detector.build(models.ATSS_TINY), detector.build(models.RETINANET_LITE0_TINY)
     tensors = {key: torch.full_like(value, 0.5) for key, value in giver.state_dict().items()}
-    taken = training.take_matching(taker, tensors)
+    taken, whole = training.take_matching(taker, tensors)
     own = taker.state_dict()
-    assert taken > 100
-    assert (own["backbone.blocks.5.0.conv_pw.weight"] == 0.5).all() and (
-        own["bbox_head.cls_convs.0.conv.weight"] == 0.5
-    ).all()
+    assert 100 < taken < whole == len(own)
+    assert (own["backbone.blocks.5.0.conv_pw.weight"] == 0.5).all()
+    assert (own["bbox_head.cls_convs.0.conv.weight"] == 0.5).all()
     assert not (own["bbox_head.retina_cls.weight"] == 0.5).any()
+
+
+def coco(spec: models.DetectorSpec, n_classes: int = 80) -> models.DetectorSpec:
+    """The same detector for COCO's classes, as mmdetection publishes it."""
+    head = {**spec.model["bbox_head"], "num_classes": n_classes}
+    return dataclasses.replace(spec, model={**spec.model, "bbox_head": head})
+
+
+def test_a_coco_checkpoint_of_mmdetection_leaves_its_classifier_behind(tmp_path: Path) -> None:
+    theirs = detector.build(coco(models.RETINANET_LITE0_TINY)).state_dict()
+    theirs = {key: torch.full_like(value, 0.25) for key, value in theirs.items()}
+    torch.save({"meta": {"epoch": 12, "CLASSES": ("person",)}, "state_dict": theirs}, tmp_path / "retinanet_coco.pth")
+    model = detector.build(models.RETINANET_LITE0_TINY)
+    taken, whole = training.take_matching(model, training.read_tensors(tmp_path / "retinanet_coco.pth"))
+    assert taken == whole - 2  # weight and bias of retina_cls
+    assert (model.state_dict()["bbox_head.retina_reg.weight"] == 0.25).all()
+    assert not (model.state_dict()["bbox_head.retina_cls.weight"] == 0.25).any()
+
+
+def test_an_imagenet_classifier_fills_the_backbone(tmp_path: Path) -> None:
+    import torchvision
+
+    theirs = torchvision.models.resnet18(weights=None).state_dict()
+    torch.save(theirs, tmp_path / "resnet18.pth")
+    model = detector.build(models.CENTERNET_R18)
+    taken, _ = training.take_matching(model, training.read_tensors(tmp_path / "resnet18.pth"))
+    assert taken == len(theirs) - 2  # all but fc.weight and fc.bias
+    assert torch.equal(model.state_dict()["backbone.layer4.1.conv2.weight"], theirs["layer4.1.conv2.weight"])
+
+
+def test_timm_s_own_names_fill_the_tiny_backbone(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from pretrained import efficientnet_lite
+
+    published = efficientnet_lite.state_dict("tf_efficientnet_lite0")
+    save_file({name: tensor.contiguous() for name, tensor in published.items()}, tmp_path / "lite0.safetensors")
+    model = detector.build(models.ATSS_TINY)
+    taken, _ = training.take_matching(model, training.read_tensors(tmp_path / "lite0.safetensors"))
+    assert taken == sum(name.startswith("backbone.") for name in model.state_dict())
+
+
+class Malice:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (print, ("executed",))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "No such file"),
+        ({"epoch": 3}, "no tensors by name"),
+        ({"state_dict": {}, "hook": Malice()}, "holds more than tensors"),
+    ],
+)
+def test_files_that_are_no_weights_are_refused(
+    tmp_path: Path, content: Any, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "file.pth"
+    if content is not None:
+        torch.save(content, path)
+    with pytest.raises(InitError, match=reason):
+        training.read_tensors(path)
+    assert "executed" not in capsys.readouterr().out
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    with pytest.raises(InitError, match=r"none of its 1 tensors fits .* begins with stages\.0\.weight"):
+        training.take_matching(detector.build(models.ATSS_TINY), {"stages.0.weight": torch.zeros(3, 3)})
