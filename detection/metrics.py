@@ -42,12 +42,58 @@ def evaluate_boxes(truth: Arrays, detections: Arrays, image_ids: np.ndarray) -> 
     Raises:
         ValueError: when columns differ in length, a category id is unknown or a score is not a number.
     """
+    true_items, found, images = _box_records(truth, detections, image_ids)
+    return _evaluate(true_items, found, images, "bbox")
+
+
+def matches(truth: Arrays, detections: Arrays, image_ids: np.ndarray) -> dict[int, dict[str, np.ndarray]]:
+    """COCO's matching of boxes, before any curve is drawn: what a bootstrap over photos starts from.
+
+    Args:
+        truth, detections, image_ids: as in `evaluate_boxes`.
+
+    Returns:
+        For each category id: score (D,) and image_id (D,) of its boxes, at most 100 a photo; right (10, D) bool, whether
+        the box stands for a true item at IoU 0.50:0.05:0.95; items (I,), true items of each photo of np.unique(image_ids).
+    """
+    true_items, found, images = _box_records(truth, detections, image_ids)
+    place = {image["id"]: i for i, image in enumerate(images)}
+    ids = range(1, len(CATEGORIES) + 1)
+    gathered: dict[int, dict[str, list]] = {i: {"score": [], "image_id": [], "right": []} for i in ids}
+    items = {i: np.zeros(len(images)) for i in ids}
+    for item in true_items:
+        items[item["category_id"]][place[item["image_id"]]] += 1
+    with contextlib.redirect_stdout(io.StringIO()):
+        judge = COCOeval(_coco(true_items, images), _coco(found, images), "bbox")
+        judge.params.catIds, judge.params.maxDets, judge.params.areaRng = list(ids), [100], [[0, 1e10]]
+        judge.params.areaRngLbl = ["all"]
+        judge.evaluate()
+    for entry in filter(None, judge.evalImgs):
+        one = gathered[entry["category_id"]]
+        one["score"].append(np.asarray(entry["dtScores"], np.float64))
+        one["image_id"].append(np.full(len(entry["dtScores"]), entry["image_id"], np.int64))
+        one["right"].append(np.asarray(entry["dtMatches"]).reshape(10, -1) > 0)
+    empty: dict[str, np.ndarray] = {
+        "score": np.zeros(0),
+        "image_id": np.zeros(0, np.int64),
+        "right": np.zeros((10, 0), bool),
+    }
+    return {
+        i: {name: np.concatenate([empty[name], *parts], axis=-1) for name, parts in one.items()} | {"items": items[i]}
+        for i, one in gathered.items()
+    }
+
+
+def _box_records(
+    truth: Arrays, detections: Arrays, image_ids: np.ndarray
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]]:
+    """True items, found boxes and photos as COCO's records."""
     kept_truth, kept = _judged(truth, image_ids, "truth"), _judged(detections, image_ids, "detections")
     true_boxes, boxes = _xywh(truth["bbox"])[kept_truth], _xywh(detections["bbox"])[kept]
     true_area = np.asarray(truth["area"], dtype=np.float64)[kept_truth]
     true_items = _annotations(truth, kept_truth, bbox=true_boxes.tolist(), area=true_area.tolist())
     found = _annotations(detections, kept, bbox=boxes.tolist(), area=(boxes[:, 2] * boxes[:, 3]).tolist())
-    return _evaluate(true_items, found, [{"id": int(i)} for i in np.unique(image_ids)], "bbox")
+    return true_items, found, [{"id": int(i)} for i in np.unique(image_ids)]
 
 
 def evaluate_masks(

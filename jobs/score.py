@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from detection.categories import CATEGORIES
-from detection.metrics import evaluate_boxes, truth_arrays
+from detection.metrics import evaluate_boxes, evaluate_masks, truth_arrays
 from jobs import tables
 from jobs.ledger import STAGES, Outcome, Run, Unit, as_json
 from retrieval.metrics import Results, evaluate, ground_truth
@@ -44,7 +45,7 @@ def score(run: Run, units: Sequence[Unit]) -> Outcome:
 
 def _truth(run: Run) -> pa.Table:
     """Ids, sources and ground truth of the photos the run takes."""
-    columns = ["image_id", "source", "pair_id", "weak_box", "items"]
+    columns = ["image_id", "width", "height", "source", "pair_id", "weak_box", "items"]
     parts = []
     for shard in run.selected.shards:
         rows = run.images.read(shard.name, columns=columns)
@@ -53,11 +54,48 @@ def _truth(run: Run) -> pa.Table:
 
 
 def _detection(run: Run, truth: pa.Table) -> dict[str, Any]:
-    """AP of every detector and of the fused boxes."""
-    true = truth_arrays(truth)
-    judged = true.pop("judged")
+    """AP of every detector and of the fused boxes: of boxes, of consumers' photos alone, and of masks where there are any."""
+    true, consumers = truth_arrays(truth), truth_arrays(truth, "user")
+    judged, asked = true.pop("judged"), consumers.pop("judged")
     places = {model.name: f"detections/{model.name}" for model in run.detectors} | {"fused": "fused"}
-    return {name: evaluate_boxes(true, _boxes(run, place), judged) for name, place in places.items()}
+    figures = {}
+    for name, place in places.items():
+        boxes = _boxes(run, place)
+        figures[name] = evaluate_boxes(true, boxes, judged) | {
+            "consumers": _few(evaluate_boxes(consumers, boxes, asked)),
+            "masks": _few(_masks(run, place, truth, true, judged)),
+        }
+    return figures
+
+
+def _few(figures: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Without the figures of each category."""
+    return figures and {name: value for name, value in figures.items() if name != "per_category"}
+
+
+def _masks(
+    run: Run, place: str, truth: pa.Table, true: dict[str, np.ndarray], judged: np.ndarray
+) -> dict[str, Any] | None:
+    """Mask AP; None where this detector gives no masks or no true item has a polygon."""
+    names = ["image_id", "score", "category_id", "mask"]
+    parts = [tables.read(run.store, f"{place}/{shard.name}.parquet", names) for shard in run.selected.shards]
+    found = pa.concat_tables(parts)
+    found = found.filter(pc.is_valid(found.column("mask")))
+    photos = truth.filter(pc.invert(truth["weak_box"]))
+    polygons = [item["segmentation"] for items in photos["items"].to_pylist() for item in items]
+    if not len(found) or not any(polygons):
+        return None
+    sizes = dict(
+        zip(
+            photos["image_id"].to_pylist(),
+            zip(photos["height"].to_pylist(), photos["width"].to_pylist(), strict=True),
+            strict=True,
+        )
+    )
+    columns = {name: found.column(name).to_numpy() for name in names if name != "mask"}
+    return evaluate_masks(
+        true | {"segmentation": polygons}, columns | {"mask": found.column("mask").to_pylist()}, judged, sizes
+    )
 
 
 def _boxes(run: Run, folder: str) -> dict[str, np.ndarray]:

@@ -1,0 +1,60 @@
+"""Are fused boxes better than the best single detector's, beyond what another draw of photos would change?
+
+    python benchmarks/fused_vs_single.py runs/ccp-eval
+
+Reads a finished run and its image set; runs no model. Prints AP10 and AP10_50 of the fused boxes, of every detector, and the
+paired difference with its 95 % interval over photos.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import pyarrow as pa
+
+from detection.ap_interval import paired_interval
+from detection.metrics import truth_arrays
+from jobs import tables
+from store import imageset
+from store.objects import open_store
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", metavar="OUTPUT", help="folder or s3:// of a finished run with ground truth")
+    parser.add_argument("--draws", type=int, default=500)
+    args = parser.parse_args()
+    store = open_store(args.output)
+    settings = json.loads(store.read("run.json"))["settings"]
+    true = truth_arrays(imageset.open_imageset(settings["imageset"]).truth())
+    judged = true.pop("judged")
+
+    def boxes(folder: str) -> dict[str, np.ndarray]:
+        names = ["image_id", "bbox", "score", "category_id"]
+        keys = sorted(found.key for found in store.list(f"{folder}/"))
+        table = pa.concat_tables([tables.read(store, key, names) for key in keys])
+        plain = {name: table.column(name).to_numpy() for name in names if name != "bbox"}
+        return plain | {"bbox": tables.rows_of(table.column("bbox")).astype(np.float64)}
+
+    fused = boxes("fused")
+    print(f"{len(judged)} photos, {args.draws} draws\n")
+    print("| detector | AP10 | fused less this | AP10_50 | fused less this |\n|---|--:|--:|--:|--:|")
+    detectors = sorted({found.key.split("/")[1] for found in store.list("detections/")})
+    ours: dict[bool, float] = {}
+    for name in detectors:
+        single = boxes(f"detections/{name}")
+        cells = []
+        for at_50 in (False, True):
+            found = paired_interval(true, fused, single, judged, at_50=at_50, n_draws=args.draws)
+            ours[at_50] = found.ours
+            cells += [f"{found.theirs:.3f}", f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    print(f"| fused | {ours[False]:.3f} | – | {ours[True]:.3f} | – |")
+
+
+if __name__ == "__main__":
+    main()
