@@ -8,6 +8,7 @@ A worker that dies takes its group down; Ray Train starts the group again and it
 """
 
 import importlib
+import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -113,6 +114,7 @@ def launch(module: str, argv: list[str], *, workers: int, device: str, threads: 
         return status
     from jobs import pool
 
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints what is redirected, as around pycocotools
     pool.join_ray(workers * threads, show_workers=True)
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -127,9 +129,10 @@ def launch(module: str, argv: list[str], *, workers: int, device: str, threads: 
                 "fewer workers, or fewer --threads each"
             )
     with tempfile.TemporaryDirectory() as scratch:
+        loop: Any = _worker
         trainer = TorchTrainer(
-            _worker,
-            train_loop_config={"module": module, "argv": argv},
+            loop,
+            train_loop_config={"module": module, "argv": argv, "folder": os.getcwd()},
             scaling_config=ScalingConfig(
                 num_workers=workers, use_gpu=device.startswith("cuda"), resources_per_worker=needs
             ),
@@ -137,22 +140,24 @@ def launch(module: str, argv: list[str], *, workers: int, device: str, threads: 
                 name="training", storage_path=scratch, failure_config=FailureConfig(max_failures=MAX_FAILURES)
             ),
         )
-        metrics: dict[str, Any] = trainer.fit().metrics or {}
-    if "user_error" in metrics:
-        raise UserError(metrics["user_error"])
-    return int(metrics["status"])
+        done: Any = trainer.fit()
+    result = done.return_value  # its metrics are those reported with checkpoints, of which Ray gets none
+    if "user_error" in result:
+        raise UserError(result["user_error"])
+    return int(result["status"])
 
 
-def _worker(config: dict[str, Any]) -> None:
+def _worker(config: dict[str, Any]) -> dict[str, Any]:
     """One worker's process. A mistake of the user's comes back as a result: tried again it would be the same mistake."""
     import ray.train
 
+    if os.path.isdir(config["folder"]):  # Ray Train put us elsewhere, where the arguments' relative paths lead nowhere
+        os.chdir(config["folder"])
     context = ray.train.get_context()
     world = World(context.get_world_rank(), context.get_world_size())
     try:
-        result: dict[str, Any] = {"status": importlib.import_module(config["module"]).train(config["argv"], world)}
+        return {"status": importlib.import_module(config["module"]).train(config["argv"], world)}
     except Exception as error:
         if not (isinstance(error, UserError) or getattr(error, "user_facing", False)):
             raise
-        result = {"user_error": str(error)}
-    ray.train.report(result)
+        return {"user_error": str(error)}
