@@ -145,6 +145,8 @@ def join_ray(n_cpus: int = 1, *, show_workers: bool = False) -> None:
     if ray.is_initialized():
         return
     quiet: dict[str, Any] = {"log_to_driver": show_workers, "logging_level": "error"}
+    if show_workers:  # what they print; Ray Train's own helpers warn each second of a dashboard that we do without
+        quiet["logging_config"] = ray.LoggingConfig(log_level="ERROR")
     if os.environ.get("RAY_ADDRESS") or ray._private.utils.read_ray_address():
         try:
             ray.init(**quiet)
