@@ -1,5 +1,6 @@
 """A step of training: the same gradients whole, in pieces, and over workers; rates by layer, freezing, averaging."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -127,3 +128,27 @@ def test_the_average_follows_its_formula():
     assert average.tensors["weight"].item() == pytest.approx(first)
     average.update(model.state_dict())
     assert average.tensors["weight"].item() == pytest.approx(1 - (1 - first) * 3 / 12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet152-gm", "seresnext101-sgm"])
+def test_one_step_of_the_papers_embedders(name):
+    """At the paper's depth and dimension, crops of 64 pixels: the last stage (its last norms start at zero, so they move first), the reductions, GeM's p."""
+    from retrieval import embedder, models
+
+    spec = models.named(name)
+    model = embedder.build(spec, classes=4)
+    freeze(model.backbone, 2)
+    objective = Objective(RankingLoss("batch-hard-triplet", dim=spec.dim, classes=4))
+    optimiser = torch.optim.AdamW(parameter_groups(model, objective.ranking, rate=1e-3, layer_decay=0.5))
+    before = {key: p.detach().clone() for key, p in model.named_parameters()}
+    model.train()
+    model.backbone.eval()
+    images = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    parts = backward(model, objective, images, IDENTITIES, micro=2)
+    optimiser.step()
+    assert all(np.isfinite(value) for value in parts.values())
+    moved = {key for key, p in model.named_parameters() if not torch.equal(p, before[key])}
+    wanted = ["layer4.2.bn3.weight", "reductions.0.weight", "classifier.1.weight", "pools"]
+    assert all(any(part in key for key in moved) for part in wanted), sorted(moved)[-5:]
+    assert not any(".layer1." in key or ".conv1.0" in key for key in moved)
