@@ -28,9 +28,14 @@ def answer(run: Run) -> Iterator[str]:
     """The figures, as a table for the terminal, and where the rest lies."""
     metrics = read_json(run.store, "metrics.json") or {}
     yield ""
-    yield f"{'boxes':28}{'AP':>8}{'AP50':>8}{'AP10':>8}{'AP10_50':>8}"
+    yield f"{'boxes':28}{'AP':>8}{'AP50':>8}{'AP10':>8}{'AP10_50':>8}{'AP10, consumers':>17}{'AP10_50, masks':>16}"
     for name, figures in metrics.get("detection", {}).items():
-        yield f"{name:28}" + "".join(_figure(figures[key]) for key in ("AP", "AP50", "AP10", "AP10_50"))
+        apart = (figures["consumers"] or {}).get("AP10"), (figures["masks"] or {}).get("AP10_50")
+        yield (
+            f"{name:28}"
+            + "".join(_figure(figures[key]) for key in ("AP", "AP50", "AP10", "AP10_50"))
+            + (f"{_figure(apart[0]):>17}{_figure(apart[1]):>16}")
+        )
     yield ""
     yield f"{'retrieval':28}{'top-1':>8}{'top-5':>8}{'top-10':>8}{'top-20':>8}{'missed':>8}{'queries':>8}"
     for kind, models in metrics.get("retrieval", {}).items():

@@ -30,6 +30,7 @@ PICTURES = "report/pictures/"
 BOXES = ("detected", "true")
 KS = ("1", "5", "10", "15", "20")
 AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP10", "AP10_50")
+APART = (("consumers", "AP10"), ("masks", "AP10_50"))  # consumers' photos alone; masks instead of boxes
 STAGES = ("detect", "fuse", "embed", "rank", "evaluate", "report")
 MAX_FAILURES = 50
 MIN_FUSED_SCORE = 0.3  # fused boxes under it are left undrawn; items/ is cut already
@@ -331,8 +332,17 @@ def _detectors(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _ap_table(metrics: dict[str, Any]) -> Table | None:
-    rows = [(name, [row.get(c) for c in AP_COLUMNS]) for name, row in _detectors(metrics).items()]
-    return _table(AP_COLUMNS, rows) if rows else None
+    rows = _detectors(metrics)
+    columns: dict[str, list[float | None]] = {c: [row.get(c) for row in rows.values()] for c in AP_COLUMNS}
+    for part, measure in APART:  # where they were measured
+        values = [(row.get(part) or {}).get(measure) for row in rows.values()]
+        columns |= {f"{measure}, {part}": values} if any(value is not None for value in values) else {}
+    by_row = zip(*columns.values(), strict=True)
+    return (
+        _table(tuple(columns), [(name, list(values)) for name, values in zip(rows, by_row, strict=True)])
+        if rows
+        else None
+    )
 
 
 def _ap_categories(metrics: dict[str, Any]) -> Table | None:

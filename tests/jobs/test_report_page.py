@@ -261,6 +261,18 @@ def test_the_same_run_gives_the_same_bytes_and_old_pictures_go(four):
     assert fewer < before.keys()
 
 
+def test_consumers_and_masks_have_columns_where_they_were_measured(four):
+    output, images = four
+    detection = {
+        "atss": METRICS["detection"]["atss"] | {"consumers": {"AP10": 0.123}, "masks": {"AP10_50": 0.321}},
+        "fused": METRICS["detection"]["fused"] | {"consumers": {"AP10": 0.234}, "masks": None},
+    }
+    output.write("metrics.json", json.dumps(METRICS | {"detection": detection}).encode())
+    source = page_of(output, images).source
+    assert "AP10, consumers" in source and "AP10_50, masks" in source
+    assert all(f">{value}<" in source for value in ("12.3", "23.4", "32.1"))
+
+
 def test_figures_are_percent_with_the_best_in_bold(four):
     output, images = four
     output.write("metrics.json", json.dumps(METRICS).encode())

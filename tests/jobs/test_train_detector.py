@@ -120,7 +120,7 @@ def test_a_loss_that_is_no_number_ends_the_training(
 
     whole = training.losses
     monkeypatch.setattr(training, "losses", lambda *args: {k: v * math.nan for k, v in whole(*args).items()})
-    with pytest.raises(UserError, match="loss is nan at step 0; try a lower --lr than 0.0012"):
+    with pytest.raises(UserError, match=r"loss is nan at step 0; try a lower --lr than 0\.0012"):
         train_detector.main(line(drawn_set, tmp_path))
 
 
