@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from detection import detector, models, training
+from detection import detector, held_out, models, training
 from detection.training import InitError, Learner
 from detection.training_photos import Batches, Changes, Photos, Sample, blank
+from store.imageset import Photo
 
 CPU = torch.device("cpu")
 
@@ -191,3 +192,53 @@ def test_files_that_are_no_weights_are_refused(
 def test_weights_of_another_network_are_refused() -> None:
     with pytest.raises(InitError, match=r"none of its 1 tensors fits .* begins with stages\.0\.weight"):
         training.take_matching(detector.build(models.ATSS_TINY), {"stages.0.weight": torch.zeros(3, 3)})
+
+
+# ------------------------------------------------------------------------------------------------ slow: to the end, and at the paper's size
+
+
+def handful(spec: models.DetectorSpec) -> list[Sample]:
+    """Three consumer and three shop pictures, drawn: 11 garments of 5 categories, no two centres in one cell of 8 pixels."""
+    from detection.training_photos import sample
+    from retrieval.datasets import drawn
+    from store.decode import decode
+
+    rows = [row for row in drawn.read(users=3, shops=3, seed=6, size_px=160) if isinstance(row, Photo)]
+    return [sample(decode(row.image), [vars(item) for item in row.items], spec) for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", models.PROFILES["tiny"], ids=lambda spec: spec.name)
+def test_every_architecture_overfits_a_handful_of_pictures(spec: models.DetectorSpec) -> None:
+    """40 steps of the same six pictures, backbone from ImageNet; the averaged weights in float16 find them all again."""
+    from jobs.training_run import rate_share, shipped
+
+    spec, steps = dataclasses.replace(spec, scale_px=(160, 160)), 40
+    samples = handful(spec)
+    model = detector.build(spec, pretrained_backbone=True)
+    training.freeze(model)
+    one = Learner(model.to(memory_format=torch.channels_last), spec, rate=2e-3, weight_decay=0.0)  # type: ignore[call-overload]
+    for step in range(steps):
+        one.gradients(samples, (160, 160), seed=step)
+        one.update(rate_share(step, steps, warm_up=10))
+    figures: Any = held_out.measure(shipped(one.average.tensors), spec, Photos.of(samples, spec), device="cpu")
+    assert figures["images"] == 6 and figures["AP50"] > 0.9
+    assert ("mask_AP50" in figures) == ("mask" in spec.name) and figures.get("mask_AP50", 1.0) > 0.9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", models.PROFILES["paper"], ids=lambda spec: spec.name)
+def test_a_step_of_every_detector_of_the_paper_s_size_moves_backbone_neck_and_head(spec: models.DetectorSpec) -> None:
+    model = detector.build(spec)
+    training.freeze(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    one = Learner(model, spec, rate=1e-4)
+    figures = one.gradients([a_sample(128, 96)], (128, 96), seed=0)
+    one.update(1.0)
+    assert np.isfinite(list(figures.values())).all()
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    for part in ("backbone.layer4.", "neck.", "roi_head.mask_head." if "mask" in spec.name else "bbox_head."):
+        assert any(name.startswith(part) for name in moved), part
+    still = {name for name in before if name.endswith("running_mean")} - moved
+    trains_norm = spec.name == "centernet_r18-dcnv2"  # as mmdetection trains it: BatchNorm learns, no stage is frozen
+    assert bool(still) != trains_norm and ("backbone.conv1.weight" in moved) == trains_norm
