@@ -105,8 +105,10 @@ def first_right(garments: Garments, found: Answers) -> np.ndarray:
 
 def worst(garments: Garments, found: Answers, n: int = 40) -> list[tuple[int, int, int, float]]:
     """The surest mistakes: (query, what came first, the best right one or -1, similarity of the first), surest first."""
+    if not found.ranked.size:
+        return []
     right = garments.identity[found.ranked] == garments.identity[found.queries][:, None]
-    wrong = np.flatnonzero(~right[:, 0]) if found.ranked.size else np.zeros(0, np.int64)
+    wrong = np.flatnonzero(~right[:, 0])
     order = wrong[np.argsort(-found.similarity[wrong, 0], kind="stable")][:n]
     picked = []
     for i in order.tolist():

