@@ -271,19 +271,22 @@ def tell(run: training_run.TrainingRun, step: int, part: str, figures: dict[str,
 def finish(
     args: argparse.Namespace, spec: "DetectorSpec", run: training_run.TrainingRun, learner: "Learner", photos: "Read", seconds: float
 ) -> None:  # fmt: skip
-    """The weights under the model's name, and what they are worth on all photos held out and on the validation set."""
+    """The weights under the model's name, what they are worth on all photos held out and on the validation set, a page."""
+    from jobs import detector_worth
+
     data = training_run.to_bytes(learner.average.tensors)
     run.write(f"{spec.name}.safetensors", data)
-    worth = {}
-    for part, kept in (("held_out", photos.held_out), ("validation", photos.validation)):
-        worth[part] = measure(args, spec, learner, kept)
-        tell(run, args.steps, part, worth[part])
-    run.finish({
+    worth = detector_worth.judge(
+        run, args.steps, spec, training_run.shipped(learner.average.tensors), photos, args.device
+    )
+    summary = {
         "model": spec.name, "steps": args.steps, "batch_size": args.batch_size, "seconds": round(seconds),
-        "photos": len(photos.learn), "imagesets": [part.uri for part in training_data.parts(args)], **worth,
+        "photos": len(photos.learn), "imagesets": [part.uri for part in training_data.parts(args)], **worth.figures,
         "left_out": photos.left_out, "undecodable": len(photos.learn.broken), "weights": f"{spec.name}.safetensors",
         "bytes": len(data), "sha256": training_run.sha256(data),
-    })  # fmt: skip
+    }  # fmt: skip
+    detector_worth.report(run, summary, worth)
+    run.finish(summary)
 
 
 # ------------------------------------------------------------------------------------------------ photos

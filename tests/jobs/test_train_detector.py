@@ -79,6 +79,8 @@ def test_stopped_and_continued_it_ends_like_a_straight_run(
     ]
     summary = json.loads((tmp_path / "straight" / "summary.json").read_text())
     assert summary["steps"] == 4 and summary["held_out"]["images"] > 0 and summary["validation"] == {}
+    page = (tmp_path / "straight" / "report" / "index.html").read_text()
+    assert "Training of centernet-tiny" in page and "Average precision by category" in page
 
     spec = models.from_fields({"name": "mine", "base": "centernet-tiny", "sha256": summary["sha256"]})
     loaded = detector.load(spec, "cpu", weights=tmp_path / "straight" / NAME)
@@ -177,10 +179,12 @@ def test_a_bucket_holds_the_training_and_its_newest_checkpoints(
     listed = s3_client.list_objects_v2(Bucket=s3_bucket.removeprefix("s3://"), Prefix="train/one/")["Contents"]
     keys = {entry["Key"].removeprefix("train/one/") for entry in listed}
     events = {key for key in keys if key.startswith("tensorboard/events.")}
-    assert keys - events == {
+    pictures = {key for key in keys if key.startswith("report/pictures/")}
+    assert keys - events - pictures == {
         "checkpoints/step-00000003.pt",
         "checkpoints/step-00000004.pt",
         "log.jsonl",
+        "report/index.html",
         "summary.json",
         NAME,
     }
