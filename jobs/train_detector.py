@@ -25,6 +25,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from detection.training import Learner
     from detection.training_photos import Photos
 
-FACTS = ["image_id", "source", "pair_id", "digest", "weak_box"]  # what decides whether and how a photo is used
 MEASURED = 1000  # held-out photos measured at most during training, evenly spread; at the end all are
 SAME_TRAINING = (
     "model", "steps", "batch_size", "seed", "lr", "backbone_share", "weight_decay", "warm_up", "schedule",
@@ -164,14 +164,16 @@ def train(argv: list[str], world: workers.World) -> int:
     import torch
 
     from detection import models, training_photos
+    from jobs import detector_photos
 
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(1)  # photos are spread over threads already
+    warnings.filterwarnings("ignore", "To copy construct from a tensor", UserWarning)  # mmdetection's, once a mask
     try:
         spec = models.named(args.model)
     except ValueError as error:
         raise cli.UserError(str(error)) from None
-    photos = read_photos(args, spec)
+    photos = detector_photos.read(args, spec)
     first = world.rank == 0
     if first:
         print(f"{spec.name}: {photos.told}, {args.steps} steps of {args.batch_size}", flush=True)
@@ -195,9 +197,7 @@ def train(argv: list[str], world: workers.World) -> int:
         interval = training_run.Interval(spec.name, args.steps, state["step"])
         started = time.monotonic() - state["seconds"]
         for step, samples, shape in ahead:
-            seed = (
-                args.seed * 1_000_003 + step
-            ) * 4096 + world.rank * args.accumulate  # one for each part of the batch
+            seed = (args.seed * 1_000_003 + step) * 4096 + world.rank * args.accumulate  # + 1 for each further part
             figures = world.mean(learner.gradients(samples, shape, seed=seed, accumulate=args.accumulate))
             if not math.isfinite(figures["loss"]):
                 raise cli.UserError(
@@ -289,108 +289,7 @@ def finish(
     run.finish(summary)
 
 
-# ------------------------------------------------------------------------------------------------ photos
-
-
-class Read(NamedTuple):
-    """The photos of all image sets.
-
-    Attributes:
-        left_out: how many are not learnt from, by reason.
-        identity: digests and weights of the sets, and the digest of the one that judges.
-    """
-
-    learn: "Photos"
-    held_out: "Photos"
-    validation: "Photos"
-    left_out: dict[str, int]
-    identity: dict[str, Any]
-
-    @property
-    def told(self) -> str:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in self.left_out.items() if n)
-        told = f"{len(self.learn)} photos to learn from, {len(self.held_out)} held out"
-        return f"{told} (left out: {reasons})" if reasons else told
-
-
-def read_photos(args: argparse.Namespace, spec: "DetectorSpec") -> Read:
-    """Every usable photo of the image sets; pixels are decoded when they are needed.
-
-    Left out: photos without garments; photos whose boxes are only the photo's frame (`weak_box`), which teach the wrong
-    thing; and photos whose bytes are in the validation set, or held out under another number.
-    """
-    from detection.training_photos import Photos
-    from store import imageset
-
-    parts = training_data.parts(args)
-    sets = [imageset.open_imageset(part.uri) for part in parts]
-    judges = imageset.open_imageset(args.validation) if args.validation else None
-    budget = int(args.cache_gb * 1e9)
-    learn, held_out, validation = Photos(spec, budget * 9 // 10), Photos(spec, budget // 10), Photos(spec, 0)
-    for table, row, about in photos_of([judges] if judges else []):
-        if not about["weak_box"]:
-            validation.add(table, row, 1.0)
-    judging = {about["digest"] for about in abouts([judges] if judges else [])}
-    aside = {about["digest"] for about in abouts(sets) if is_held_out(about)}
-    left_out = {"in validation": 0, "held out elsewhere": 0, "with weak boxes": 0, "without garments": 0}
-    for images, part in zip(sets, parts, strict=True):
-        for table, row, about in photos_of([images]):
-            reason = reason_against(about, judging, aside)
-            if reason:
-                left_out[reason] += 1
-            else:
-                weight = part.weight * (args.user_weight if about["source"] == "user" else 1.0)
-                (held_out if is_held_out(about) else learn).add(table, row, weight)
-    if not len(learn):
-        places = ", ".join(part.uri for part in parts)
-        raise cli.UserError(
-            f"no photos with boxes to learn from in {places} (left out: {left_out}); ingest them with jobs/ingest.py deepfashion2"
-        )
-    learnt = [[images.digest, part.weight] for images, part in zip(sets, parts, strict=True)]
-    return Read(
-        learn, held_out, validation, left_out, {"data": learnt, "validation": judges.digest if judges else None}
-    )
-
-
-def photos_of(sets: list[Any]) -> Iterator[tuple["pa.Table", int, dict[str, Any]]]:
-    """(table, row, what decides its use) of each photo; the tables of a folder are mapped, not read into memory."""
-    for images in sets:
-        for shard in images.shards:
-            table = images.read(shard.name)  # whole, so that its digest is checked
-            for row, about in enumerate(facts(table)):
-                yield table, row, about
-
-
-def abouts(sets: list[Any]) -> Iterator[dict[str, Any]]:
-    """What decides the use of each photo alone; little is read."""
-    for images in sets:
-        for shard in images.shards:
-            yield from facts(images.read(shard.name, [*FACTS, "items"]))
-
-
-def facts(table: "pa.Table") -> list[dict[str, Any]]:
-    import pyarrow.compute as pc
-
-    return table.select(FACTS).append_column("n_items", pc.list_value_length(table["items"])).to_pylist()
-
-
-def is_held_out(about: dict[str, Any]) -> bool:
-    """By the pair, so that a garment is never on both sides; by the photo, where the pair is unknown."""
-    return training_data.is_held_out(about["pair_id"] or about["image_id"])
-
-
-def reason_against(about: dict[str, Any], judging: set[bytes], aside: set[bytes]) -> str:
-    """Why a photo is of no use; "" where it is."""
-    if about["digest"] in judging:
-        return "in validation"
-    if about["digest"] in aside and not is_held_out(about):
-        return "held out elsewhere"
-    if about["weak_box"]:
-        return "with weak boxes"
-    return "" if about["n_items"] else "without garments"
-
-
-def same_training(args: argparse.Namespace, photos: Read) -> dict[str, Any]:
+def same_training(args: argparse.Namespace, photos: "Read") -> dict[str, Any]:
     """What must stay the same for a checkpoint to be continued; workers, threads and precision need not."""
     return {name: getattr(args, name) for name in SAME_TRAINING} | photos.identity
 
