@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from detection.models import DetectorSpec
     from detection.training_photos import Photos
-    from jobs.train_detector import Read
+    from jobs.detector_photos import Read
 
 GREEN, RED = (0, 160, 70), (220, 40, 40)  # RGB: true boxes, the mistake
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from detection.categories import CATEGORIES
-from jobs import embedder_crops, training_report, training_run
+from jobs import training_report, training_run
 from jobs.training_run import TrainingRun
 from retrieval import embedder, held_out
 from retrieval.held_out import Answers
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from retrieval.models import EmbedderSpec
-    from store.imageset import ImageSet
 
 BEST, RANKS = "best.safetensors", "ranks.json"
 
@@ -63,7 +62,7 @@ def finish(
     facts: dict[str, Any],
     best: dict[str, Any],
     garments: Garments,
-    validation: "ImageSet | None",
+    validation: Garments | None,
     device: str,
 ) -> None:
     """The best weights under the model's name, what they are worth, and a page about it; the summary last."""
@@ -75,7 +74,7 @@ def finish(
         "crops": len(garments), "identities": len(garments.classes), "held_out": best["held_out"],
         "weights": f"{spec.name}.safetensors", "bytes": len(data), "sha256": training_run.sha256(data),
     }  # fmt: skip
-    judged = embedder_crops.read_validation(spec, validation) if validation is not None else garments
+    judged = garments if validation is None else validation
     found = held_out.answer(
         shipped_model(spec, load(data), device), judged, device=device, every=judged is not garments
     )

@@ -26,9 +26,8 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "cli.py").is_file():
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -36,11 +35,10 @@ if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "c
 from jobs import cli, training_data, training_run, workers
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from detection.models import DetectorSpec
     from detection.training import Learner
     from detection.training_photos import Photos
+    from jobs.detector_photos import Read
 
 MEASURED = 1000  # held-out photos measured at most during training, evenly spread; at the end all are
 SAME_TRAINING = (

@@ -248,8 +248,8 @@ def train(argv: list[str], world: "World") -> int:
                     model, objective, images, torch.from_numpy(classes).to(args.device),
                     gather=world.gather, micro=args.accumulate, half=args.precision == "bf16",
                 )  # fmt: skip
-            except RuntimeError as error:
-                raise RuntimeError(f"{spec.name}, step {done}: {error}; try a lower --lr than {args.lr}") from error
+            except FloatingPointError as error:
+                raise cli.UserError(f"{spec.name}, step {done}: {error}; try a lower --lr than {args.lr}") from None
             world.sum_gradients(training.shared_parameters(model))
             torch.nn.utils.clip_grad_norm_([p for g in optimiser.param_groups for p in g["params"]], 10.0)
             optimiser.step()
@@ -290,9 +290,10 @@ def train(argv: list[str], world: "World") -> int:
             facts = {
                 "model": spec.name, "loss": args.loss, "steps": best["step"], "stopped_at": done, "of_steps": args.steps,
                 "batch_size": args.batch_size, "seconds": round(state["seconds"] + time.monotonic() - started),
-                "imagesets": {part.uri: part.weight for part in learning.sets}, "left_out": learning.left_out,
+                "imagesets": {part.uri: part.weight for part in learning.sets}, "left_out": dict(learning.left_out),
             }  # fmt: skip
-            validation = learning.validation if done == args.steps else None  # read once, at the end
+            at_the_end = learning.validation is not None and done == args.steps  # read once
+            validation = embedder_crops.read_validation(spec, learning) if at_the_end else None
             embedder_worth.finish(run, spec, facts, best, garments, validation, args.device)
     return 0
 

@@ -1,22 +1,26 @@
 """What both training jobs learn from: image sets, one's own or a mixture, less every photo that judges.
 
-One pair_id in ten of each set is held out of training and tells how it goes. A photo whose bytes are held out, or stand in
-the validation set, is not learnt from whatever set it comes in by; how many were left out so is counted and said.
+One pair_id in ten of each set is held out of training and tells how it goes; by the photo's number where the pair is unknown.
+A photo whose bytes are held out, or stand in the validation set, is not learnt from whatever set it comes in by; how many
+were left out so, and why, is counted and said.
 """
 
 import argparse
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from jobs.cli import UserError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from retrieval.datasets.mixtures import Part
     from store.imageset import ImageSet
 
-HOLD_OUT_EVERY = 10  # pair_ids divisible by this are never trained on
-COLUMNS = ["image", "source", "pair_id", "weak_box", "items", "digest"]
+HOLD_OUT_EVERY = 10  # numbers divisible by this are never trained on
+ABOUT = ["image_id", "source", "pair_id", "digest", "weak_box"]  # what decides whether and how a photo is used
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,20 +48,23 @@ class LearningPhoto:
     """One photo as it lies in an image set.
 
     Attributes:
-        part: number of its image set among those learnt from.
-        weight: of that set.
-        row: columns COLUMNS; `image` the encoded bytes.
-        held_out: kept from training, by its pair_id.
+        part: number of its image set among those learnt from; weight: of that set.
+        table, row: where it lies, a table with an image set's columns; mapped from the file where that is local.
+        about: columns ABOUT of it, and `n_items`.
+        held_out: kept from training.
     """
 
     part: int
     weight: float
-    row: dict[str, Any]
+    table: "pa.Table" = field(repr=False)
+    row: int
+    about: dict[str, Any]
     held_out: bool
 
-
-def is_held_out(pair_id: int) -> bool:
-    return pair_id % HOLD_OUT_EVERY == 0
+    def read(self) -> dict[str, Any]:
+        """The encoded `image`, and its `items`."""
+        found: dict[str, Any] = self.table.slice(self.row, 1).select(["image", "items"]).to_pylist()[0]
+        return found
 
 
 def parts(args: argparse.Namespace) -> "list[Part]":
@@ -83,32 +90,58 @@ def parts(args: argparse.Namespace) -> "list[Part]":
 class LearningSet:
     """The photos of several image sets, less those that judge.
 
+    Args:
+        sets: the image sets and their weights.
+        validation: address of the image set that judges in the end; None: none.
+        weak_boxes: whether photos whose boxes are only their frame are of use.
+
     Attributes:
-        sets, images: the parts and their opened image sets.
+        images: the opened image sets.
         n_photos: in all of them.
-        left_out: photos not learnt from because their bytes are held out or in the validation set; `photos` counts them.
+        left_out: reason -> photos not learnt from for it; `photos` counts them.
     """
 
-    def __init__(self, sets: "list[Part]", validation: str | None = None) -> None:
+    def __init__(self, sets: "list[Part]", validation: str | None = None, *, weak_boxes: bool = True) -> None:
         from store import imageset
 
-        self.sets = sets
+        self.sets, self.weak_boxes = sets, weak_boxes
         self.images = [imageset.open_imageset(part.uri) for part in sets]
         self.validation = imageset.open_imageset(validation) if validation else None
         self.n_photos = sum(images.manifest.images for images in self.images)
-        self.left_out = 0
-        self._validating = {digest for digest, _ in _digests(self.validation)}
-        self._held_out = {d for images in self.images for d, pair_id in _digests(images) if is_held_out(pair_id)}
+        self.left_out: Counter[str] = Counter()
+        judging = [self.validation] if self.validation else []
+        self._validating = {about["digest"] for about in _abouts(judging)}
+        self._held_out = {about["digest"] for about in _abouts(self.images) if is_held_out(about)}
 
     def photos(self) -> Iterator[LearningPhoto]:
-        """Every photo with garments, in order; a held-out photo that is also in the validation set judges only there."""
+        """Every photo of use, in order."""
         for number, (part, images) in enumerate(zip(self.sets, self.images, strict=True)):
-            for row in rows(images):
-                held_out = is_held_out(row["pair_id"])
-                if row["digest"] in self._validating or (not held_out and row["digest"] in self._held_out):
-                    self.left_out += 1
-                    continue
-                yield LearningPhoto(number, part.weight, row, held_out)
+            for table, row, about in _rows(images):
+                reason = self._reason_against(about)
+                if reason:
+                    self.left_out[reason] += 1
+                else:
+                    yield LearningPhoto(number, part.weight, table, row, about, is_held_out(about))
+
+    def validation_photos(self) -> Iterator[LearningPhoto]:
+        """Every photo of use of the validation set."""
+        for table, row, about in _rows(self.validation) if self.validation else ():
+            if about["n_items"] and (self.weak_boxes or not about["weak_box"]):
+                yield LearningPhoto(0, 1.0, table, row, about, True)
+
+    def _reason_against(self, about: dict[str, Any]) -> str:
+        """Why a photo is of no use; "" where it is. One that is held out and validates judges only there."""
+        if about["digest"] in self._validating:
+            return "in the validation set"
+        if about["digest"] in self._held_out and not is_held_out(about):
+            return "held out elsewhere"
+        if about["weak_box"] and not self.weak_boxes:
+            return "with weak boxes"
+        return "" if about["n_items"] else "without garments"
+
+    def told(self) -> str:
+        """What `photos` left out, in words; "" if nothing."""
+        return ", ".join(f"{n} {reason}" for reason, n in self.left_out.items())
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint remembers of the data: the digests and weights of the sets, and of what judges."""
@@ -116,16 +149,28 @@ class LearningSet:
         return {"data": learnt, "validation": self.validation.digest if self.validation else None}
 
 
-def rows(images: "ImageSet") -> Iterator[dict[str, Any]]:
-    """The photos with garments of one image set, a shard in memory at a time."""
+def is_held_out(about: dict[str, Any]) -> bool:
+    """By the pair, so that a garment is never on both sides; by the photo, where the pair is unknown."""
+    held_out: bool = (about["pair_id"] or about["image_id"]) % HOLD_OUT_EVERY == 0
+    return held_out
+
+
+def _rows(images: "ImageSet") -> Iterator[tuple["pa.Table", int, dict[str, Any]]]:
+    """Table, row and facts of each photo; a shard is read whole, so that its digest is checked."""
     for shard in images.shards:
-        for row in images.read(shard.name).select(COLUMNS).to_pylist():  # read whole, so that its digest is checked
-            if row["items"]:
-                yield row
+        table = images.read(shard.name)
+        for row, about in enumerate(_facts(table)):
+            yield table, row, about
 
 
-def _digests(images: "ImageSet | None") -> Iterator[tuple[bytes, int]]:
-    """(digest, pair_id) of each photo."""
-    for shard in images.shards if images else ():
-        table = images.read(shard.name, ["digest", "pair_id"])  # type: ignore[union-attr]
-        yield from zip(table["digest"].to_pylist(), table["pair_id"].to_pylist(), strict=True)
+def _abouts(sets: "list[ImageSet]") -> Iterator[dict[str, Any]]:
+    """The facts of each photo alone; little is read."""
+    for images in sets:
+        for shard in images.shards:
+            yield from _facts(images.read(shard.name, [*ABOUT, "items"]))
+
+
+def _facts(table: "pa.Table") -> list[dict[str, Any]]:
+    import pyarrow.compute as pc
+
+    return table.select(ABOUT).append_column("n_items", pc.list_value_length(table["items"])).to_pylist()  # type: ignore[no-any-return]

@@ -63,7 +63,7 @@ def backward(
         half: compute the backbone in bfloat16.
 
     Raises:
-        RuntimeError: the loss is not finite.
+        FloatingPointError: the loss is not finite.
     """
     pieces = images.chunk(micro)
     if len(pieces) == 1:
@@ -75,7 +75,7 @@ def backward(
     parts = objective.parts(model, gather(rows), gather(first), identities)
     loss = torch.stack(list(parts.values())).sum()
     if not torch.isfinite(loss):
-        raise RuntimeError(f"the loss is {loss.item()}: {', '.join(f'{k} {v.item()}' for k, v in parts.items())}")
+        raise FloatingPointError(f"the loss is {loss.item()}: {', '.join(f'{k} {v.item()}' for k, v in parts.items())}")
     if loss.requires_grad:
         loss.backward()
     if len(pieces) > 1:

@@ -83,7 +83,7 @@ def test_variants_are_trained_compared_and_not_trained_again(imageset, tmp_path,
 
     assert compare.main([str(path), "--output", str(out)]) == 3  # one variant cannot be trained; the others are
     said = capsys.readouterr().out
-    assert "bad, seed 0: RuntimeError: lite0-sg, step" in said
+    assert "bad, seed 0: UserError: lite0-sg, step" in said
     found = {line["variant"]: line for line in json.loads((out / "compare.json").read_text())["variants"]}
     assert found["triplet"]["seeds"] == found["proxies"]["seeds"] == [0, 1] and found["bad"]["seeds"] == []
     assert [name for name in found if name.endswith(", final")] and found["proxies"]["against first"]["seeds"] == 2

@@ -140,6 +140,7 @@ def test_a_checkpoint_of_another_training_is_refused(drawn_set: Path, tmp_path: 
 
 def test_photos_that_judge_are_not_learnt_from(tmp_path: Path) -> None:
     from detection.models import CENTERNET_TINY
+    from jobs import detector_photos
     from retrieval.datasets import drawn
     from store.imageset import write_imageset
 
@@ -147,24 +148,28 @@ def test_photos_that_judge_are_not_learnt_from(tmp_path: Path) -> None:
     write_imageset(rows, tmp_path / "learn", source={"adapter": "drawn"})
     write_imageset(rows[:5], tmp_path / "val", source={"adapter": "drawn"})
     more = ("--validation", str(tmp_path / "val"), "--imageset", f"{tmp_path / 'learn'}:0.25", "--user-weight", "4")
-    photos = train_detector.read_photos(train_detector.parse(line(tmp_path / "learn", tmp_path, *more)), CENTERNET_TINY)
+    photos = detector_photos.read(train_detector.parse(line(tmp_path / "learn", tmp_path, *more)), CENTERNET_TINY)
     aside = sum((row.pair_id or row.image_id) % 10 == 0 for row in rows[5:])
-    assert photos.left_out["in validation"] == 2 * 5 and len(photos.validation) == 5
+    assert photos.left_out["in the validation set"] == 2 * 5 and len(photos.validation) == 5
     assert len(photos.held_out) == 2 * aside and len(photos.learn) == 2 * (len(rows) - 5 - aside)
     assert set(photos.learn.weights) == {1.0, 4.0, 0.25}
-    assert photos.told == f"{len(photos.learn)} photos to learn from, {2 * aside} held out (left out: 10 in validation)"
+    assert (
+        photos.told
+        == f"{len(photos.learn)} photos to learn from, {2 * aside} held out (10 in the validation set left out)"
+    )
 
 
 def test_a_set_without_pairs_is_held_out_by_photo(tmp_path: Path) -> None:
     import dataclasses
 
     from detection.models import CENTERNET_TINY
+    from jobs import detector_photos
     from retrieval.datasets import drawn
     from store.imageset import write_imageset
 
     rows = [dataclasses.replace(row, pair_id=0) for row in drawn.read(users=0, shops=20, seed=5, size_px=160)]
     write_imageset(rows, tmp_path / "set", source={"adapter": "drawn"})
-    photos = train_detector.read_photos(train_detector.parse(line(tmp_path / "set", tmp_path)), CENTERNET_TINY)
+    photos = detector_photos.read(train_detector.parse(line(tmp_path / "set", tmp_path)), CENTERNET_TINY)
     assert (len(photos.learn), len(photos.held_out)) == (18, 2)
 
 

@@ -54,9 +54,11 @@ def test_photos_that_judge_are_not_learnt_from(tmp_path):
     learning = training_data.LearningSet(
         training_data.parts(args("--imageset", first, "--imageset", second)), validation
     )
-    found = [(p.part, p.row["pair_id"], p.held_out) for p in learning.photos()]
+    found = [(p.part, p.about["pair_id"], p.held_out) for p in learning.photos()]
     assert found == [(0, 1, False), (0, 10, True), (1, 8, False), (1, 30, True)]
-    assert learning.left_out == 3  # pair 3 and pair 20 validate, pair 7 is held out elsewhere
+    assert learning.left_out == {"in the validation set": 2, "held out elsewhere": 1}  # pairs 3 and 20; pair 7
+    assert [p.about["pair_id"] for p in learning.validation_photos()] == [5, 6]
+    assert next(iter(learning.photos())).read()["image"] == png(1)
 
 
 def test_a_checkpoint_remembers_the_data(tmp_path):
@@ -68,3 +70,20 @@ def test_a_checkpoint_remembers_the_data(tmp_path):
     assert heavier.identity() != want
     other = write(tmp_path / "b", dataclasses.replace(photo(1, 1, 1), pair_id=2))
     assert training_data.LearningSet(training_data.parts(args("--imageset", other))).identity() != want
+
+
+def test_where_the_pair_is_unknown_the_photo_decides(tmp_path):
+    unknown = write(tmp_path / "a", *(photo(n, 0, n) for n in range(1, 22)))
+    found = list(training_data.LearningSet(training_data.parts(args("--imageset", unknown))).photos())
+    assert [p.about["image_id"] for p in found if p.held_out] == [10, 20]
+
+
+def test_loose_boxes_teach_only_who_takes_them(tmp_path):
+    loose = write(tmp_path / "a", photo(1, 1, 1), dataclasses.replace(photo(2, 2, 2), weak_box=True))
+    bare = dataclasses.replace(photo(3, 3, 3), items=())
+    write_imageset([bare], tmp_path / "b", source={"adapter": "test", "arguments": {}})
+    sets = training_data.parts(args("--imageset", loose, "--imageset", str(tmp_path / "b")))
+    assert [p.about["pair_id"] for p in training_data.LearningSet(sets).photos()] == [1, 2]
+    strict = training_data.LearningSet(sets, weak_boxes=False)
+    assert [p.about["pair_id"] for p in strict.photos()] == [1]
+    assert strict.told() == "1 with weak boxes, 1 without garments"
