@@ -7,16 +7,12 @@ import pytest
 
 from jobs import compare
 from jobs.cli import UserError
-from store.imageset import write_imageset
-from tests.jobs.pictures import patch
+from tests.jobs.pictures import pairs
 
 
 @pytest.fixture(scope="module")
 def imageset(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("set")
-    rows = [patch(2 * pair + side, pair, ("user", "shop")[side]) for pair in range(1, 13) for side in (0, 1)]
-    write_imageset(rows, folder, source={"adapter": "test", "arguments": {}})
-    return str(folder)
+    return pairs(tmp_path_factory.mktemp("set"))
 
 
 BASE = "base: {model: lite0-sg, imageset: [SET], validation: SET2, input-size: 32, dim: 16, stride: 32, steps: 2, batch-size: 4, eval-every: 2, warm-up: 1}\n"

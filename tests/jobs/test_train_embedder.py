@@ -13,7 +13,7 @@ from jobs import train_embedder
 from jobs.cli import UserError
 from retrieval import models
 from store.imageset import write_imageset
-from tests.jobs.pictures import patch
+from tests.jobs.pictures import pairs, patch
 
 REPO = Path(__file__).parents[2]
 SMALL = dataclasses.replace(
@@ -23,10 +23,7 @@ SMALL = dataclasses.replace(
 
 @pytest.fixture(scope="module")
 def imageset(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("set")
-    rows = [patch(2 * pair + side, pair, ("user", "shop")[side]) for pair in range(1, 13) for side in (0, 1)]
-    write_imageset(rows, folder, source={"adapter": "test", "arguments": {}})
-    return str(folder)
+    return pairs(tmp_path_factory.mktemp("set"))
 
 
 @pytest.fixture(autouse=True)

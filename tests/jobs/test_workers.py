@@ -10,8 +10,7 @@ import torch
 from jobs import train_embedder
 from jobs.cli import UserError
 from jobs.workers import World
-from store.imageset import write_imageset
-from tests.jobs.pictures import patch
+from tests.jobs.pictures import pairs
 
 
 @pytest.mark.parametrize("n, size, want", [
@@ -38,10 +37,7 @@ def test_one_worker_needs_nobody():
 
 @pytest.fixture(scope="module")
 def imageset(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("set")
-    rows = [patch(2 * pair + side, pair, ("user", "shop")[side]) for pair in range(1, 13) for side in (0, 1)]
-    write_imageset(rows, folder, source={"adapter": "test", "arguments": {}})
-    return str(folder)
+    return pairs(tmp_path_factory.mktemp("set"))
 
 
 def line(imageset: str, output: Path, workers: int, *more: str) -> list[str]:
