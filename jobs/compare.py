@@ -8,20 +8,22 @@ VARIANTS.yaml, its keys the flags of jobs/train_embedder.py without the dashes b
     base: {model: lite0-sg, imageset: [runs/ccp-train], validation: runs/ccp-val, input-size: 128, steps: 150}
     seeds: [0, 1, 2]
     variants:
-      triplet: {}                                  # the first one is what the others are compared with
+      triplet: {}
       multi-similarity: {loss: multi-similarity}
       spoc: {descriptors: spoc}
+    against: [triplet]                             # optional, what the others are compared with: else the first one
     final: {input-size: 160, steps: 600}           # optional: the winner once more, at full size
 
-Each variant and seed is a Ray task with a folder OUTPUT/runs/VARIANT/seed-N of its own, laid out as jobs/training_run.py says.
+Each variant and seed is a Ray task with a folder OUTPUT/runs/VARIANT/seed-N of its own, laid out as jobs/training/run.py says.
 The winner is chosen by what is held out of training; the validation set is only reported. OUTPUT/compare.json holds the rows,
-OUTPUT/compare.md the table: every seed, mean and spread, and the paired difference from the first variant with its interval.
+OUTPUT/compare.md the table: every seed, mean and spread, and the paired difference from the variants of `against` with its interval.
 """
 
 import argparse
 import contextlib
 import io
 import json
+import shutil
 import statistics
 import sys
 import time
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from store.objects import ObjectStore
 
 DONE = "compared.json"
+CROPS = "crops"  # folder under OUTPUT, while there are trainings to do
 MEASURES = ("acc@1", "acc@10")
 
 
@@ -70,9 +73,9 @@ def read_plan(path: Path) -> dict[str, Any]:
         raise cli.UserError(f"{path}: {error}") from None
     if not isinstance(plan, dict) or not isinstance(plan.get("variants"), dict) or not plan["variants"]:
         raise cli.UserError(f"{path}: want a mapping with `variants: {{NAME: {{flag: value}}}}`")
-    unknown = sorted(set(plan) - {"base", "seeds", "variants", "final"})
+    unknown = sorted(set(plan) - {"base", "seeds", "variants", "against", "final"})
     if unknown:
-        raise cli.UserError(f"{path}: unknown key {unknown[0]!r}; allowed: base, seeds, variants, final")
+        raise cli.UserError(f"{path}: unknown key {unknown[0]!r}; allowed: base, seeds, variants, against, final")
     seeds = plan.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
         raise cli.UserError(f"{path}: seeds want a list of whole numbers, got {seeds!r}")
@@ -83,7 +86,10 @@ def read_plan(path: Path) -> dict[str, Any]:
             raise cli.UserError(
                 f"{path}: variant {name!r} becomes a folder; want letters, digits, '-', '_', '+' and '.'"
             )
-    return {**plan, "seeds": list(dict.fromkeys(seeds))}
+    against = plan.get("against", [next(iter(plan["variants"]))])
+    if not isinstance(against, list) or not all(name in plan["variants"] for name in against):
+        raise cli.UserError(f"{path}: against wants a list of variants, got {against!r}")
+    return {**plan, "seeds": list(dict.fromkeys(seeds)), "against": against}
 
 
 NAME_LETTERS = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_+.")
@@ -138,7 +144,7 @@ def line_of(name: str, flags: Mapping[str, Any], seed: int) -> tuple[str, ...]:
 def train_one(argv: list[str]) -> str:
     """One training in a Ray task's process; returns "" or why it could not be done."""
     from jobs import train_embedder
-    from jobs.workers import World
+    from jobs.training.workers import World
 
     try:
         train_embedder.train(argv, World())
@@ -166,6 +172,8 @@ def run_trials(todo: list[Trial], output: str, args: argparse.Namespace, ends: f
             minutes = max(0.1, (ends - time.monotonic()) / 60)
             more = ["--output", f"{output.rstrip('/')}/{trial.folder}", "--minutes", f"{minutes:.2f}"]
             more += ["--threads", str(args.threads), "--device", args.device]
+            if "--crops" not in trial.argv and not output.startswith("s3://"):
+                more += ["--crops", f"{output.rstrip('/')}/{CROPS}"]
             running[task.remote([*trial.argv, *more])] = trial
         if not running:
             return
@@ -206,10 +214,9 @@ def finish_trial(store: "ObjectStore", trial: Trial) -> dict[str, Any] | None:
 # The table.
 
 
-def table(rows: list[dict[str, Any]], variants: list[str]) -> list[dict[str, Any]]:
-    """A line per variant: each seed's figures, mean and sample spread, and how it differs from the first variant."""
+def table(rows: list[dict[str, Any]], variants: list[str], against: list[str]) -> list[dict[str, Any]]:
+    """A line per variant: each seed's figures, mean and sample spread, and how it differs from those of `against`."""
     by_variant = {name: [row for row in rows if row["variant"] == name] for name in variants}
-    first = {row["seed"]: row for row in by_variant[variants[0]]}
     lines = []
     for name, mine in by_variant.items():
         line: dict[str, Any] = {"variant": name, "seeds": [row["seed"] for row in mine]}
@@ -218,8 +225,11 @@ def table(rows: list[dict[str, Any]], variants: list[str]) -> list[dict[str, Any
                 values = [row[part][measure] for row in mine if row[part] and row[part].get("queries")]
                 line[f"{part} {measure}"] = {"each": values, **spread(values)}
         line["minutes"] = round(sum(row["seconds"] for row in mine) / 60 / len(mine), 1) if mine else None
-        pairs = [(row, first[row["seed"]]) for row in mine if row["seed"] in first and name != variants[0]]
-        line["against first"] = difference(pairs) if pairs else None
+        line["against"] = {}
+        for other in against:
+            theirs = {row["seed"]: row for row in by_variant[other]} if other != name else {}
+            pairs = [(row, theirs[row["seed"]]) for row in mine if row["seed"] in theirs]
+            line["against"][other] = difference(pairs) if pairs else None
         lines.append(line)
     return lines
 
@@ -232,7 +242,7 @@ def spread(values: list[float]) -> dict[str, float | None]:
 
 
 def difference(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any] | None:
-    """Top-10 of what was judged last, less the first variant's on the same seeds: mean and 95 % interval over photos.
+    """Top-10 of what was judged last, less the other variant's on the same seeds: mean and 95 % interval over photos.
 
     A query's value is the share of seeds in which it was right.
     """
@@ -257,10 +267,17 @@ def as_markdown(lines: list[dict[str, Any]]) -> str:
     """The table a person reads."""
     parts = [f"{part} {measure}" for part in ("held_out", "validation") for measure in MEASURES]
     parts = [part for part in parts if any(line[part]["each"] for line in lines)]
-    head = ["variant", *(part.replace("_", " ") for part in parts), "acc@10 against first", "minutes"]
+    against = list(lines[0]["against"]) if lines else []
+    head = [
+        "variant",
+        *(part.replace("_", " ") for part in parts),
+        *(f"acc@10 against {name}" for name in against),
+        "minutes",
+    ]
     text = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
     for line in lines:
-        cells = [line["variant"], *(_figure(line[part]) for part in parts), _difference(line["against first"])]
+        cells = [line["variant"], *(_figure(line[part]) for part in parts)]
+        cells += [_difference(line["against"].get(name)) for name in against]
         text.append("| " + " | ".join([*cells, "–" if line["minutes"] is None else f"{line['minutes']:.1f}"]) + " |")
     return "\n".join(text) + "\n"
 
@@ -310,7 +327,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     failed = run(store, [trial for trial in wanted if trial not in rows], rows, args, ends)
 
-    lines = table(list(rows.values()), variants)
+    lines = table(list(rows.values()), variants, plan["against"])
     unfinished = [trial for trial in wanted if trial not in rows and trial not in failed]
     if "final" in plan and not unfinished and rows:
         final = final_trial(plan, winner(lines))
@@ -320,12 +337,14 @@ def main(argv: list[str] | None = None) -> int:
             failed |= run(store, [final], ended, args, ends)
             row = ended.get(final)
         if row is not None:
-            lines += table([{**row, "variant": f"{final.variant}, final"}], [f"{final.variant}, final"])
+            lines += table([{**row, "variant": f"{final.variant}, final"}], [f"{final.variant}, final"], [])
     store.write("compare.json", (json.dumps({"variants": lines}, indent=1) + "\n").encode())
     store.write("compare.md", as_markdown(lines).encode())
     print("\n" + as_markdown(lines), flush=True)
     for trial, reason in failed.items():
         print(f"{trial.variant}, seed {trial.seed}: {reason}")
+    if not failed and not unfinished and not args.output.startswith("s3://"):
+        shutil.rmtree(Path(args.output) / CROPS, ignore_errors=True)
     if unfinished:
         print(f"time is over with {len(unfinished)} of {len(wanted)} trainings to do; the same line goes on")
     return 3 if failed or unfinished else 0

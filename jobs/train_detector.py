@@ -10,7 +10,7 @@
         --device cuda --threads 8 --precision bf16 --batch-size 32 --lr 1e-4 --steps 90000 --schedule steps --drops 0.67,0.9 \\
         --zoom 0.5,1.25 --copy-paste 0.3 --init-from cascade_mask_rcnn_r101_fpn_coco.pth --output s3://BUCKET/train/cascade
 
-OUTPUT, a folder or s3://BUCKET/PREFIX, is laid out as `jobs.training_run` says; MODEL.safetensors in it holds averaged weights
+OUTPUT, a folder or s3://BUCKET/PREFIX, is laid out as `jobs.training.run` says; MODEL.safetensors in it holds averaged weights
 in float16. One photo in ten, by pair_id, is held out of training and tells how it goes; image sets are mixed by the weight
 after the colon, which is that of each of their photos. A step's batch depends on the seed and its number alone.
 
@@ -32,13 +32,16 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "cli.py").is_file():
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs import cli, training_data, training_run, workers
+from jobs import cli
+from jobs.training import data as training_data
+from jobs.training import run as training_run
+from jobs.training import workers
 
 if TYPE_CHECKING:
     from detection.models import DetectorSpec
     from detection.training import Learner
     from detection.training_photos import Photos
-    from jobs.detector_photos import Read
+    from jobs.training.detector_photos import Read
 
 MEASURED = 1000  # held-out photos measured at most during training, evenly spread; at the end all are
 SAME_TRAINING = (
@@ -162,7 +165,7 @@ def train(argv: list[str], world: workers.World) -> int:
     import torch
 
     from detection import models, training_photos
-    from jobs import detector_photos
+    from jobs.training import detector_photos
 
     torch.set_num_threads(args.threads)
     cv2.setNumThreads(1)  # photos are spread over threads already
@@ -270,7 +273,7 @@ def finish(
     args: argparse.Namespace, spec: "DetectorSpec", run: training_run.TrainingRun, learner: "Learner", photos: "Read", seconds: float
 ) -> None:  # fmt: skip
     """The weights under the model's name, what they are worth on all photos held out and on the validation set, a page."""
-    from jobs import detector_worth
+    from jobs.training import detector_worth
 
     data = training_run.to_bytes(learner.average.tensors)
     run.write(f"{spec.name}.safetensors", data)

@@ -4,7 +4,7 @@
     python jobs/train_embedder.py --model lite0-sg --mixture m3 --data s3://BUCKET/sets --output s3://BUCKET/train/m3 \\
         --loss multi-similarity --workers 4 --device cuda --precision bf16 --batch-size 256 --validation s3://BUCKET/sets/val
 
-OUTPUT is laid out as jobs/training_run.py says; best.safetensors holds the averaged weights that did best on what is held
+OUTPUT is laid out as jobs/training/run.py says; best.safetensors holds the averaged weights that did best on what is held
 out, MODEL.safetensors the same in the end. Held-out figures are the benchmark's own accuracy on true boxes. Each step's
 batch depends on the seed and its number alone, for any number of workers.
 """
@@ -20,17 +20,20 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "cli.py").is_file():
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs import cli, training_data, training_run, workers
+from jobs import cli
+from jobs.training import data as training_data
+from jobs.training import run as training_run
+from jobs.training import workers
 
 if TYPE_CHECKING:
-    from jobs.workers import World
+    from jobs.training.workers import World
     from retrieval.models import EmbedderSpec
 
 SAME_TRAINING = (
     "model", "backbone", "descriptors", "dim", "input_size", "stride", "init_from", "freeze_stages", "loss", "loss_arg",
     "miner", "auxiliary", "temperature", "smoothing", "jitter", "turn", "flip", "light", "colour", "erase", "steps",
     "batch_size", "per_identity", "lr", "backbone_share", "layer_decay", "proxy_share", "weight_decay", "warm_up",
-    "schedule", "drops", "ema_decay", "precision", "seed", "eval_every",
+    "schedule", "drops", "ema_decay", "precision", "seed", "eval_every", "share",
 )  # fmt: skip
 
 
@@ -43,6 +46,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="name of an embedder in retrieval.models")
     parser.add_argument("--output", required=True, help="folder or s3:// for checkpoints, log, weights and report")
     training_data.add_arguments(parser)
+    parser.add_argument(
+        "--share", type=float, default=1.0, help="of the garments are learnt from (1): what more photos would be worth"
+    )
 
     group = parser.add_argument_group("the model, where it differs from the named one")
     group.add_argument("--backbone", metavar="TIMM_ID", help="backbone, as timm spells it")
@@ -105,6 +111,9 @@ def arguments() -> argparse.ArgumentParser:
     group.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads of each worker (all)")
     group.add_argument("--seed", type=int, default=0, help="of batches and changes (0)")
     group.add_argument("--cache-gb", type=float, default=4.0, help="crops above so much are kept as JPEG (4)")
+    group.add_argument(
+        "--crops", default="", metavar="FOLDER", help="keep cut garments there, and share them with other trainings"
+    )
     group.add_argument("--log-every", type=int, default=20, help="steps a line (20)")
     group.add_argument("--save-every", type=int, default=50, help="steps a checkpoint (50)")
     group.add_argument("--keep", type=int, default=2, help="newest checkpoints that stay (2)")
@@ -138,6 +147,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         )
     if args.batch_size % args.workers:
         parser.error(f"--batch-size {args.batch_size} does not divide into {args.workers} workers")
+    if not 0 < args.share <= 1:
+        parser.error(f"--share wants more than 0 up to 1, got {args.share:g}")
     if not 0 <= args.ema_decay < 1:
         parser.error(f"--ema-decay wants 0 up to below 1, got {args.ema_decay}")
     args.descriptors = tuple(args.descriptors.split(",")) if args.descriptors else None
@@ -198,7 +209,7 @@ def train(argv: list[str], world: "World") -> int:
     import numpy as np
     import torch
 
-    from jobs import embedder_crops, embedder_worth
+    from jobs.training import embedder_crops, embedder_worth
     from retrieval import training
     from retrieval.training_crops import CHANCES
 
@@ -293,7 +304,7 @@ def train(argv: list[str], world: "World") -> int:
                 "imagesets": {part.uri: part.weight for part in learning.sets}, "left_out": dict(learning.left_out),
             }  # fmt: skip
             at_the_end = learning.validation is not None and done == args.steps  # read once
-            validation = embedder_crops.read_validation(spec, learning) if at_the_end else None
+            validation = embedder_crops.read_validation(args, spec, learning) if at_the_end else None
             embedder_worth.finish(run, spec, facts, best, garments, validation, args.device)
     return 0
 

@@ -80,16 +80,41 @@ class FeatureMap(nn.Module):
         return cast(Tensor, self.body(images)[-1])
 
 
-def fine_map(timm_id: str, *, stride: int = 16) -> FeatureMap:
+class Trunk(nn.Module):
+    """An EfficientNet's stem and the first of its stages and blocks, under timm's names for them.
+
+    Args:
+        body: a timm `features_only` EfficientNet.
+        blocks: how many blocks of each stage stay; stages beyond are left out.
+
+    Raises:
+        ValueError: the network has no such stages, or fewer blocks in one.
+    """
+
+    def __init__(self, body: nn.Module, blocks: tuple[int, ...]) -> None:
+        super().__init__()
+        whole: Any = getattr(body, "blocks", None)
+        has = [len(cast(nn.Sequential, stage)) for stage in whole] if isinstance(whole, nn.Sequential) else []
+        if len(blocks) > len(has) or any(kept > there for kept, there in zip(blocks, has, strict=False)):
+            raise ValueError(f"blocks {blocks}: the network has stages of {has or 'no'} blocks")
+        self.conv_stem, self.bn1 = cast(nn.Module, body.conv_stem), cast(nn.Module, body.bn1)
+        self.blocks = nn.Sequential(*(stage[:kept] for stage, kept in zip(whole, blocks, strict=False)))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [self.blocks(self.bn1(self.conv_stem(images)))]
+
+
+def fine_map(timm_id: str, *, stride: int = 16, blocks: tuple[int, ...] = ()) -> FeatureMap:
     """A timm backbone whose last map has one cell per `stride` pixels instead of the usual 32; random weights.
 
     Networks in stages (ResNets, SE-ResNeXts, EfficientNets, RegNets, ConvNeXts …) are asked through timm's `output_stride`,
     which turns the last strides into dilations; the dilations are then taken out again: as in the paper, the filters are
     those of the published network and only the down-sampling is missing (dilated depthwise filters are also several times
-    slower on a CPU). stride=32 changes nothing. Transformers have one fixed stride and are built as they are.
+    slower on a CPU). stride=32 changes nothing. Transformers have one fixed stride and are built as they are. `blocks` cuts
+    an EfficientNet short, see `Trunk`.
 
     Raises:
-        ValueError: timm does not know the name.
+        ValueError: timm does not know the name, or the network has no such blocks.
     """
     if not timm.is_model(timm_id):
         near = timm.list_models(f"*{timm_id.split('.')[0][:8]}*")[:5]
@@ -101,6 +126,9 @@ def fine_map(timm_id: str, *, stride: int = 16) -> FeatureMap:
         body = timm.create_model(timm_id, **options)
     else:
         _undilate(body)
+    if blocks:
+        trunk = Trunk(body, blocks)
+        return FeatureMap(trunk, cast(Any, cast(nn.Sequential, trunk.blocks[-1])[-1]).bn3.num_features)
     info: Any = body.feature_info
     return FeatureMap(body, info.channels()[-1])
 

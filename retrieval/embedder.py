@@ -32,7 +32,7 @@ def build(spec: EmbedderSpec, *, classes: int | None = None, pretrained_backbone
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        backbone = fine_map(spec.timm_id, stride=spec.stride)
+        backbone = fine_map(spec.timm_id, stride=spec.stride, blocks=spec.blocks)
         model = CGD(backbone, spec.branches, spec.dim, classes)
     if pretrained_backbone:
         _fill_backbone(backbone, spec)

@@ -25,6 +25,8 @@ class EmbedderSpec:
         dim: D, length of one row; a multiple of the number of branches.
         input_size: side of the square crops in pixels.
         stride: pixels per cell of the last feature map; 16 where CGD leaves the last down-sampling out, 32 as published.
+        blocks: how many blocks of each stage are kept, of networks that have `blocks` (EfficientNets); () keeps all. Their
+            last stages hold most of the parameters and were made for classification.
         mean, std: of RGB values 0 to 255, per channel.
         weights: our fine-tuned safetensors under the weights folder; "" means the backbone as published.
         sha256: of that file, checked before the first batch; "" accepts any (a user's own file).
@@ -37,6 +39,7 @@ class EmbedderSpec:
     dim: int = 1536
     input_size: int = 224
     stride: int = 16
+    blocks: tuple[int, ...] = ()
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
     weights: str = ""
@@ -62,6 +65,15 @@ LITE1_GM = EmbedderSpec(
     sha256="b6083acd53419ca8c4919fa7c190071ff63288eef1494a2df600f554899b7663",
     **_TINY,
 )
+LITE2_SM = EmbedderSpec(
+    "lite2-sm",
+    "tf_efficientnet_lite2",
+    ("spoc", "mac"),
+    blocks=(1, 3, 3, 4, 4, 3),
+    weights="lite2-sm.safetensors",
+    sha256="",
+    **_TINY,
+)
 
 RESNET152_GM = EmbedderSpec("resnet152-gm", "resnet152.tv2_in1k", ("gem", "mac"), weights="resnet152-gm.safetensors")
 SERESNEXT101_SGM = EmbedderSpec(
@@ -69,7 +81,7 @@ SERESNEXT101_SGM = EmbedderSpec(
 )
 
 PROFILES: dict[str, tuple[EmbedderSpec, ...]] = {
-    "tiny": (LITE0_SG, LITE1_GM),
+    "tiny": (LITE0_SG, LITE1_GM, LITE2_SM),
     "paper": (RESNET152_GM, SERESNEXT101_SGM),
 }
 ALL: tuple[EmbedderSpec, ...] = (*PROFILES["tiny"], *PROFILES["paper"])
@@ -133,6 +145,10 @@ def _check(spec: EmbedderSpec) -> None:
             raise ValueError(f"{who}: {name} wants a whole number of at least 1, got {value!r}")
     if spec.stride not in (8, 16, 32):
         raise ValueError(f"{who}: stride wants 8, 16 or 32, got {spec.stride}")
+    if not isinstance(spec.blocks, tuple) or not all(type(kept) is int and kept >= 1 for kept in spec.blocks):
+        raise ValueError(
+            f"{who}: blocks wants whole numbers of at least 1, one for each stage kept, got {spec.blocks!r}"
+        )
     if not isinstance(spec.branches, tuple) or not spec.branches or not set(spec.branches) <= set(BRANCHES):
         raise ValueError(f"{who}: branches wants some of {', '.join(BRANCHES)}, got {spec.branches!r}")
     if spec.dim % len(spec.branches):

@@ -109,11 +109,19 @@ def packed(canvas: np.ndarray) -> np.ndarray:
 class Garments:
     """All cached garments as arrays, and which of them are one identity.
 
+    Args:
+        items: the garments.
+        spec: the embedder they are for.
+        augmentation: how training changes them.
+        share: of the identities that are learnt from, spread evenly over them; the others are there to be searched among.
+
     Attributes:
         classes: rows of each identity to learn from: seen on two photos or more, none of them held out.
     """
 
-    def __init__(self, items: list[Cached], spec: EmbedderSpec, augmentation: Augmentation | None = None) -> None:
+    def __init__(
+        self, items: list[Cached], spec: EmbedderSpec, augmentation: Augmentation | None = None, share: float = 1.0
+    ) -> None:
         self.spec, self.augmentation = spec, augmentation or Augmentation()
         self._canvases = [item.canvas for item in items]
         self.box = torch.tensor([item.box for item in items], dtype=torch.float32).reshape(-1, 4)
@@ -128,7 +136,8 @@ class Garments:
         self.identity = np.array([-1 if item.identity is None else number[item.identity] for item in items], np.int64)
         order = np.argsort(self.identity, kind="stable")
         groups = np.split(order, np.searchsorted(self.identity[order], np.arange(len(names))))[1:]
-        self.classes = [rows for rows in groups if len(rows) > 1 and not self.held_out[rows].any()]
+        classes = [rows for rows in groups if len(rows) > 1 and not self.held_out[rows].any()]
+        self.classes = [rows for i, rows in enumerate(classes) if int((i + 1) * share) > int(i * share)]
         weights = np.array([items[rows[0]].weight for rows in self.classes], np.float64)
         self._odds = weights / weights.sum() if len(weights) else weights
         self._readers = ThreadPoolExecutor(4)

@@ -211,7 +211,7 @@ def handful(spec: models.DetectorSpec) -> list[Sample]:
 @pytest.mark.parametrize("spec", models.PROFILES["tiny"], ids=lambda spec: spec.name)
 def test_every_architecture_overfits_a_handful_of_pictures(spec: models.DetectorSpec) -> None:
     """40 steps of the same six pictures, backbone from ImageNet; the averaged weights in float16 find them all again."""
-    from jobs.training_run import rate_share, shipped
+    from jobs.training.run import rate_share, shipped
 
     spec, steps = dataclasses.replace(spec, scale_px=(160, 160)), 40
     samples = handful(spec)

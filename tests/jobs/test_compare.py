@@ -27,7 +27,8 @@ def plan(tmp_path: Path, text: str) -> Path:
 @pytest.mark.parametrize("text, message", [
     ("variants: [1]", "want a mapping with `variants"),
     ("{", "variants.yaml"),
-    ("variants: {a: {}}\nbudget: 3", "unknown key 'budget'; allowed: base, seeds, variants, final"),
+    ("variants: {a: {}}\nbudget: 3", "unknown key 'budget'; allowed: base, seeds, variants, against, final"),
+    ("variants: {a: {}}\nagainst: [b]", "against wants a list of variants, got \\['b'\\]"),
     ("variants: {a: {}}\nseeds: [x]", "seeds want a list of whole numbers"),
     ("variants: {a/b: {}}", "variant 'a/b' becomes a folder"),
     ("variants: {a: 3}", "a wants a mapping of flags, got 3"),
@@ -56,14 +57,14 @@ def test_the_table_by_hand():
         row("a", 0, 0.5, [1, 0, 11, 3]), row("b", 0, 0.75, [1, 2, 11, 3]),
         row("a", 1, 0.25, [1, 0, 0, 0]), row("b", 1, 1.0, [1, 10, 1, 1]),
     ]  # fmt: skip
-    a, b = compare.table(rows, ["a", "b"])
+    a, b = compare.table(rows, ["a", "b"], ["a"])
     assert a["held_out acc@10"] == {"each": [0.5, 0.25], "mean": 0.375, "spread": pytest.approx(0.125 * 2**0.5)}
-    assert a["against first"] is None and b["minutes"] == 1.0
-    assert b["against first"]["acc@10"] == pytest.approx((3 / 4 + 4 / 4) / 2 - (2 / 4 + 1 / 4) / 2)
+    assert a["against"] == {"a": None} and b["minutes"] == 1.0
+    assert b["against"]["a"]["acc@10"] == pytest.approx((3 / 4 + 4 / 4) / 2 - (2 / 4 + 1 / 4) / 2)
     assert compare.winner([a, b]) == "b"
     text = compare.as_markdown([a, b])
     assert "| b | 0.438 ± 0.088 (0.375, 0.500) | 0.875 ± 0.177 (0.750, 1.000) | +0.500 [" in text
-    assert compare.table(rows[:1], ["a", "c"])[1]["held_out acc@1"]["mean"] is None  # nothing trained yet
+    assert compare.table(rows[:1], ["a", "c"], ["c"])[1]["held_out acc@1"]["mean"] is None  # nothing trained yet
 
 
 @pytest.mark.slow
@@ -82,7 +83,8 @@ def test_variants_are_trained_compared_and_not_trained_again(imageset, tmp_path,
     assert "bad, seed 0: UserError: lite0-sg, step" in said
     found = {line["variant"]: line for line in json.loads((out / "compare.json").read_text())["variants"]}
     assert found["triplet"]["seeds"] == found["proxies"]["seeds"] == [0, 1] and found["bad"]["seeds"] == []
-    assert [name for name in found if name.endswith(", final")] and found["proxies"]["against first"]["seeds"] == 2
+    assert [name for name in found if name.endswith(", final")] and found["proxies"]["against"]["triplet"]["seeds"] == 2
+    assert len(list((out / "crops").iterdir())) == 1  # one file for all of them, kept while something is to do
     assert (out / "compare.md").read_text() in said
 
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}

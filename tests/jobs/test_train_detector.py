@@ -140,7 +140,7 @@ def test_a_checkpoint_of_another_training_is_refused(drawn_set: Path, tmp_path: 
 
 def test_photos_that_judge_are_not_learnt_from(tmp_path: Path) -> None:
     from detection.models import CENTERNET_TINY
-    from jobs import detector_photos
+    from jobs.training import detector_photos
     from retrieval.datasets import drawn
     from store.imageset import write_imageset
 
@@ -163,7 +163,7 @@ def test_a_set_without_pairs_is_held_out_by_photo(tmp_path: Path) -> None:
     import dataclasses
 
     from detection.models import CENTERNET_TINY
-    from jobs import detector_photos
+    from jobs.training import detector_photos
     from retrieval.datasets import drawn
     from store.imageset import write_imageset
 

@@ -66,7 +66,8 @@ def test_a_mixture_is_trained_on(sets: Path, tmp_path: Path, mixture: str, n_set
 
 def test_identities_of_different_sets_never_meet(sets: Path) -> None:
     """The same tree under two names: every pair_id collides, and no identity does."""
-    from jobs import embedder_crops, training_data
+    from jobs.training import data as training_data
+    from jobs.training import embedder_crops
     from retrieval.datasets.mixtures import Part
 
     args = train_embedder.parse(["--model", "lite0-sg", "--output", "-", "--input-size", "32"])

@@ -1,5 +1,7 @@
 """The head against its formula, the finer map, and the refusals."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -75,6 +77,30 @@ def test_the_last_down_sampling_is_left_out(timm_id, stride, channels, cells):
 def test_the_finer_map_has_the_published_tensors_names_and_shapes():
     fine, plain = (fine_map("resnet18", stride=stride).state_dict() for stride in (16, 32))
     assert {k: v.shape for k, v in fine.items()} == {k: v.shape for k, v in plain.items()}
+
+
+def test_blocks_cut_a_network_short_and_leave_the_rest_as_it_was():
+    whole, cut = (fine_map("tf_efficientnet_lite2", blocks=blocks).eval() for blocks in ((), (1, 3, 3, 4, 4, 2)))
+    own = cut.state_dict()
+    assert cut.load_state_dict({name: tensor for name, tensor in whole.state_dict().items() if name in own})
+    maps = []
+    whole.body.blocks[5][1].register_forward_hook(lambda *call: maps.append(call[-1]))
+    images = torch.rand(1, 3, 64, 64)
+    with torch.inference_mode():
+        whole(images)
+        found = cut(images)
+    assert found.shape == (1, cut.channels, 4, 4) == (1, 208, 4, 4)
+    torch.testing.assert_close(found, maps[0])
+
+
+@pytest.mark.parametrize("timm_id, blocks, has", [
+    ("tf_efficientnet_lite0", (1, 2, 3), "[1, 2, 2, 3, 3, 4, 1]"),
+    ("tf_efficientnet_lite0", (1, 2, 2, 3, 3, 4, 1, 1), "[1, 2, 2, 3, 3, 4, 1]"),
+    ("resnet18", (1,), "no blocks"),
+])  # fmt: skip
+def test_blocks_a_network_has_not_are_refused(timm_id, blocks, has):
+    with pytest.raises(ValueError, match=re.escape(f"blocks {blocks}: the network has stages of {has}")):
+        fine_map(timm_id, blocks=blocks)
 
 
 def test_a_timm_name_will_do():

@@ -20,7 +20,10 @@ def test_every_shipped_embedder_is_found_and_would_pass_as_a_users_own(spec):
 
 def test_names_are_used_once():
     assert len({spec.name for spec in ALL}) == len(ALL)
-    assert [[spec.dim for spec in PROFILES[profile]] for profile in ("tiny", "paper")] == [[512, 512], [1536, 1536]]
+    assert [[spec.dim for spec in PROFILES[profile]] for profile in ("tiny", "paper")] == [
+        [512, 512, 512],
+        [1536, 1536],
+    ]
 
 
 @pytest.mark.parametrize("spec", PROFILES["tiny"], ids=lambda spec: spec.name)
@@ -63,6 +66,8 @@ def test_other_weights_for_a_shipped_one_do_not_inherit_its_digest(monkeypatch):
         ({"base": "lite0-sg", "stride": 12}, "stride wants 8, 16 or 32, got 12"),
         ({"base": "lite0-sg", "branches": ["sum"]}, "branches wants some of spoc, mac, gem"),
         ({"base": "lite0-sg", "branches": "gem"}, "branches wants"),
+        ({"base": "lite0-sg", "blocks": [1, 0]}, r"blocks wants whole numbers of at least 1, .* got \(1, 0\)"),
+        ({"base": "lite0-sg", "blocks": 3}, "blocks wants"),
         ({"base": "lite0-sg", "std": [0, 1, 1]}, "std wants three numbers"),
         ({"base": "lite0-sg", "mean": [0.5]}, "mean wants three numbers"),
         ({"base": "lite0-sg", "name": "../x"}, "the name becomes a folder"),

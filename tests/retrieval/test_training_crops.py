@@ -103,6 +103,15 @@ def test_held_out_garments_are_never_in_a_batch():
     assert sorted(set(rows.tolist())) == list(range(4, 12))
 
 
+@pytest.mark.parametrize("share, n", [(1.0, 10), (0.5, 5), (0.25, 2), (0.01, 0)])
+def test_a_share_of_the_identities_is_learnt_from_and_the_others_stay_in_the_gallery(share, n):
+    items = [one(i, (0, 1 + i // 2, 1), shop=i % 2 > 0) for i in range(20)]
+    garments = Garments(items, SPEC, share=share)
+    assert len(garments.classes) == n and len(garments) == 20
+    whole = Garments(items, SPEC).classes
+    assert all(any(np.array_equal(rows, one) for one in whole) for rows in garments.classes)
+
+
 def test_a_cached_canvas_has_one_size_whatever_the_box():
     for box in ((0, 0, 90, 120), (0, 0, 3, 120), (50, 50, 51, 51)):
         item = cached(smooth_photo(), box)

@@ -1,6 +1,6 @@
 """The report of a training: `report/index.html` beside the checkpoints, for a browser, a bucket or an archive.
 
-In: the training's log (lines of `jobs/training_run.py`), facts and tables ready to print, and the worst mistakes with
+In: the training's log (lines of `jobs/training/run.py`), facts and tables ready to print, and the worst mistakes with
 their pictures. Out: a static page with curves, tables and mistakes; relative links, no scripts. Called by both training jobs.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from jobs.training_run import LOG
+from jobs.training.run import LOG
 from store.objects import ObjectStore
 
 if TYPE_CHECKING:
@@ -352,7 +352,7 @@ def _figure(value: float) -> str:
 
 
 def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    loader = jinja2.FileSystemLoader(Path(__file__).parents[1] / "templates")
     env = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from detection.training_photos import Photos
-from jobs import training_data
 from jobs.cli import UserError
+from jobs.training import data as training_data
 
 if TYPE_CHECKING:
     from detection.models import DetectorSpec

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs import training_report
-from jobs.training_report import Mistake
+from jobs.training import report as training_report
+from jobs.training.report import Mistake
 from store.objects import ObjectStore, open_store
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[3]
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
 
 
@@ -191,7 +191,7 @@ def test_the_same_training_gives_the_same_bytes_in_any_process(local: ObjectStor
     page_of(local)
     first = written(local)
     code = (
-        "import sys; sys.path.insert(0, 'tests/jobs'); import test_training_report as t; from store.objects import open_store\n"
+        "import sys; sys.path.insert(0, 'tests/jobs/training'); import test_report as t; from store.objects import open_store\n"
         f"t.training_report.write(open_store({str(tmp_path / 'again')!r}), **t.WHOLE)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=REPO, check=True)
@@ -337,5 +337,5 @@ def test_arrays_that_are_no_rgb_are_refused(local: ObjectStore, image: np.ndarra
 
 
 def test_importing_it_brings_nothing_heavy() -> None:
-    code = "import sys, jobs.training_report; sys.exit(any(m in sys.modules for m in ('torch', 'matplotlib', 'numpy')))"
+    code = "import sys, jobs.training.report; sys.exit(any(m in sys.modules for m in ('torch', 'matplotlib', 'numpy')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO).returncode == 0

@@ -66,6 +66,11 @@ class LearningPhoto:
         found: dict[str, Any] = self.table.slice(self.row, 1).select(["image", "items"]).to_pylist()[0]
         return found
 
+    def items(self) -> list[dict[str, Any]]:
+        """Its garments alone."""
+        found: list[dict[str, Any]] = self.table["items"][self.row].as_py()
+        return found
+
 
 def parts(args: argparse.Namespace) -> "list[Part]":
     """The image sets the arguments name.

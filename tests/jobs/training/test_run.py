@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from jobs import training_run
 from jobs.cli import UserError
-from jobs.training_run import Interval, TrainingRun, rate_share
+from jobs.training import run as training_run
+from jobs.training.run import Interval, TrainingRun, rate_share
 from store.objects import LocalStore, StorageError
 
 SAME = {"model": "small", "imageset": ["a", "b"], "lr": 0.001}

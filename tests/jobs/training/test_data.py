@@ -5,8 +5,8 @@ import dataclasses
 
 import pytest
 
-from jobs import training_data
 from jobs.cli import UserError
+from jobs.training import data as training_data
 from store.imageset import Item, Photo, write_imageset
 from tests.jobs.pictures import png
 

@@ -9,7 +9,7 @@ import torch
 
 from jobs import train_embedder
 from jobs.cli import UserError
-from jobs.workers import World
+from jobs.training.workers import World
 from tests.jobs.pictures import pairs
 
 

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from detection.categories import CATEGORIES
-from jobs import training_report, training_run
-from jobs.training_run import TrainingRun
+from jobs.training import report as training_report
+from jobs.training import run as training_run
+from jobs.training.run import TrainingRun
 from retrieval import embedder, held_out
 from retrieval.held_out import Answers
 from retrieval.training_crops import Garments

@@ -9,15 +9,15 @@ import numpy as np
 
 from detection import held_out
 from detection.categories import CATEGORIES
-from jobs import training_report
-from jobs.training_run import TrainingRun
+from jobs.training import report as training_report
+from jobs.training.run import TrainingRun
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from detection.models import DetectorSpec
     from detection.training_photos import Photos
-    from jobs.detector_photos import Read
+    from jobs.training.detector_photos import Read
 
 GREEN, RED = (0, 160, 70), (220, 40, 40)  # RGB: true boxes, the mistake
 
