@@ -71,7 +71,7 @@ LITE2_SM = EmbedderSpec(
     ("spoc", "mac"),
     blocks=(1, 3, 3, 4, 4, 3),
     weights="lite2-sm.safetensors",
-    sha256="",
+    sha256="9d0e67a2187b6c53c0fdc65a226008f19b9c5c54a86e19ca22c8e5897fa1e5a1",
     **_TINY,
 )
 
