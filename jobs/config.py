@@ -232,6 +232,9 @@ class Settings:
     threads_per_actor: int = setting(1, whole(1, 1024))
     models_per_actor: str | int = setting("all", one_of("all", 1))
     shard_deadline_s: float = setting(1800.0, number(1))  # an actor silent for longer on one shard is ended
+    node_wait_s: float = setting(
+        1800.0, number(1)
+    )  # how long a stage waits for its first actor: a node may have to start
     storage: Storage = field(default_factory=Storage, metadata={"part": Storage})
 
 

@@ -4,10 +4,8 @@ In: a shard of the image set. Out: detections/DETECTOR/SHARD.parquet for each de
 all detectors. A photo that cannot be decoded, or that a detector stumbles over, is a failure of that photo and of nothing else.
 """
 
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,13 +40,12 @@ class DetectShard:
             "score_threshold": self.settings.detect.score_threshold,
             "max_per_image": self.settings.detect.max_per_image,
         }
-        with tempfile.TemporaryDirectory() as scratch:
-            self.loaded = {
-                model.name: self.catalogue.load_detector(
-                    model.spec, self.device, weights=models.weight_file(model, folder, Path(scratch)), **how
-                )
-                for model in self.detectors
-            }
+        self.loaded = {
+            model.name: self.catalogue.load_detector(
+                model.spec, self.device, weights=models.weight_file(model, folder), **how
+            )
+            for model in self.detectors
+        }
         photos.limit_threads(self.settings.threads_per_actor)
         return versions() | {"device": self.device}
 

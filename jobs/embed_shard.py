@@ -5,11 +5,9 @@ A photo is decoded once for all of them, crops never touch the disk, and batches
 An item whose box covers nothing of its photo has no row.
 """
 
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -56,14 +54,13 @@ class EmbedShard:
 
     def load(self) -> dict[str, Any]:
         folder = models.weights_folder(self.settings)
-        with tempfile.TemporaryDirectory() as scratch:
-            self.loaded = {
-                model.name: self.catalogue.load_embedder(
-                    model.spec, self.device, weights=models.weight_file(model, folder, Path(scratch)),
-                    allow_random_weights=self.settings.allow_random_weights,
-                )
-                for model in self.embedders
-            }  # fmt: skip
+        self.loaded = {
+            model.name: self.catalogue.load_embedder(
+                model.spec, self.device, weights=models.weight_file(model, folder),
+                allow_random_weights=self.settings.allow_random_weights,
+            )
+            for model in self.embedders
+        }  # fmt: skip
         self.sizes = {model.name: model.spec.input_size for model in self.embedders}
         photos.limit_threads(self.settings.threads_per_actor)
         return versions() | {"device": self.device}

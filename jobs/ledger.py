@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs import config, models
 from jobs.cli import UserError
-from jobs.config import Settings
+from jobs.config import ROOT, Settings
 from jobs.lock import Lock
 from jobs.models import Catalogue, Model
 from jobs.selection import Selected, select
@@ -301,12 +301,23 @@ def now() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the numbers, without importing any of it."""
+    """Versions of what decides the numbers, our own code's digest among them, without importing any of it."""
     import platform
     from importlib import metadata
 
     packages = ("torch", "torchvision", "timm", "onedl-mmdetection", "ray", "faiss-cpu", "pyarrow", "numpy")
-    return {"python": platform.python_version(), "machine": platform.machine()} | dict(_installed(metadata, packages))
+    of_the_machine = {"python": platform.python_version(), "machine": platform.machine()}
+    return of_the_machine | dict(_installed(metadata, packages)) | {"source": _source()}
+
+
+@functools.cache
+def _source() -> str:
+    """Digest of every Python file of ours that workers run."""
+    digest = hashlib.sha256()
+    for folder in ("detection", "jobs", "postproc", "pretrained", "retrieval", "store"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(f"{path.relative_to(ROOT).as_posix()}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _installed(metadata: Any, packages: Iterable[str]) -> Iterator[tuple[str, str]]:

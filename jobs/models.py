@@ -15,6 +15,7 @@ from typing import Any
 
 from jobs.cli import UserError
 from jobs.config import ROOT, Settings
+from store.cached import cached
 from store.objects import ObjectMissing, ObjectStore, open_store
 
 
@@ -142,21 +143,16 @@ def _sha256(folder: ObjectStore, name: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def weight_file(model: Model, folder: ObjectStore, scratch: Path) -> Path | None:
-    """The model's weight file on this machine, fetched to `scratch` when the weights folder is a bucket."""
+def weight_file(model: Model, folder: ObjectStore) -> Path | None:
+    """The model's weight file on this machine; a bucket's is fetched once a machine, checked and kept."""
     if not model.file:
         return None
-    if folder.local_path is not None:
-        return folder.local_path / model.file
-    copy = scratch / model.file
     try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_bytes(folder.read(model.file))
+        return cached(folder, model.file, model.weights)
     except ObjectMissing as error:
         raise FileNotFoundError(
             f"{model.name}: {model.file} vanished from {folder.uri} since the run was planned"
         ) from error
-    return copy
 
 
 def describe(model: Model) -> dict[str, Any]:

@@ -7,14 +7,17 @@ the last, so that only the image that kills is left out. A call that outlasts it
 """
 
 import functools
+import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from jobs import ledger
 from jobs.cli import UserError
 from jobs.config import Settings
 
@@ -22,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MAX_PAUSE_S = 30.0
 LOADING_DEATHS = 5  # in a row, of one actor, before it has done anything
 START_ATTEMPTS = 3  # of a Ray of our own
+FIT_EVERY_S = 5.0  # between looks for nodes that have joined
 IO_ATTEMPTS = 3  # of a shard whose storage fails
 
 
@@ -108,22 +112,30 @@ class Trial:
 # Ray.
 
 
+started_here = False  # whether this process's Ray is its own, which no node ever joins
+
+
 @dataclass(frozen=True)
 class Share:
     """What one actor gets: `n` actors, the device they see, and what they ask Ray for."""
 
-    n: int
+    n: int  # those that wait for a node to join included
     device: str  # "cuda" or "cpu"
     gpus: float
     cpus: int
 
 
 def start_ray(settings: Settings) -> None:
-    """Join or start a Ray large enough for the settings' actors."""
+    """Join or start a Ray large enough for the settings' actors, on nodes that have what this process has.
+
+    Raises:
+        UserError: no cluster answers, or a node has other packages or other code.
+    """
     wanted = max(
         [n for n in (settings.actors, settings.detect.actors, settings.embed.actors) if isinstance(n, int)], default=1
     )
     join_ray(n_cpus=wanted * settings.threads_per_actor)
+    same_on_all_nodes()
 
 
 def join_ray(n_cpus: int = 1, *, show_workers: bool = False) -> None:
@@ -133,6 +145,7 @@ def join_ray(n_cpus: int = 1, *, show_workers: bool = False) -> None:
         n_cpus: what a Ray of our own says it has, where the machine has fewer: with one thread each, workers share cores.
         show_workers: whether what workers print comes here.
     """
+    global started_here
     ours = "RAY_ADDRESS" not in os.environ
     if ours:
         os.environ.setdefault(
@@ -150,6 +163,7 @@ def join_ray(n_cpus: int = 1, *, show_workers: bool = False) -> None:
     if os.environ.get("RAY_ADDRESS") or ray._private.utils.read_ray_address():
         try:
             ray.init(**quiet)
+            started_here = False
             return
         except ConnectionError as error:
             if not ours:
@@ -158,11 +172,47 @@ def join_ray(n_cpus: int = 1, *, show_workers: bool = False) -> None:
     for attempts_left in reversed(range(START_ATTEMPTS)):
         try:
             ray.init("local", num_cpus=n_cpus, include_dashboard=False, object_store_memory=200_000_000, **quiet)
+            started_here = True
             return
         except Exception:  # Ray gives a busy machine 30 s to start its processes and then raises a bare Exception
             ray.shutdown()
             if not attempts_left:
                 raise
+
+
+def same_on_all_nodes() -> None:
+    """Ask every other node for its versions; a worker that joins later is asked when it loads (`Pool`).
+
+    Raises:
+        UserError: one differs.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    asked = {
+        address: ray.remote(ledger.versions)
+        .options(
+            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False), runtime_env=our_code()
+        )
+        .remote()
+        for node, address in nodes.items()
+        if node != here
+    }
+    for address, answer in asked.items():
+        refuse_other_versions(address, ray.get(answer, timeout=120))
+
+
+def refuse_other_versions(node: str, there: Mapping[str, Any]) -> None:
+    """Raises:
+    UserError: packages or our own code are not what this process has: results would depend on which node a shard met.
+    """
+    here = ledger.versions()
+    other = [name for name in here if name != "machine" and name in there and there[name] != here[name]]
+    if other:
+        told = ", ".join(f"{name} {there[name]} (here {here[name]})" for name in other)
+        raise UserError(f"node {node} has {told}; install the same lock and copy the same code on every node")
 
 
 def share_out(settings: Settings, actors: int | str | None, n_jobs: int, *, gpu: bool = True) -> Share:
@@ -173,8 +223,10 @@ def share_out(settings: Settings, actors: int | str | None, n_jobs: int, *, gpu:
         n_jobs: never more actors than shards.
         gpu: False for stages that have no use for one.
 
+    A number of actors that the cluster has no room for is asked for all the same: on a cluster that others started, nodes may join.
+
     Raises:
-        UserError: a GPU is asked for and the cluster has none.
+        UserError: a GPU is asked for and the cluster has none, nor may get one.
     """
     import ray
 
@@ -182,11 +234,14 @@ def share_out(settings: Settings, actors: int | str | None, n_jobs: int, *, gpu:
     n_gpus, n_cpus = have.get("GPU", 0.0), have.get("CPU", 1.0)
     actors = settings.actors if actors is None else actors
     cpus = settings.threads_per_actor
-    if gpu and settings.device == "cuda" and n_gpus < settings.gpus_per_actor:
+    enough_gpus = n_gpus >= settings.gpus_per_actor
+    may_come = settings.device == "cuda" and isinstance(actors, int) and not started_here
+    if gpu and settings.device == "cuda" and not enough_gpus and not may_come:
         raise UserError(
-            f"device: cuda asks for {settings.gpus_per_actor:g} GPU an actor and the cluster has {n_gpus:g}; use device: auto or cpu"
+            f"device: cuda asks for {settings.gpus_per_actor:g} GPU an actor and the cluster has {n_gpus:g}; use device: auto or cpu, "
+            "or --set actors=N on a cluster whose autoscaler starts N of them"
         )
-    if gpu and settings.device != "cpu" and n_gpus >= settings.gpus_per_actor:
+    if gpu and settings.device != "cpu" and (enough_gpus or may_come):
         n = int(n_gpus / settings.gpus_per_actor + 1e-9) if actors == "auto" else int(actors)
         return Share(
             max(1, min(n, n_jobs)), "cuda", settings.gpus_per_actor, min(cpus, max(1, int(n_cpus // max(n, 1))))
@@ -220,11 +275,17 @@ class Host:
 def start_actor(make: Callable[[], Worker], share: Share) -> Any:
     import ray
 
-    env = {name: str(share.cpus) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    if "working_dir" not in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""):  # a submitted job brings its own copy
-        env["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(share.cpus))
     options = {"num_gpus": share.gpus, "num_cpus": share.cpus, "max_restarts": -1, "max_task_retries": 0}
-    return ray.remote(Host).options(runtime_env={"env_vars": env}, **options).remote(make)
+    return ray.remote(Host).options(runtime_env=our_code(threads), **options).remote(make)
+
+
+def our_code(env: Mapping[str, str] = types.MappingProxyType({})) -> dict[str, Any]:
+    """A runtime environment whose processes find our packages where this process has them, and these variables."""
+    found = dict(env)
+    if "working_dir" not in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""):  # a submitted job brings its own copy
+        found["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
+    return {"env_vars": found}
 
 
 @dataclass
@@ -243,15 +304,23 @@ class Slot:
 
 @dataclass
 class Pool:
-    """The actors of one stage; a context manager, which ends them."""
+    """The actors of one stage; a context manager, which ends them.
+
+    All are asked for at once, those that no node has room for yet too: that is what makes an autoscaler start nodes. While
+    shards wait, `enough` is asked for a larger number; when none waits any more, actors without work go, and their nodes may.
+    """
 
     make: Callable[[], Worker]
     share: Share
     deadline_s: float
+    enough: Callable[[int], int] = lambda n_jobs: 0  # how many actors the cluster has room for now, for so many shards
     tick: Callable[[], None] = lambda: None  # called about once a second
     say: Callable[[str], None] = lambda line: None
     accounts: list[dict[str, Any]] = field(default_factory=list)  # what each actor's `load` returned
     slots: list[Slot] = field(default_factory=list)
+    node_wait_s: float = math.inf  # how long the first actor may take to start
+    began: float = field(default_factory=time.monotonic)
+    fitted: float = field(default_factory=time.monotonic)  # when `enough` was last asked
 
     def __enter__(self) -> "Pool":
         self.slots = [Slot(start_actor(self.make, self.share)) for _ in range(self.share.n)]
@@ -274,6 +343,7 @@ class Pool:
         waiting = [Trial(job) for job in jobs]
         left = len(waiting)
         while left:
+            self._fit(waiting)
             self._hand_out(waiting)
             calls = {slot.call: slot for slot in self.slots if slot.call is not None}
             if not calls:
@@ -291,6 +361,7 @@ class Pool:
                     slot.deaths, slot.hung = 0, False
                     if trial is None:
                         slot.loaded = True
+                        refuse_other_versions(answer["node"], answer)
                         self.accounts.append(answer)
                     elif not trial.survived():
                         waiting.insert(0, trial)
@@ -299,6 +370,30 @@ class Pool:
                         yield trial.job, answer
             self._end_the_hung()
             self.tick()
+
+    def _fit(self, waiting: list[Trial]) -> None:
+        """More actors where nodes have joined, fewer where nothing waits."""
+        import ray
+
+        now = time.monotonic()
+        if not self.accounts and now - self.began > self.node_wait_s:
+            what = f"{self.share.gpus:g} GPU and " if self.share.gpus else ""
+            raise UserError(
+                f"no actor could start in {self.node_wait_s:g} s: no node has {what}{self.share.cpus} CPU free, or loading takes longer; "
+                "look at `ray status`, or raise node_wait_s"
+            )
+        busy = [slot for slot in self.slots if slot.trial is not None]
+        if waiting and now - self.fitted > FIT_EVERY_S:
+            self.fitted = now
+            more = min(self.enough(len(waiting) + len(busy)), len(waiting) + len(busy)) - len(self.slots)
+            if more > 0:
+                self.say(f"room for {more} more actors")
+                self.slots += [Slot(start_actor(self.make, self.share)) for _ in range(more)]
+        elif not waiting and busy:
+            for slot in self.slots:
+                if slot.trial is None:
+                    ray.kill(slot.actor)
+            self.slots = busy
 
     def _hand_out(self, waiting: list[Trial]) -> None:
         now = time.monotonic()

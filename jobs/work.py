@@ -34,14 +34,14 @@ def on_actors(run: Run, shards: Shards, make: Callable[[str], Worker], actors: i
     if not shards.jobs:
         return
     pool.start_ray(run.settings)
-    _pooled(run, shards, make, pool.share_out(run.settings, actors, len(shards.jobs)))
+    _pooled(run, shards, make, lambda n_jobs: pool.share_out(run.settings, actors, n_jobs))
 
 
 def cheaply(run: Run, shards: Shards, make: Callable[[str], Worker]) -> None:
     """Do the jobs on CPU actors, or in this process where they are few."""
     if len(shards.jobs) > HERE:
         pool.start_ray(run.settings)
-        _pooled(run, shards, make, pool.share_out(run.settings, None, len(shards.jobs), gpu=False))
+        _pooled(run, shards, make, lambda n_jobs: pool.share_out(run.settings, None, n_jobs, gpu=False))
         return
     progress = _progress(shards)
     worker = make("cpu")
@@ -50,12 +50,16 @@ def cheaply(run: Run, shards: Shards, make: Callable[[str], Worker]) -> None:
     progress.finish()
 
 
-def _pooled(run: Run, shards: Shards, make: Callable[[str], Worker], share: pool.Share) -> None:
+def _pooled(run: Run, shards: Shards, make: Callable[[str], Worker], share_out: Callable[[int], pool.Share]) -> None:
+    share = share_out(len(shards.jobs))
     what = f"{share.gpus:g} GPU" if share.gpus else f"{share.cpus} CPU"
     say(f"{shards.stage}: {len(shards.jobs)} shards on {share.n} actors, {what} each")
     progress = _progress(shards)
     maker = _Maker(make, share.device)
-    with Pool(maker, share, run.settings.shard_deadline_s, tick=progress.tick, say=say) as actors:
+    enough = lambda n_jobs: share_out(n_jobs).n  # noqa: E731
+    settings = run.settings
+    how = {"tick": progress.tick, "say": say, "node_wait_s": settings.node_wait_s}
+    with Pool(maker, share, settings.shard_deadline_s, enough, **how) as actors:
         for job, answer in actors.run(shards.jobs):
             _finish(run, shards, progress, job, answer)
         _note_versions(run, actors.accounts)

@@ -1,0 +1,168 @@
+"""Actors follow the cluster: a real autoscaler with fake nodes, a node that joins by hand, nodes with other packages."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import ledger, pool
+from jobs.cli import UserError
+from jobs.config import Settings
+from jobs.pool import Job, Pool
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+@dataclass
+class Slow:
+    """A worker that takes a second a shard and says which node it is on."""
+
+    def load(self) -> dict[str, Any]:
+        return {}
+
+    def run(self, job: Job, skip: dict[int, str], single: bool) -> str:
+        import ray
+
+        time.sleep(1.0)
+        return ray.get_runtime_context().get_node_id()
+
+    def probe(self, job: Job, row: int) -> None: ...
+
+
+def nodes_of(settings: Settings, n_jobs: int, tick: Any = lambda: None) -> list[str]:
+    """The node each job was done on, in the order they finished."""
+
+    def enough(n: int) -> int:
+        return pool.share_out(settings, None, n).n
+
+    share = pool.share_out(settings, None, n_jobs)
+    jobs = [Job(f"shard-{i}", (0,)) for i in range(n_jobs)]
+    with Pool(Slow, share, 60.0, enough, tick=tick) as actors:
+        return [node for _, node in actors.run(jobs)]
+
+
+@pytest.fixture
+def left_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    assert not ray.is_initialized()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def autoscaled(left_alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A head without a CPU whose autoscaler starts up to two nodes of a CPU and a make-believe GPU: processes here."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    nodes = {"ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}}
+    nodes["gpu"] = {"resources": {"CPU": 1, "GPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2}
+    fake = {"type": "fake_multinode", "use_node_id_as_ip": True, "disable_node_updaters": True, "gcs_address": address}
+    config: dict[str, Any] = {
+        "cluster_name": "fake", "max_workers": 2, "provider": fake | {"disable_launch_config_check": True},
+        "available_node_types": nodes, "head_node_type": "ray.head.default", "idle_timeout_minutes": 0.05, "upscaling_speed": 1.0,
+        "auth": {}, "docker": {}, "file_mounts": {}, "file_mounts_sync_continuously": False,
+    }  # fmt: skip
+    lists = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
+    config |= {f"{name}_commands": [] for name in lists}
+    config |= {"cluster_synced_files": [], "rsync_exclude": [], "rsync_filter": []}
+    (tmp_path / "cluster.json").write_text(json.dumps(config))
+    line = [
+        str(Path(sys.executable).parent / "ray"),
+        "start",
+        "--head",
+        "--num-cpus=0",
+        f"--port={address.rpartition(':')[2]}",
+        "--node-ip-address=127.0.0.1",
+    ]
+    line += ["--include-dashboard=false", f"--autoscaling-config={tmp_path / 'cluster.json'}"]
+    environment = os.environ | {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
+    subprocess.run(line, env=environment, check=True, stdout=subprocess.DEVNULL)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    yield
+    import psutil
+
+    for process in psutil.process_iter(
+        ["cmdline"]
+    ):  # this cluster's alone; `ray stop` would end every Ray of the machine
+        if any(address in word for word in process.info["cmdline"] or ()):
+            process.kill()
+
+
+def test_an_autoscaler_starts_gpu_nodes_for_waiting_actors_and_takes_them_back(autoscaled: None) -> None:
+    import ray
+
+    pool.join_ray()
+    assert "GPU" not in ray.cluster_resources()
+    with pytest.raises(
+        UserError, match=r"the cluster has 0; .* or --set actors=N on a cluster whose autoscaler starts N"
+    ):
+        pool.share_out(Settings(device="cuda"), None, 20)
+    assert len(set(nodes_of(Settings(device="cuda", actors=2), 20))) == 2
+    for _ in range(120):  # without actors the nodes are idle and go
+        if not ray.cluster_resources().get("GPU"):
+            break
+        time.sleep(0.5)
+    assert not ray.cluster_resources().get("GPU")
+    ray.shutdown()
+
+
+@pytest.fixture
+def cluster(left_alone: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    from ray.cluster_utils import Cluster
+
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    monkeypatch.setenv("RAY_ADDRESS", made.address)
+    pool.join_ray()
+    yield made
+    import ray
+
+    ray.shutdown()
+    made.shutdown()
+
+
+def test_a_node_that_joins_gets_an_actor(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "FIT_EVERY_S", 1.0)
+    joined: list[Any] = []
+
+    def join() -> None:
+        if not joined:
+            joined.append(cluster.add_node(num_cpus=1))
+
+    nodes = nodes_of(Settings(device="cpu"), 16, join)
+    assert len(nodes) == 16 and len(set(nodes)) == 2
+
+
+def test_an_actor_that_no_node_has_room_for_is_said_in_time(cluster: Any) -> None:
+    late = pytest.raises(UserError, match="no actor could start in 1 s: no node has 1 GPU and 1 CPU free")
+    with Pool(Slow, pool.Share(1, "cuda", 1.0, 1), 60.0, node_wait_s=1.0) as actors, late:
+        list(actors.run([Job("shard-0", (0,))]))
+
+
+def test_actors_without_work_go_while_others_finish(cluster: Any) -> None:
+    cluster.add_node(num_cpus=1)
+    with Pool(Slow, pool.Share(2, "cpu", 0.0, 1), 60.0) as actors:
+        left = [len(actors.slots) for _ in actors.run([Job(f"shard-{i}", (0,)) for i in range(3)])]
+    assert left[-1] == 1
+
+
+def test_a_node_with_other_packages_is_named(cluster: Any) -> None:
+    pool.same_on_all_nodes()
+    cluster.add_node(num_cpus=1)
+    pool.same_on_all_nodes()
+    here = ledger.versions()
+    with pytest.raises(
+        UserError, match=rf"node 10.0.0.7 has torch 1.0 \(here {here['torch']}\); install the same lock"
+    ):
+        pool.refuse_other_versions("10.0.0.7", here | {"torch": "1.0"})
