@@ -201,7 +201,8 @@ def same_on_all_nodes() -> None:
         if node != here
     }
     for address, answer in asked.items():
-        refuse_other_versions(address, ray.get(answer, timeout=120))
+        there: Any = ray.get(answer, timeout=120)
+        refuse_other_versions(address, there)
 
 
 def refuse_other_versions(node: str, there: Mapping[str, Any]) -> None:

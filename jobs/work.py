@@ -56,10 +56,19 @@ def _pooled(run: Run, shards: Shards, make: Callable[[str], Worker], share_out: 
     say(f"{shards.stage}: {len(shards.jobs)} shards on {share.n} actors, {what} each")
     progress = _progress(shards)
     maker = _Maker(make, share.device)
-    enough = lambda n_jobs: share_out(n_jobs).n  # noqa: E731
-    settings = run.settings
-    how = {"tick": progress.tick, "say": say, "node_wait_s": settings.node_wait_s}
-    with Pool(maker, share, settings.shard_deadline_s, enough, **how) as actors:
+
+    def enough(n_jobs: int) -> int:
+        return share_out(n_jobs).n
+
+    with Pool(
+        maker,
+        share,
+        run.settings.shard_deadline_s,
+        enough,
+        tick=progress.tick,
+        say=say,
+        node_wait_s=run.settings.node_wait_s,
+    ) as actors:
         for job, answer in actors.run(shards.jobs):
             _finish(run, shards, progress, job, answer)
         _note_versions(run, actors.accounts)
