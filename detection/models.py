@@ -62,17 +62,17 @@ ATSS_TINY = DetectorSpec(
 CASCADE_MASK_RCNN_TINY = DetectorSpec(
     "cascade-mask-rcnn-tiny",
     arch.cascade_mask_rcnn(
-        _lite("tf_efficientnet_lite0", last_stage_blocks=2), _LITE, width=64, fc_width=192, mask_convs=2,
+        _lite("tf_efficientnet_lite0", last_stage_blocks=2), _LITE, width=64, fc_width=72, mask_convs=2,
         finest_stride=8, n_proposals=100, n_samples=64, n_levels=4,
     ),
     fusion_weight=4.0,
-    weights="cascade-mask-rcnn-tiny.safetensors", sha256="dff7be3e07d83b8abb7ac32fc3b437c0d790e6f9b9c3adebc4b6b1d4313e4303", **_TINY,
+    weights="cascade-mask-rcnn-tiny.safetensors", sha256="d3cb025770291d5657157b84eff29a17cbc2b57f842db583fe2216492e16b857", **_TINY,
 )  # fmt: skip
 CENTERNET_TINY = DetectorSpec(
     "centernet-tiny",
     arch.centernet(_lite("tf_efficientnet_lite0"), arch.finest_level_neck(_LITE, 64), width=64, head_width=64),
     fusion_weight=0.25,
-    weights="centernet-tiny.safetensors", sha256="be24775accca40087d8a0f6bb982500002b44b7a714f509f7f536f3f03a04d10", **_TINY,
+    weights="centernet-tiny.safetensors", sha256="0152348e70ec3719d7a6cfbbeded3f3fdd6bc1741c3637bc1a69baa7fc607f23", **_TINY,
 )  # fmt: skip
 RETINANET_LITE0_TINY = DetectorSpec(
     "retinanet-lite0-tiny",
