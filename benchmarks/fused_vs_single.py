@@ -14,11 +14,10 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
-import pyarrow as pa
 
 from detection.ap_interval import paired_interval
 from detection.metrics import truth_arrays
-from jobs import tables
+from jobs import score
 from store import imageset
 from store.objects import open_store
 
@@ -34,11 +33,7 @@ def main() -> None:
     judged = true.pop("judged")
 
     def boxes(folder: str) -> dict[str, np.ndarray]:
-        names = ["image_id", "bbox", "score", "category_id"]
-        keys = sorted(found.key for found in store.list(f"{folder}/"))
-        table = pa.concat_tables([tables.read(store, key, names) for key in keys])
-        plain = {name: table.column(name).to_numpy() for name in names if name != "bbox"}
-        return plain | {"bbox": tables.rows_of(table.column("bbox")).astype(np.float64)}
+        return score.boxes(store, sorted(found.key for found in store.list(f"{folder}/")))
 
     fused = boxes("fused")
     print(f"{len(judged)} photos, {args.draws} draws\n")

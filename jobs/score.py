@@ -16,6 +16,7 @@ from detection.metrics import evaluate_boxes, evaluate_masks, truth_arrays
 from jobs import tables
 from jobs.ledger import STAGES, Outcome, Run, Unit, as_json
 from retrieval.metrics import Results, evaluate, ground_truth
+from store.objects import ObjectStore
 
 
 def score(run: Run, units: Sequence[Unit]) -> Outcome:
@@ -98,12 +99,16 @@ def _masks(
     )
 
 
-def _boxes(run: Run, folder: str) -> dict[str, np.ndarray]:
+def boxes(store: ObjectStore, keys: Iterable[str]) -> dict[str, np.ndarray]:
+    """Boxes of some shards' tables, detections or fused, as `detection.metrics` takes them."""
     names = ["image_id", "bbox", "score", "category_id"]
-    parts = [tables.read(run.store, f"{folder}/{shard.name}.parquet", names) for shard in run.selected.shards]
-    table = pa.concat_tables(parts)
+    table = pa.concat_tables([tables.read(store, key, names) for key in keys])
     plain = {name: table.column(name).to_numpy() for name in names if name != "bbox"}
     return plain | {"bbox": tables.rows_of(table.column("bbox")).astype(np.float64)}
+
+
+def _boxes(run: Run, folder: str) -> dict[str, np.ndarray]:
+    return boxes(run.store, [f"{folder}/{shard.name}.parquet" for shard in run.selected.shards])
 
 
 def _retrieval(run: Run, kind: str, truth: pa.Table) -> dict[str, Any]:
@@ -114,14 +119,14 @@ def _retrieval(run: Run, kind: str, truth: pa.Table) -> dict[str, Any]:
         places["concat"] = f"rankings/{kind}.parquet"
     figures = {}
     for name, key in places.items():
-        results = _results(tables.read(run.store, key))
+        results = results_of(tables.read(run.store, key))
         figures[name] = evaluate(results, query_gt, gallery_gt, category_names=CATEGORIES)
         if not figures[name]["queries"]:
             figures[name]["top"] = dict.fromkeys(figures[name]["top"])
     return figures
 
 
-def _results(rankings: pa.Table) -> Results:
+def results_of(rankings: pa.Table) -> Results:
     """The rankings as the metric wants them: lists padded to one length."""
     counts = np.diff(np.r_[0, np.cumsum([len(row) for row in rankings.column("gallery_image_id").to_pylist()])]).astype(
         np.int64

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -78,26 +80,25 @@ def autoscaled(left_alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     config |= {f"{name}_commands": [] for name in lists}
     config |= {"cluster_synced_files": [], "rsync_exclude": [], "rsync_filter": []}
     (tmp_path / "cluster.json").write_text(json.dumps(config))
-    line = [
-        str(Path(sys.executable).parent / "ray"),
-        "start",
-        "--head",
-        "--num-cpus=0",
-        f"--port={address.rpartition(':')[2]}",
-        "--node-ip-address=127.0.0.1",
-    ]
-    line += ["--include-dashboard=false", f"--autoscaling-config={tmp_path / 'cluster.json'}"]
+    own = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: sockets lie in it
+    line = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--num-cpus=0", "--include-dashboard=false"]
+    line += [f"--port={address.rpartition(':')[2]}", "--node-ip-address=127.0.0.1", f"--temp-dir={own}"]
+    line += [f"--autoscaling-config={tmp_path / 'cluster.json'}"]
     environment = os.environ | {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
     subprocess.run(line, env=environment, check=True, stdout=subprocess.DEVNULL)
     monkeypatch.setenv("RAY_ADDRESS", address)
     yield
     import psutil
+    import ray
 
+    ray.shutdown()
     for process in psutil.process_iter(
         ["cmdline"]
     ):  # this cluster's alone; `ray stop` would end every Ray of the machine
-        if any(address in word for word in process.info["cmdline"] or ()):
+        words = " ".join(process.info["cmdline"] or ())
+        if f"{own}/" in words or address in words:
             process.kill()
+    shutil.rmtree(own, ignore_errors=True)
 
 
 def test_an_autoscaler_starts_gpu_nodes_for_waiting_actors_and_takes_them_back(autoscaled: None) -> None:
@@ -115,7 +116,6 @@ def test_an_autoscaler_starts_gpu_nodes_for_waiting_actors_and_takes_them_back(a
             break
         time.sleep(0.5)
     assert not ray.cluster_resources().get("GPU")
-    ray.shutdown()
 
 
 @pytest.fixture
