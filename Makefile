@@ -8,7 +8,7 @@ DEMO := runs/demo
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED := 0
 
-.PHONY: install demo test test-all soak lint format lock clean
+.PHONY: install demo test test-all test-cluster soak lint format lock clean
 
 install: $(VENV)/.installed
 
@@ -29,6 +29,10 @@ test: install
 
 test-all: install
 	$(PYTHON) -m pytest -q
+
+# `ray up`, `ray submit`, `ray down` for real; ends every Ray of this machine and user, as `ray down` does
+test-cluster: install
+	$(PYTHON) -m pytest -q tests/cluster tests/test_cluster_files.py
 
 soak: install
 	SOAK_ROUNDS=10 $(PYTHON) -m pytest -q tests/jobs/test_resume.py
