@@ -28,9 +28,9 @@ test: install
 	$(PYTHON) -m pytest -q -m "not slow"
 
 test-all: install
-	$(PYTHON) -m pytest -q
+	$(PYTHON) -m pytest -q --ignore=tests/cluster
 
-# `ray up`, `ray submit`, `ray down` for real; ends every Ray of this machine and user, as `ray down` does
+# `ray up`, `ray submit`, `ray down` for real, over sshd and rsync; ends every Ray of this machine and user, as `ray down` does
 test-cluster: install
 	$(PYTHON) -m pytest -q tests/cluster tests/test_cluster_files.py
 
