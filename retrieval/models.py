@@ -54,7 +54,7 @@ LITE0_SG = EmbedderSpec(
     "tf_efficientnet_lite0",
     ("spoc", "gem"),
     weights="lite0-sg.safetensors",
-    sha256="e06b80c824d318d4784fcc2d729c591e3e3a7fd9cf70e912764c4885b5456fe1",
+    sha256="b68d7b9d64ff15c8f11336cab077e70148e96664f7c42d56e571b9f3785dbde2",
     **_TINY,
 )
 LITE1_GM = EmbedderSpec(
