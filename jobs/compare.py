@@ -153,7 +153,9 @@ def train_one(argv: list[str]) -> str:
     return ""
 
 
-def run_trials(todo: list[Trial], output: str, args: argparse.Namespace, ends: float) -> Iterator[tuple[Trial, str]]:
+def run_trials(
+    todo: list[Trial], crops: list[str], args: argparse.Namespace, ends: float
+) -> Iterator[tuple[Trial, str]]:
     """Each trial as it ends, with why it failed or ""; none is begun when the time is over."""
     import ray
 
@@ -170,11 +172,9 @@ def run_trials(todo: list[Trial], output: str, args: argparse.Namespace, ends: f
         while waiting and len(running) < slots and time.monotonic() < ends:
             trial = waiting.pop(0)
             minutes = max(0.1, (ends - time.monotonic()) / 60)
-            more = ["--output", f"{output.rstrip('/')}/{trial.folder}", "--minutes", f"{minutes:.2f}"]
+            more = ["--output", f"{args.output.rstrip('/')}/{trial.folder}", "--minutes", f"{minutes:.2f}"]
             more += ["--threads", str(args.threads), "--device", args.device]
-            if "--crops" not in trial.argv and not output.startswith("s3://"):
-                more += ["--crops", f"{output.rstrip('/')}/{CROPS}"]
-            running[task.remote([*trial.argv, *more])] = trial
+            running[task.remote([*crops, *trial.argv, *more])] = trial  # a plan's own --crops comes later and wins
         if not running:
             return
         for done in ray.wait(list(running), num_returns=1)[0]:
@@ -343,8 +343,8 @@ def main(argv: list[str] | None = None) -> int:
     print("\n" + as_markdown(lines), flush=True)
     for trial, reason in failed.items():
         print(f"{trial.variant}, seed {trial.seed}: {reason}")
-    if not failed and not unfinished and not args.output.startswith("s3://"):
-        shutil.rmtree(Path(args.output) / CROPS, ignore_errors=True)
+    if not failed and not unfinished and store.local_path:
+        shutil.rmtree(store.local_path / CROPS, ignore_errors=True)
     if unfinished:
         print(f"time is over with {len(unfinished)} of {len(wanted)} trainings to do; the same line goes on")
     return 3 if failed or unfinished else 0
@@ -355,7 +355,8 @@ def run(
 ) -> dict[Trial, str]:
     """Train what is to do, putting finished ones into `rows`; returns the failed ones with the reason."""
     failed = {}
-    for trial, reason in run_trials(todo, args.output, args, ends) if todo else ():
+    crops = ["--crops", str(store.local_path / CROPS)] if store.local_path else []  # mapped files: not in a bucket
+    for trial, reason in run_trials(todo, crops, args, ends) if todo else ():
         row = None if reason else finish_trial(store, trial)
         if reason:
             failed[trial] = reason

@@ -33,16 +33,16 @@ def cached(store: ObjectStore, key: str, sha256: str, folder: Path | None = None
     path = place / PurePosixPath(key).name
     with open(place / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the process ends, however it ends
-        if path.is_file() and _sha256(path.read_bytes()) == sha256:
+        if path.is_file() and _sha256(path) == sha256:
             return path
-        data = store.read(key)
-        found = _sha256(data)
-        if found != sha256:
-            raise StorageError(
-                f"{store.uri}/{key} has sha256 {found}, want {sha256}; was it replaced since the run was planned?"
-            )
         part = path.with_name(f"{path.name}.part")
-        part.write_bytes(data)
+        part.write_bytes(store.read(key))
+        found = _sha256(part)
+        if found != sha256:
+            part.unlink()
+            raise StorageError(
+                f"{store.uri}/{key} has sha256 {found}, want {sha256}; restore it, or start again with what is there now"
+            )
         os.replace(part, path)
     return path
 
@@ -57,5 +57,6 @@ def cache_folder() -> Path:
     return home
 
 
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
