@@ -20,6 +20,7 @@ from jobs.cli import UserError
 from jobs.config import ROOT, Settings
 from jobs.lock import Lock
 from jobs.models import Catalogue, Model
+from jobs.run_log import RunLog
 from jobs.selection import Selected, select
 from store.objects import ObjectMissing, ObjectStore, open_store
 
@@ -96,6 +97,9 @@ class Run:
     present: dict[str, int] = field(default_factory=dict)  # key under OUTPUT -> bytes
     versions: dict[str, Any] = field(default_factory=dict)  # node -> packages
     retried: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.log = RunLog(self.store)
 
     @property
     def box_kinds(self) -> tuple[str, ...]:
@@ -203,10 +207,11 @@ class Opened:
         self.lock = Lock(store)
         self.lock.take()
         try:
-            return self._read(settings, images, store)
+            self.run = self._read(settings, images, store)
         except BaseException:
             self.lock.release()
             raise
+        return self.run
 
     def _read(self, settings: Settings, images: "ImageSet", store: ObjectStore) -> Run:
         before = read_json(store, "run.json") or {}
@@ -228,6 +233,7 @@ class Opened:
         return run
 
     def __exit__(self, *_: object) -> None:
+        self.run.log.publish()
         self.lock.release()
 
 

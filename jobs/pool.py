@@ -17,13 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from jobs import ledger
+from jobs import ledger, run_log
 from jobs.cli import UserError
 from jobs.config import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_PAUSE_S = 30.0
-LOADING_DEATHS = 5  # in a row, of one actor, before it has done anything
+LOADING_DEATHS = 5  # in a row, of one actor, before it is given up
+RESTARTING = "The actor is restarting"  # Ray's words for a call that came between two processes of an actor
 START_ATTEMPTS = 3  # of a Ray of our own
 FIT_EVERY_S = 5.0  # between looks for nodes that have joined
 IO_ATTEMPTS = 3  # of a shard whose storage fails
@@ -251,26 +252,47 @@ def share_out(settings: Settings, actors: int | str | None, n_jobs: int, *, gpu:
     return Share(max(1, min(n, n_jobs)), "cpu", 0.0, cpus)
 
 
+def unused_gpus(share: Share) -> str:
+    """A remark on GPUs of the cluster that no actor of this share will use; "" when there are none."""
+    import ray
+
+    have = ray.cluster_resources().get("GPU", 0.0)
+    used = share.n * share.gpus
+    return f"; {have - used:g} of {have:g} GPUs idle" if have - used >= 1 and share.device == "cuda" else ""
+
+
 class Host:
-    """The actor: makes its worker at the first call, so that what goes wrong there is an answer and not a death."""
+    """The actor: makes its worker at the first call, so that what goes wrong there is an answer and not a death.
+
+    Every method answers with what the worker said and the facts of the call: `wall_s`, `waited_s` (idle before it, by the actor's own
+    clock), and the process's memory after it.
+    """
 
     def __init__(self, make: Callable[[], Worker]) -> None:
         self.make = make
+        self.ended: float | None = None
 
-    def load(self) -> dict[str, Any]:
-        """What the worker's `load` says, and the node."""
-        return self.loaded[1]
+    def load(self) -> tuple[dict[str, Any], dict[str, float]]:
+        """What the worker's `load` says, and where it is."""
+        return self._timed(lambda: self.loaded[1])
 
-    def run(self, job: Job, skip: dict[int, str], single: bool) -> Any:
-        return self.loaded[0].run(job, skip, single)
+    def run(self, job: Job, skip: dict[int, str], single: bool) -> tuple[Any, dict[str, float]]:
+        return self._timed(lambda: self.loaded[0].run(job, skip, single))
 
-    def probe(self, job: Job, row: int) -> None:
-        self.loaded[0].probe(job, row)
+    def probe(self, job: Job, row: int) -> tuple[None, dict[str, float]]:
+        return self._timed(lambda: self.loaded[0].probe(job, row))
+
+    def _timed(self, call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+        start = time.monotonic()
+        waited = start - (start if self.ended is None else self.ended)
+        answer = call()
+        self.ended = time.monotonic()
+        return answer, {"wall_s": round(self.ended - start, 3), "waited_s": round(waited, 3)} | run_log.memory()
 
     @functools.cached_property
     def loaded(self) -> tuple[Worker, dict[str, Any]]:
         worker = self.make()
-        return worker, worker.load() | {"node": socket.gethostname()}
+        return worker, worker.load() | {"node": socket.gethostname(), "pid": os.getpid()}
 
 
 def start_actor(make: Callable[[], Worker], share: Share) -> Any:
@@ -294,6 +316,8 @@ class Slot:
     """One actor and what it is doing."""
 
     actor: Any
+    number: int = 0  # in the stage, from 0
+    account: Mapping[str, Any] = field(default_factory=dict)  # what its `load` said
     call: Any = None
     trial: Trial | None = None
     loaded: bool = False
@@ -317,15 +341,24 @@ class Pool:
     enough: Callable[[int], int] = lambda n_jobs: 0  # how many actors the cluster has room for now, for so many shards
     tick: Callable[[], None] = lambda: None  # called about once a second
     say: Callable[[str], None] = lambda line: None
+    tell: Callable[..., None] = lambda event, **facts: (
+        None
+    )  # each event, as `jobs.run_log` lists them; `answer` with a shard's
     accounts: list[dict[str, Any]] = field(default_factory=list)  # what each actor's `load` returned
     slots: list[Slot] = field(default_factory=list)
-    node_wait_s: float = math.inf  # how long the first actor may take to start
-    began: float = field(default_factory=time.monotonic)
+    node_wait_s: float = math.inf  # how long there may be no actor at all: at the start, or after all have died
+    answered: float = field(default_factory=time.monotonic)  # when an actor last did
     fitted: float = field(default_factory=time.monotonic)  # when `enough` was last asked
+    started: int = 0  # actors so far
 
     def __enter__(self) -> "Pool":
-        self.slots = [Slot(start_actor(self.make, self.share)) for _ in range(self.share.n)]
+        self._start(self.share.n)
         return self
+
+    def _start(self, n: int) -> None:
+        """So many actors more."""
+        self.slots += [Slot(start_actor(self.make, self.share), self.started + i) for i in range(n)]
+        self.started += n
 
     def __exit__(self, *_: object) -> None:
         import ray
@@ -348,36 +381,44 @@ class Pool:
             self._hand_out(waiting)
             calls = {slot.call: slot for slot in self.slots if slot.call is not None}
             if not calls:
-                time.sleep(0.1)  # every actor is resting after a death
+                time.sleep(0.1)  # what is left to call rests after a death
             for call in ray.wait(list(calls), num_returns=1, timeout=1.0)[0] if calls else ():
                 slot = calls[call]
                 trial, slot.call, slot.trial = slot.trial, None, None
                 try:
-                    answer = ray.get(call)
+                    answer, facts = ray.get(call)
                 except ray.exceptions.RayTaskError as error:
                     self._raised(error, trial, waiting)
                 except ray.exceptions.RayError as error:
                     self._died(slot, trial, waiting, error)
                 else:
-                    slot.deaths, slot.hung = 0, False
+                    slot.deaths, slot.hung, self.answered = 0, False, time.monotonic()
                     if trial is None:
-                        slot.loaded = True
+                        slot.loaded, slot.account = True, answer
                         refuse_other_versions(answer["node"], answer)
                         self.accounts.append(answer)
+                        self._tell("loaded", slot, device=answer.get("device"), **facts)
                     elif not trial.survived():
                         waiting.insert(0, trial)
                     else:
                         left -= 1
+                        self._tell(
+                            "shard", slot, shard=trial.job.name, images=len(trial.job.rows), answer=answer, **facts
+                        )
                         yield trial.job, answer
             self._end_the_hung()
             self.tick()
+
+    def _tell(self, event: str, slot: Slot, **facts: Any) -> None:
+        where = {"actor": slot.number, "node": slot.account.get("node"), "pid": slot.account.get("pid")}
+        self.tell(event, **where, **facts)
 
     def _fit(self, waiting: list[Trial]) -> None:
         """More actors where nodes have joined, fewer where nothing waits."""
         import ray
 
         now = time.monotonic()
-        if not self.accounts and now - self.began > self.node_wait_s:
+        if not any(slot.loaded for slot in self.slots) and now - self.answered > self.node_wait_s:
             what = f"{self.share.gpus:g} GPU and " if self.share.gpus else ""
             raise UserError(
                 f"no actor could start in {self.node_wait_s:g} s: no node has {what}{self.share.cpus} CPU free, or loading takes longer; "
@@ -389,7 +430,7 @@ class Pool:
             more = min(self.enough(len(waiting) + len(busy)), len(waiting) + len(busy)) - len(self.slots)
             if more > 0:
                 self.say(f"room for {more} more actors")
-                self.slots += [Slot(start_actor(self.make, self.share)) for _ in range(more)]
+                self._start(more)
         elif not waiting and busy:
             for slot in self.slots:
                 if slot.trial is None:
@@ -413,18 +454,23 @@ class Pool:
 
     def _died(self, slot: Slot, trial: Trial | None, waiting: list[Trial], error: Exception) -> None:
         """A process ended: its shard is tried again, its actor comes back."""
-        now = time.monotonic()
+        now = self.answered = time.monotonic()
         how, slot.hung, slot.loaded = "hung" if slot.hung else "died", False, False
         if trial is None:
+            if RESTARTING in str(error):  # the call found no process; a node may have to come first
+                slot.not_before = now + 1.0
+                return
+            self._tell(how, slot, reason=str(error).partition("\n")[0])
             slot.deaths += 1
             if slot.deaths == LOADING_DEATHS:
                 raise RuntimeError(f"a worker ended {slot.deaths} times while it was loading its models: {error}")
-            slot.not_before = now + min(MAX_PAUSE_S, 0.5 * 2**slot.deaths)
             return
         trial.died(how)
         trial.not_before = now + trial.pause_s()
         waiting.insert(0, trial)
-        where = f"row {trial.suspects[0]}" if trial.suspects and trial.strikes else f"death {trial.deaths}"
+        row = trial.suspects[0] if trial.suspects and trial.strikes else None
+        self._tell(how, slot, shard=trial.job.name, row=row, deaths=trial.deaths, reason=str(error).partition("\n")[0])
+        where = f"death {trial.deaths}" if row is None else f"row {row}"
         self.say(
             f"a worker {how} on {trial.job.name} ({where}); trying {'image by image' if trial.suspects else 'again'}"
         )
@@ -437,6 +483,7 @@ class Pool:
             if trial.io_errors < IO_ATTEMPTS:
                 trial.not_before = time.monotonic() + 2.0**trial.io_errors
                 waiting.insert(0, trial)
+                self.tell("again", shard=trial.job.name, reason=str(cause))
                 self.say(f"{trial.job.name}: {cause}; trying again")
                 return
         if getattr(cause, "user_facing", False) or isinstance(cause, UserError):

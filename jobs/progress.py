@@ -1,11 +1,19 @@
 """A line now and then while a stage works: how far, how fast, where the time goes, how much went wrong, how long yet.
 
-The rate is of this session: work that an earlier start finished counts as done and not as speed.
+The rate is of this session, from the moment the first actor was ready: work that an earlier start finished counts as done and not as
+speed. GPUs that spend less than half of their actors' time in the models are called out, with what they wait for.
 """
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+
+MOST_IDLE = 0.5  # of a GPU actor's time, before it is said
+WAITS_FOR = {
+    "read": "waiting for photos: storage or decoding is slow; more, smaller actors (gpus_per_actor: 0.5) overlap it",
+    "write": "waiting for results to be written: storage is slow",
+    "wait": "waiting for shards: smaller shards, fewer actors, or a driver nearer to OUTPUT",
+}
 
 
 def say(line: str) -> None:
@@ -21,12 +29,14 @@ class Progress:
         stage: name in the line.
         total, done: shards of the stage, and those finished before this session.
         images: photos to do in this session.
+        on_gpu: whether the stage's actors own GPUs.
     """
 
     stage: str
     total: int
     done: int
     images: int
+    on_gpu: bool = False
     interval_s: float = 10.0
     say: Callable[[str], None] = say
     clock: Callable[[], float] = time.monotonic
@@ -36,7 +46,12 @@ class Progress:
 
     def __post_init__(self) -> None:
         self.started = self.last = self.clock()
-        self.first_at: float | None = None
+        self.ready = False
+
+    def began(self) -> None:
+        """An actor is ready; the clock of the rate starts with the first."""
+        if not self.ready:
+            self.ready, self.started = True, self.clock()
 
     def add(self, images: int, seconds: Mapping[str, float], failed: int) -> None:
         """A shard is finished."""
@@ -46,6 +61,10 @@ class Progress:
         for name, value in seconds.items():
             self.seconds[name] = self.seconds.get(name, 0.0) + value
         self.tick()
+
+    def waited(self, seconds: float) -> None:
+        """An actor had nothing to do."""
+        self.seconds["wait"] = self.seconds.get("wait", 0.0) + seconds
 
     def tick(self) -> None:
         if self.clock() - self.last >= self.interval_s:
@@ -61,13 +80,22 @@ class Progress:
         spent = sum(self.seconds.values()) or 1.0
         shares = " ".join(f"{name} {value / spent:.0%}" for name, value in self.seconds.items())
         left = (self.images - self.images_done) / rate
-        return f"{head}, {rate:.1f} images/s, {shares}, bad {self.failed}, {_duration(left)} to go"
+        return f"{head}, {rate:.1f} images/s, {shares}, bad {self.failed}, {_duration(left)} to go{self.idle()}"
+
+    def idle(self) -> str:
+        """Says so where GPUs idle: share of the actors' time outside the models, and the greatest part of it."""
+        spent = sum(self.seconds.values())
+        idle = 1 - self.seconds.get("infer", 0.0) / spent if spent else 0.0
+        if not self.on_gpu or idle <= MOST_IDLE:
+            return ""
+        others = {name: value for name, value in self.seconds.items() if name != "infer"}
+        return f"; GPUs idle {idle:.0%} of the time, {WAITS_FOR[max(others, key=others.__getitem__)]}"
 
     def finish(self) -> None:
         if self.images_done:
             elapsed = self.clock() - self.started
             self.say(f"{self.stage}: {self.images_done} images in {_duration(elapsed)}, "
-                     f"{self.images_done / max(elapsed, 1e-9):.1f} images/s, bad {self.failed}")  # fmt: skip
+                     f"{self.images_done / max(elapsed, 1e-9):.1f} images/s, bad {self.failed}{self.idle()}")  # fmt: skip
 
 
 def _duration(seconds: float) -> str:

@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jobs import pool
+from jobs import pool, run_log
 from jobs.cli import UserError
 from jobs.ledger import Outcome, Run, Unit
 from jobs.pool import Job, Pool, Worker
 from jobs.progress import Progress, say
+from jobs.ray_metrics import Meter
 
 HERE = 16  # shards of a cheap stage that this process does itself: starting an actor would take longer
 
@@ -45,17 +46,22 @@ def cheaply(run: Run, shards: Shards, make: Callable[[str], Worker]) -> None:
         _pooled(run, shards, make, lambda n_jobs: pool.share_out(run.settings, None, n_jobs, gpu=False))
         return
     progress = _progress(shards)
+    watch = _Watch(run, shards.stage, progress)
     worker = make("cpu")
     for job in shards.jobs:
-        _finish(run, shards, progress, job, worker.run(job, {}, False))
+        answer = worker.run(job, {}, False)
+        watch.tell("shard", shard=job.name, images=len(job.rows), answer=answer, **run_log.memory())
+        _finish(run, shards, progress, job, answer)
     progress.finish()
+    watch.finish()
 
 
 def _pooled(run: Run, shards: Shards, make: Callable[[str], Worker], share_out: Callable[[int], pool.Share]) -> None:
     share = share_out(len(shards.jobs))
     what = f"{share.gpus:g} GPU" if share.gpus else f"{share.cpus} CPU"
-    say(f"{shards.stage}: {len(shards.jobs)} shards on {share.n} actors, {what} each")
-    progress = _progress(shards)
+    say(f"{shards.stage}: {len(shards.jobs)} shards on {share.n} actors, {what} each{pool.unused_gpus(share)}")
+    progress = _progress(shards, on_gpu=share.device == "cuda")
+    watch = _Watch(run, shards.stage, progress)
     maker = _Maker(make, share.device)
 
     def enough(n_jobs: int) -> int:
@@ -69,14 +75,16 @@ def _pooled(run: Run, shards: Shards, make: Callable[[str], Worker], share_out: 
         share,
         run.settings.shard_deadline_s,
         enough,
-        tick=progress.tick,
+        tick=watch.tick,
         say=say,
+        tell=watch.tell,
         node_wait_s=run.settings.node_wait_s,
     ) as actors:
         for job, answer in actors.run(shards.jobs):
             _finish(run, shards, progress, job, answer)
         _note_versions(run, actors.accounts)
     progress.finish()
+    watch.finish()
 
 
 @dataclass(frozen=True)
@@ -90,21 +98,65 @@ class _Maker:
         return self.make(self.device)
 
 
-def _progress(shards: Shards) -> Progress:
-    return Progress(
-        shards.stage, shards.total, shards.total - len(shards.jobs), sum(len(job.rows) for job in shards.jobs)
-    )
+@dataclass
+class _Watch:
+    """Where a pool's events go: the run's log, Ray's metrics, the progress line."""
+
+    run: Run
+    stage: str
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.meter = Meter(self.stage)
+
+    def tell(self, event: str, *, answer: Mapping[Any, Outcome] | None = None, **facts: Any) -> None:
+        if event == "loaded":
+            self.progress.began()
+        if answer is not None:
+            facts |= {"failed": len(failed(answer))} | {f"{part}_s": round(s, 3) for part, s in seconds(answer).items()}
+        if "waited_s" in facts:
+            self.progress.waited(facts["waited_s"])
+        self.run.log.tell(event, self.stage, **facts)
+        self.meter.tell(event, facts)
+
+    def tick(self) -> None:
+        self.progress.tick()
+        self.run.log.tick()
+        self.meter.left(self.progress.total - self.progress.done)
+
+    def finish(self) -> None:
+        progress = self.progress
+        took = round(progress.clock() - progress.started, 3)
+        self.run.log.tell(
+            "stage", self.stage, images=progress.images_done, failed=progress.failed, seconds=took, **run_log.memory()
+        )
+        self.run.log.publish()
+        self.meter.left(0)
+
+
+def _progress(shards: Shards, *, on_gpu: bool = False) -> Progress:
+    images = sum(len(job.rows) for job in shards.jobs)
+    return Progress(shards.stage, shards.total, shards.total - len(shards.jobs), images, on_gpu)
 
 
 def _finish(run: Run, shards: Shards, progress: Progress, job: Job, answer: Mapping[Any, Outcome]) -> None:
     for key, outcome in answer.items():
         run.finish(shards.units[job.name][key], outcome)
-    seconds: dict[str, float] = {}
+    progress.add(len(job.rows), seconds(answer), len(failed(answer)))
+
+
+def seconds(answer: Mapping[Any, Outcome]) -> dict[str, float]:
+    """read, infer, write of a shard, over all its units."""
+    total: dict[str, float] = {}
     for outcome in answer.values():
         for name, value in outcome.seconds.items():
-            seconds[name] = seconds.get(name, 0.0) + value
-    failed = {failure["image_id"] for outcome in answer.values() for failure in outcome.failures}
-    progress.add(len(job.rows), seconds, len(failed))
+            total[name] = total.get(name, 0.0) + value
+    return total
+
+
+def failed(answer: Mapping[Any, Outcome]) -> set[int]:
+    """image_ids without a result in some unit of a shard."""
+    return {failure["image_id"] for outcome in answer.values() for failure in outcome.failures}
 
 
 def _note_versions(run: Run, accounts: Iterable[Mapping[str, Any]]) -> None:

@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,6 +114,21 @@ class Odd:
 
 
 @dataclass
+class Frail(Odd):
+    """A worker whose process ends the first `times` times it loads; the folder remembers."""
+
+    folder: str = ""
+    times: int = 0
+
+    def load(self) -> dict[str, Any]:
+        seen = len(os.listdir(self.folder))
+        if seen < self.times:
+            open(f"{self.folder}/{seen}", "x").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().load()
+
+
+@dataclass
 class MakeOdd:
     worker: Odd
 
@@ -144,6 +160,36 @@ def test_an_image_that_hangs_is_ended_at_the_deadline_and_fails(cluster: None) -
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("times, given_up", [(2, False), (99, True)])
+def test_a_process_that_ends_while_it_loads(cluster: None, tmp_path: Path, times: int, given_up: bool) -> None:
+    frail = Frail(folder=str(tmp_path), times=times)
+    if given_up:
+        with pytest.raises(RuntimeError, match="ended 5 times while it was loading"):
+            run(frail, [Job("shard-0", (0,))], n=1)
+        assert len(list(tmp_path.iterdir())) == 5
+    else:
+        assert run(frail, [Job("shard-0", (0,))], n=1) == {"shard-0": {}}
+
+
+def test_every_event_of_a_pool_is_told(cluster: None) -> None:
+    told: list[tuple[str, dict[str, Any]]] = []
+    jobs = [Job("shard-0", (0, 1)), Job("shard-1", (2,))]
+    with Pool(
+        MakeOdd(Odd(kills=(2,))), Share(1, "cpu", 0.0, 1), 60.0, tell=lambda event, **f: told.append((event, f))
+    ) as actors:
+        answers = dict((job.name, answer) for job, answer in actors.run(jobs))
+    assert [event for event, _ in told].count("shard") == 2 and told[0][0] == "loaded"
+    deaths = [facts for event, facts in told if event == "died"]
+    assert [(facts["shard"], facts["row"], facts["deaths"]) for facts in deaths] == [
+        ("shard-1", None, 1), ("shard-1", None, 2), ("shard-1", 2, 2), ("shard-1", None, 2),
+    ]  # fmt: skip
+    for event, facts in told:
+        if event == "shard":
+            assert facts["answer"] == answers[facts["shard"]] and facts["rss_mb"] > 10 and facts["wall_s"] >= 0
+            assert facts["actor"] == 0 and facts["pid"] and facts["waited_s"] >= 0
+
+
+@pytest.mark.slow
 def test_what_a_worker_raises_ends_the_run_and_is_no_death(cluster: None) -> None:
     with pytest.raises(ValueError, match="row 1 is odd"):
         run(Odd(raises=(1,)), [Job("shard-0", (0, 1, 2))], n=1)
@@ -159,7 +205,7 @@ def test_actors_own_their_gpus(cluster: None, gpus: float, n: int, want: set[str
     with Pool(MakeOdd(Odd()), share, 60.0) as actors:
         import ray
 
-        accounts = ray.get([slot.actor.load.remote() for slot in actors.slots])
+        accounts = [account for account, _ in ray.get([slot.actor.load.remote() for slot in actors.slots])]
     devices = [account["device"] for account in accounts]
     assert len({account["pid"] for account in accounts}) == n and all(account["threads"] == "1" for account in accounts)
     if want is not None:
