@@ -357,7 +357,7 @@ def _room(rng: np.random.Generator, ground: np.ndarray, horizon: int) -> None:
     cv2.line(ground, (0, horizon), (w, horizon), _tone(rng, 180, 250), 3)
     for _ in range(int(rng.integers(2, 7))):  # pictures, shelves, wardrobe, bed, lamp
         x, y = int(rng.integers(-10, w)), int(rng.integers(0, horizon))
-        wide, tall = int(rng.integers(10, w // 2)), int(rng.integers(10, h // 3))
+        wide, tall = int(rng.integers(10, max(11, w // 2))), int(rng.integers(10, max(11, h // 3)))
         colour = _tone(rng, 30, 235)
         if rng.random() < 0.5:
             y = horizon - tall + int(rng.integers(0, 20))

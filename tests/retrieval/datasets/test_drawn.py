@@ -136,6 +136,10 @@ def test_impossible_arguments_are_refused_at_once(arguments, told):
         drawn.read(*arguments)
 
 
+def test_the_smallest_pictures_are_drawn_too():
+    assert all(max(p.width, p.height) == 64 for p in drawn.read(40, 40, 1, 64))
+
+
 def test_nothing_asked_nothing_drawn():
     assert list(drawn.read(0, 0, 0)) == []
     assert [p.source for p in drawn.read(0, 2, 0, 96)] == ["shop", "shop"]
