@@ -1,9 +1,10 @@
-"""--check: what a run would stand on, looked at without starting anything: versions, devices, storage, image set, weights."""
+"""--check: what a run would stand on, looked at without starting anything: versions, devices, Ray, storage, weights, memory."""
 
 import os
+import socket
 from pathlib import Path
 
-from jobs import models, selection
+from jobs import estimate, models, selection
 from jobs.config import Settings
 from jobs.ledger import versions
 from jobs.models import Catalogue
@@ -20,9 +21,8 @@ def check(settings: Settings, catalogue: Catalogue) -> int:
     from store.imageset import open_imageset
 
     say("versions: " + ", ".join(f"{name} {version}" for name, version in versions().items()))
-    say(
-        f"devices: {os.cpu_count()} cores, {_gpus()} NVIDIA GPUs on this machine; Ray: {os.environ.get('RAY_ADDRESS', 'starts here')}"
-    )
+    say(f"devices: {os.cpu_count()} cores, {_gpus()} NVIDIA GPUs on this machine")
+    say(f"Ray: {_ray()}")
     open_store(settings.output, endpoint_url=settings.storage.endpoint_url).probe(write=True)
     say(f"output: {settings.output} can be written")
     images = open_imageset(settings.imageset, endpoint_url=settings.storage.endpoint_url)
@@ -32,8 +32,32 @@ def check(settings: Settings, catalogue: Catalogue) -> int:
     detectors, embedders = models.chosen(settings, catalogue)
     for model in (*detectors, *embedders):
         say(f"model: {model.name}, weights {model.file or '-'} {model.weights[:12]}")
+    remote = images.store.local_path is None
+    wants = estimate.estimate(settings, detectors, embedders, taken, models.weights_folder(settings), remote)
+    free = estimate.free()
+    say(f"memory, about: {wants.words}" + ("" if free is None else f"; {free / 1e9:.1f} GB are free here"))
+    if free is not None and wants.driver + max(wants.detect, wants.embed) > free:
+        say(
+            "memory: too little here for one actor beside this process; fewer models an actor (models_per_actor=1), smaller batches"
+        )
     say("a run could start")
     return 0
+
+
+def _ray() -> str:
+    """Which Ray a run would use: as `pool.join_ray` looks for it."""
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS") or ray._private.utils.read_ray_address()
+    if not address:
+        return "a run starts its own here"
+    how = "named by RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "left here by `ray start`"
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=3).close()
+    except (OSError, ValueError) as error:
+        return f"{address}, {how}, does not answer ({error})"
+    return f"{address}, {how}, answers and would be joined"
 
 
 def _gpus() -> int:

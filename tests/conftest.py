@@ -1,7 +1,9 @@
-"""Fixtures for all tests: the real photos where they are, and an S3 server over HTTP."""
+"""Fixtures for all tests: the real photos where they are, an S3 server over HTTP, and Rays apart from the machine's own."""
 
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,16 @@ from typing import Any
 import pytest
 
 REPO = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def rays_apart() -> Iterator[None]:
+    """A folder of our own for Ray: a cluster that somebody started on this machine is never joined, nor ours by them."""
+    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short: sockets lie in it
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", folder)
+        yield
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
