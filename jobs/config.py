@@ -49,6 +49,14 @@ def whole(low: int, high: int = 2**31) -> Check:
     return check
 
 
+def gpus(value: Any, where: str) -> float:
+    """Ray gives out shares of one GPU, or whole ones."""
+    n = number(0.01, 64)(value, where)
+    if n > 1 and n != int(n):
+        raise refuse(where, "a share of one GPU (0.01 to 1) or a whole number of them", value)
+    return n
+
+
 def one_of(*allowed: Any) -> Check:
     def check(value: Any, where: str) -> Any:
         if not any(value == choice and type(value) is type(choice) for choice in allowed):
@@ -228,7 +236,7 @@ class Settings:
     allow_random_weights: bool = setting(False, one_of(True, False))  # try a pipeline out before anything is trained
     device: str = setting("auto", one_of("auto", "cpu", "cuda"))
     actors: int | str = setting("auto", either(AUTO, whole(1)))  # worker processes of a stage; auto: as many as devices
-    gpus_per_actor: float = setting(1.0, number(0.01, 64))
+    gpus_per_actor: float = setting(1.0, gpus)  # a share of one, or whole ones
     threads_per_actor: int = setting(1, whole(1, 1024))
     models_per_actor: str | int = setting("all", one_of("all", 1))
     shard_deadline_s: float = setting(1800.0, number(1))  # an actor silent for longer on one shard is ended

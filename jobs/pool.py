@@ -232,24 +232,32 @@ def share_out(settings: Settings, actors: int | str | None, n_jobs: int, *, gpu:
     """
     import ray
 
-    have = ray.cluster_resources()
-    n_gpus, n_cpus = have.get("GPU", 0.0), have.get("CPU", 1.0)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     actors = settings.actors if actors is None else actors
-    cpus = settings.threads_per_actor
-    enough_gpus = n_gpus >= settings.gpus_per_actor
-    may_come = settings.device == "cuda" and isinstance(actors, int) and not started_here
-    if gpu and settings.device == "cuda" and not enough_gpus and not may_come:
+    wanted = math.inf if actors == "auto" else int(actors)
+    threads = settings.threads_per_actor
+    with_gpus = [(n, int(node.get("CPU", 0))) for node in nodes if (n := fitting(node, settings.gpus_per_actor))]
+    may_come = settings.device == "cuda" and actors != "auto" and not started_here
+    if gpu and settings.device == "cuda" and not with_gpus and not may_come:
+        have = [node.get("GPU", 0) for node in nodes]
+        apart = f", {max(have):g} on one node at most" if sum(have) >= settings.gpus_per_actor else ""
         raise UserError(
-            f"device: cuda asks for {settings.gpus_per_actor:g} GPU an actor and the cluster has {n_gpus:g}; use device: auto or cpu, "
-            "or --set actors=N on a cluster whose autoscaler starts N of them"
+            f"device: cuda asks for {settings.gpus_per_actor:g} GPU an actor and the cluster has {sum(have):g}{apart}; use device: auto "
+            "or cpu, or --set actors=N on a cluster whose autoscaler starts N of them"
         )
-    if gpu and settings.device != "cpu" and (enough_gpus or may_come):
-        n = int(n_gpus / settings.gpus_per_actor + 1e-9) if actors == "auto" else int(actors)
-        return Share(
-            max(1, min(n, n_jobs)), "cuda", settings.gpus_per_actor, min(cpus, max(1, int(n_cpus // max(n, 1))))
-        )
-    n = int(n_cpus // cpus) if actors == "auto" else int(actors)
-    return Share(max(1, min(n, n_jobs)), "cpu", 0.0, cpus)
+    if gpu and settings.device != "cpu" and (with_gpus or may_come):
+        cpus = min([threads, *(max(1, int(n_cpus // min(n, wanted))) for n, n_cpus in with_gpus)])
+        room = sum(min(n, n_cpus // cpus) for n, n_cpus in with_gpus)
+        n = room if actors == "auto" else int(actors)
+        return Share(max(1, min(n, n_jobs)), "cuda", settings.gpus_per_actor, cpus)
+    n = sum(int(node.get("CPU", 0) // threads) for node in nodes) if actors == "auto" else int(actors)
+    return Share(max(1, min(n, n_jobs)), "cpu", 0.0, threads)
+
+
+def fitting(node: Mapping[str, float], gpus: float) -> int:
+    """How many actors of so many GPUs each a node has the GPUs for; a share is of one GPU."""
+    n_gpus = node.get("GPU", 0.0)
+    return int(n_gpus) * int(1 / gpus + 1e-9) if gpus < 1 else int(n_gpus // gpus)
 
 
 def unused_gpus(share: Share) -> str:

@@ -53,6 +53,7 @@ def test_the_command_line_wins_over_the_run_file_over_the_profile(tmp_path: Path
     ("actors=many", ["auto", "whole number"]),
     ("actors=0", ["whole number from 1"]),
     ("models_per_actor=2", ["all or 1"]),
+    ("gpus_per_actor=1.5", ["a share of one GPU", "1.5"]),                                             # Ray gives out none such
     ("allow_random_weights=1", ["True or False"]),
     ("device=tpu", ["auto or cpu or cuda"]),
     ("search.steps=[{step: magic}]", ["{step: concat}"]),
