@@ -35,7 +35,7 @@ class Job:
     """One shard's work.
 
     Attributes:
-        name: of the shard.
+        name: of the shard; `ray timeline` and the dashboard show it.
         rows: row numbers of the shard to do.
         work: what the worker needs to know besides; small and picklable. Pixels stay in storage.
     """
@@ -192,16 +192,19 @@ def same_on_all_nodes() -> None:
 
     here = ray.get_runtime_context().get_node_id()
     nodes = {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
-    asked = {
-        address: ray.remote(ledger.versions)
-        .options(
-            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False), runtime_env=our_code()
+    asked = [  # a pair a node, as several nodes may share a machine's address
+        (
+            address,
+            ray.remote(ledger.versions)
+            .options(
+                num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False), runtime_env=our_code()
+            )
+            .remote(),
         )
-        .remote()
         for node, address in nodes.items()
         if node != here
-    }
-    for address, answer in asked.items():
+    ]
+    for address, answer in asked:
         there: Any = ray.get(answer, timeout=120)
         refuse_other_versions(address, there)
 
@@ -272,8 +275,8 @@ def unused_gpus(share: Share) -> str:
 class Host:
     """The actor: makes its worker at the first call, so that what goes wrong there is an answer and not a death.
 
-    Every method answers with what the worker said and the facts of the call: `wall_s`, `waited_s` (idle before it, by the actor's own
-    clock), and the process's memory after it.
+    Every method answers with what the worker said and the facts of the call: `began` (seconds since 1970), `wall_s`, `waited_s` (idle
+    before it), by the actor's own clock, and the process's memory after it.
     """
 
     def __init__(self, make: Callable[[], Worker]) -> None:
@@ -291,11 +294,12 @@ class Host:
         return self._timed(lambda: self.loaded[0].probe(job, row))
 
     def _timed(self, call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-        start = time.monotonic()
+        began, start = time.time(), time.monotonic()
         waited = start - (start if self.ended is None else self.ended)
         answer = call()
         self.ended = time.monotonic()
-        return answer, {"wall_s": round(self.ended - start, 3), "waited_s": round(waited, 3)} | run_log.memory()
+        facts = {"began": round(began, 3), "wall_s": round(self.ended - start, 3), "waited_s": round(waited, 3)}
+        return answer, facts | run_log.memory()
 
     @functools.cached_property
     def loaded(self) -> tuple[Worker, dict[str, Any]]:
@@ -410,6 +414,7 @@ class Pool:
                         waiting.insert(0, trial)
                     else:
                         left -= 1
+                        self._hand_out(waiting)  # first of all: the actor works on while the answer is looked at
                         self._tell(
                             "shard", slot, shard=trial.job.name, images=len(trial.job.rows), answer=answer, **facts
                         )
@@ -458,7 +463,8 @@ class Pool:
             if trial is not None:
                 waiting.remove(trial)
                 method, arguments = trial.next_call()
-                slot.trial, slot.call = trial, getattr(slot.actor, method).remote(trial.job, *arguments)
+                call = getattr(slot.actor, method).options(name=f"{method} {trial.job.name}")
+                slot.trial, slot.call = trial, call.remote(trial.job, *arguments)
 
     def _died(self, slot: Slot, trial: Trial | None, waiting: list[Trial], error: Exception) -> None:
         """A process ended: its shard is tried again, its actor comes back."""

@@ -5,7 +5,7 @@ of too. Every line has `time` (UTC), `event` and `stage`; what else it has:
 
     start     settings of this start that are no result's: actors, device, Ray's address
     loaded    actor, node, pid, device, wall_s, rss_mb, peak_mb
-    shard     actor, node, pid, shard, images, failed, wall_s, waited_s (the actor idle before it), read_s, infer_s, write_s, rss_mb, peak_mb,
+    shard     actor, node, pid, shard, images, failed, began, wall_s, waited_s (the actor idle before it), read_s, infer_s, write_s, rss_mb, peak_mb,
               gpu_mb: the most torch has held on a GPU
     died hung actor, node, pid, shard, row (looked at alone), deaths, reason
     again     a shard whose storage failed: shard, reason

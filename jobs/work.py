@@ -1,6 +1,8 @@
 """Shards of a stage through its actors, each finished one marked and counted: the part detect, fuse and embed share."""
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ from jobs.progress import Progress, say
 from jobs.ray_metrics import Meter
 
 HERE = 16  # shards of a cheap stage that this process does itself: starting an actor would take longer
+WRITERS = 8  # threads that write marks: a bucket takes its time over each, and actors are not to wait for that
 
 
 @dataclass(frozen=True)
@@ -70,18 +73,31 @@ def _pooled(run: Run, shards: Shards, make: Callable[[str], Worker], share_out: 
         except UserError:  # the nodes with a GPU are gone for now; their actors come back with the next ones
             return 0
 
-    with Pool(
-        maker,
-        share,
-        run.settings.shard_deadline_s,
-        enough,
-        tick=watch.tick,
-        say=say,
-        tell=watch.tell,
-        node_wait_s=run.settings.node_wait_s,
-    ) as actors:
+    marked: deque[tuple[Future[None], Job, Mapping[Any, Outcome]]] = deque()  # oldest first
+
+    def count(*, wait: bool) -> None:
+        while marked and (wait or marked[0][0].done()):
+            mark, job, answer = marked.popleft()
+            mark.result()
+            _count(progress, job, answer)
+
+    with (
+        ThreadPoolExecutor(WRITERS) as writers,
+        Pool(
+            maker,
+            share,
+            run.settings.shard_deadline_s,
+            enough,
+            tick=watch.tick,
+            say=say,
+            tell=watch.tell,
+            node_wait_s=run.settings.node_wait_s,
+        ) as actors,
+    ):
         for job, answer in actors.run(shards.jobs):
-            _finish(run, shards, progress, job, answer)
+            marked.append((writers.submit(_mark, run, shards, job, answer), job, answer))
+            count(wait=False)
+        count(wait=True)
         _note_versions(run, actors.accounts)
     progress.finish()
     watch.finish()
@@ -140,8 +156,16 @@ def _progress(shards: Shards, *, on_gpu: bool = False) -> Progress:
 
 
 def _finish(run: Run, shards: Shards, progress: Progress, job: Job, answer: Mapping[Any, Outcome]) -> None:
+    _mark(run, shards, job, answer)
+    _count(progress, job, answer)
+
+
+def _mark(run: Run, shards: Shards, job: Job, answer: Mapping[Any, Outcome]) -> None:
     for key, outcome in answer.items():
         run.finish(shards.units[job.name][key], outcome)
+
+
+def _count(progress: Progress, job: Job, answer: Mapping[Any, Outcome]) -> None:
     progress.add(len(job.rows), seconds(answer), len(failed(answer)))
 
 

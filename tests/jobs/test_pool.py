@@ -1,20 +1,24 @@
 """What follows a death, decided in plain Python; and the same with real actors, real kills and declared GPUs."""
 
+import json
 import math
 import os
 import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs import pool
+from jobs import pool, work
 from jobs.config import Settings
+from jobs.ledger import Outcome
 from jobs.pool import Job, Pool, Share, Trial
+from jobs.run_log import RunLog
+from store.objects import open_store
 
 
 def play(trial: Trial, kills: set[int]) -> list[str]:
@@ -227,3 +231,53 @@ def test_device_settings_are_kept(cluster: None) -> None:
 
     with pytest.raises(UserError, match="cuda asks for 5 GPU"):
         pool.share_out(Settings(device="cuda", gpus_per_actor=5.0), None, n_jobs=2)
+
+
+@dataclass
+class Uneven:
+    """A worker whose shards take as many seconds as `job.work` says."""
+
+    def load(self) -> dict[str, Any]:
+        return {}
+
+    def run(self, job: Job, skip: dict[int, str], single: bool) -> dict[str, Outcome]:
+        time.sleep(job.work)
+        return {"all": Outcome({})}
+
+    def probe(self, job: Job, row: int) -> None: ...
+
+
+@dataclass
+class SlowStore:
+    """What `work` asks of a run, over a store that takes a second for a mark."""
+
+    log: RunLog
+    settings: Settings = field(default_factory=Settings)
+    versions: dict[str, Any] = field(default_factory=dict)
+    marked: list[str] = field(default_factory=list)
+
+    def finish(self, unit: str, outcome: Outcome) -> None:
+        time.sleep(1.0)
+        self.marked.append(unit)
+
+    def record(self) -> None: ...
+
+
+@pytest.mark.slow
+def test_no_actor_idles_while_shards_wait(cluster: None, tmp_path: Path) -> None:
+    """Shown by the run's log, a trace of who did what when."""
+    jobs = [Job(f"shard-{i}", (0,), 0.2 + 0.37 * (i * 7 % 5)) for i in range(15)]  # 0.2 to 1.68 s, mixed
+    run: Any = SlowStore(RunLog(open_store(tmp_path)))
+    shards: Any = work.Shards("detect", jobs, len(jobs), {job.name: {"all": job.name} for job in jobs})
+    work._pooled(run, shards, lambda device: Uneven(), lambda n_jobs: Share(3, "cpu", 0.0, 1))
+    (file,) = (tmp_path / "logs").iterdir()
+    turns = [turn for turn in map(json.loads, file.read_text().splitlines()) if turn["event"] == "shard"]
+    assert sorted(turn["shard"] for turn in turns) == sorted(run.marked) == sorted(job.name for job in jobs)
+    assert {turn["actor"] for turn in turns} == {0, 1, 2}
+    last_handed_out = max(turn["began"] for turn in turns)
+    for actor in range(3):
+        mine = sorted((turn for turn in turns if turn["actor"] == actor), key=lambda turn: turn["began"])
+        assert max(turn["waited_s"] for turn in mine[1:]) < 0.5  # half the time of one mark
+        assert (
+            last_handed_out - (mine[-1]["began"] + mine[-1]["wall_s"]) < 0.5
+        )  # whoever stopped, nothing waited any more
