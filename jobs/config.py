@@ -8,6 +8,7 @@ may be put here: credentials come from the SDK's own chain (environment, profile
 import argparse
 import dataclasses
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -293,7 +294,19 @@ def load(args: argparse.Namespace) -> Settings:
     if given.get("allow_random_weights") is True:
         merge(layers, RANDOM_WEIGHTS)
     merge(layers, given)
-    return consistent(build(Settings, layers, ""))
+    settings = consistent(build(Settings, layers, ""))
+    lasting(settings.imageset, "--imageset")
+    lasting(settings.output, "--output")
+    return settings
+
+
+def lasting(place: str, flag: str) -> None:
+    """Refuse a relative folder in a submitted job: its working directory is a copy without `runs/`, which goes with the job."""
+    submitted = "working_dir" in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "")
+    if submitted and "://" not in place and not Path(place).is_absolute():
+        raise UserError(
+            f"{flag} {place}: a submitted job runs in a passing copy of the repository; give an absolute path or a bucket"
+        )
 
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:

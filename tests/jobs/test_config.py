@@ -81,6 +81,18 @@ def test_a_run_file_that_is_none_is_refused(tmp_path: Path, text: str, word: str
         load("--config", str(tmp_path / "absent.yaml"))
 
 
+def test_a_submitted_job_keeps_nothing_in_its_passing_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load("--output", "runs/first").output == "runs/first"
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", '{"runtime_env": {"working_dir": "gcs://_ray_pkg_1.zip"}}')
+    for line in (
+        ("--imageset", "s3://looks", "--output", "runs/first"),
+        ("--output", "/runs/first", "--imageset", "looks"),
+    ):
+        with pytest.raises(UserError, match=rf"{line[-2]} {line[-1]}: .* give an absolute path or a bucket"):
+            load(*line)
+    assert load("--imageset", "/looks", "--output", "s3://bucket/runs").output == "s3://bucket/runs"
+
+
 def test_random_weights_keep_boxes_of_any_score_unless_told_otherwise() -> None:
     settings = load("--set", "allow_random_weights=true", "--set", "items.max_per_image=3")
     assert (settings.detect.score_threshold, settings.fusion.score_threshold, settings.items.score_threshold) == (
