@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import stand_ins
+from agreement import contract
 
 from jobs.cli import UserError
 from store.imageset import open_imageset
@@ -22,20 +23,6 @@ Calls = list[tuple[str, str, Any]]
 
 def read(output: Path, name: str) -> Any:
     return pq.read_table(output / name) if name.endswith(".parquet") else json.loads((output / name).read_text())
-
-
-def contract(output: Path) -> dict[str, bytes]:
-    """What an interrupted and a straight run must agree in, byte for byte (architecture, section 4)."""
-    folders = ("fused", "items", "embeddings", "index", "rankings")
-    files = {
-        str(path.relative_to(output)): path.read_bytes()
-        for folder in folders
-        for path in (output / folder).rglob("*.*")
-    }
-    files |= {name: (output / name).read_bytes() for name in ("submission.json", "failures.parquet")}
-    metrics = read(output, "metrics.json")
-    del metrics["seconds"]
-    return files | {"metrics.json": json.dumps(metrics).encode()}
 
 
 def test_a_run_leaves_the_files_of_the_contract(small_set: Path, tmp_path: Path, calls: Calls, full: Full) -> None:

@@ -1,18 +1,13 @@
 """Actors follow the cluster: a real autoscaler with fake nodes, a node that joins by hand, nodes with other packages."""
 
 import json
-import os
-import shutil
-import socket
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import own_ray
 import pytest
 
 from jobs import ledger, pool
@@ -65,12 +60,15 @@ def left_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def autoscaled(left_alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A head without a CPU whose autoscaler starts up to two nodes of a CPU and a make-believe GPU: processes here."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    port = own_ray.free_port()
     nodes = {"ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}}
     nodes["gpu"] = {"resources": {"CPU": 1, "GPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2}
-    fake = {"type": "fake_multinode", "use_node_id_as_ip": True, "disable_node_updaters": True, "gcs_address": address}
+    fake = {
+        "type": "fake_multinode",
+        "use_node_id_as_ip": True,
+        "disable_node_updaters": True,
+        "gcs_address": f"127.0.0.1:{port}",
+    }
     config: dict[str, Any] = {
         "cluster_name": "fake", "max_workers": 2, "provider": fake | {"disable_launch_config_check": True},
         "available_node_types": nodes, "head_node_type": "ray.head.default", "idle_timeout_minutes": 0.05, "upscaling_speed": 1.0,
@@ -80,25 +78,14 @@ def autoscaled(left_alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     config |= {f"{name}_commands": [] for name in lists}
     config |= {"cluster_synced_files": [], "rsync_exclude": [], "rsync_filter": []}
     (tmp_path / "cluster.json").write_text(json.dumps(config))
-    own = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # short: sockets lie in it
-    line = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--num-cpus=0", "--include-dashboard=false"]
-    line += [f"--port={address.rpartition(':')[2]}", "--node-ip-address=127.0.0.1", f"--temp-dir={own}"]
-    line += [f"--autoscaling-config={tmp_path / 'cluster.json'}"]
-    environment = os.environ | {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
-    subprocess.run(line, env=environment, check=True, stdout=subprocess.DEVNULL)
-    monkeypatch.setenv("RAY_ADDRESS", address)
-    yield
-    import psutil
-    import ray
+    env = own_ray.environment({"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"})
+    options = ("--num-cpus=0", "--include-dashboard=false", f"--autoscaling-config={tmp_path / 'cluster.json'}")
+    with own_ray.head(*options, env=env, port=port) as address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        yield
+        import ray
 
-    ray.shutdown()
-    for process in psutil.process_iter(
-        ["cmdline"]
-    ):  # this cluster's alone; `ray stop` would end every Ray of the machine
-        words = " ".join(process.info["cmdline"] or ())
-        if f"{own}/" in words or address in words:
-            process.kill()
-    shutil.rmtree(own, ignore_errors=True)
+        ray.shutdown()
 
 
 def test_an_autoscaler_starts_gpu_nodes_for_waiting_actors_and_takes_them_back(autoscaled: None) -> None:

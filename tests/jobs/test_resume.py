@@ -3,7 +3,6 @@
 Real processes, real Ray, stand-in models. `SOAK_ROUNDS=10` for more rounds; `SOAK_SEED` repeats one that failed.
 """
 
-import json
 import os
 import random
 import signal
@@ -14,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import stand_ins
+from agreement import contract
 
 REPO = Path(__file__).resolve().parents[2]
 ROUNDS = int(os.environ.get("SOAK_ROUNDS", "3"))
-FOLDERS = ("fused", "items", "embeddings", "index", "rankings")
 
 pytestmark = pytest.mark.slow
 
@@ -36,18 +35,6 @@ def start(imageset: Path, output: Path, actors: int) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-
-
-def contract(output: Path) -> dict[str, bytes]:
-    files = {
-        str(path.relative_to(output)): path.read_bytes()
-        for folder in FOLDERS
-        for path in (output / folder).rglob("*.*")
-    }
-    files |= {name: (output / name).read_bytes() for name in ("submission.json", "failures.parquet")}
-    metrics = json.loads((output / "metrics.json").read_text())
-    del metrics["seconds"]
-    return files | {"metrics.json": json.dumps(metrics, sort_keys=True).encode()}
 
 
 @pytest.fixture(scope="module")
