@@ -276,7 +276,7 @@ def _clear_the_way(store: ObjectStore, overwrite: bool) -> set[str]:
     foreign = [key for key in keys if key not in (MANIFEST, FAILURES) and not re.fullmatch(r"shard-\d{5,}\.arrow", key)]
     if foreign:
         raise ImageSetError(f"{store.uri} is not empty and no image set (it has {foreign[0]}); choose another place")
-    if MANIFEST in keys:
+    if MANIFEST in keys or store.exists(MANIFEST):  # a store may list late
         if not overwrite:
             raise ImageSetError(f"{store.uri} already holds an image set; choose another place, or overwrite it")
         store.delete(MANIFEST)

@@ -3,15 +3,17 @@
 In: a local path, `file://…` or `s3://bucket/prefix`. Out: an `ObjectStore` whose keys are relative paths with '/'. A
 key either holds all the bytes of one write or does not exist: local files are written under a hidden name, flushed
 and renamed; S3 publishes when the last byte is in. S3 speaks boto3 (any S3-compatible endpoint; credentials, region
-and AWS_ENDPOINT_URL by the SDK's own chain), and `open` reads ranges through `pyarrow.fs`. Throttling, time-outs, 5xx
-and dropped connections are retried with backoff and jitter; what remains is a `StorageError` that names the object,
-the attempts and the reason.
+and AWS_ENDPOINT_URL by the SDK's own chain). Throttling, time-outs, 5xx, dropped connections and answers cut short are
+retried with backoff and jitter; what remains is a `StorageError` that names the object, the attempts and the reason.
+What is written to a bucket carries the digest of its bytes as metadata, and `read` compares: a length that lies is
+found out.
 
 Stores can be pickled (connections are made where they are used) and shared between threads.
 """
 
 import contextlib
 import errno
+import hashlib
 import io
 import mimetypes
 import os
@@ -34,6 +36,8 @@ HIDDEN = ".tmp-"  # a file name that begins so is being written, and is never li
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5, 60
 ATTEMPTS, PROBE_ATTEMPTS = 6, 2
 MULTIPART_BYTES, PART_BYTES = 32 << 20, 16 << 20
+READ_AHEAD = 64 << 10  # bytes; of an image set without its pictures a range this long holds many columns
+DIGEST = "blake2b"  # the metadata of an object that holds the BLAKE2b-128 of its bytes, hex
 
 
 class StorageError(OSError):
@@ -317,13 +321,6 @@ class _Connection:
     def client(self, attempts: int = ATTEMPTS) -> Any:
         return self._once(("boto3", os.getpid(), attempts), lambda: self._new_client(attempts))
 
-    def files(self) -> Any:
-        """pyarrow's view of the same endpoint, with the credentials, region and address that boto3 found."""
-        client = self.client()
-        credentials = client._request_signer._credentials
-        frozen = credentials.get_frozen_credentials() if credentials else None
-        return self._once(("pyarrow", os.getpid(), frozen), lambda: self._new_files(client, frozen))
-
     def _once(self, key: Any, make: Callable[[], Any]) -> Any:
         with self._lock:
             if key not in self._made:
@@ -338,7 +335,9 @@ class _Connection:
         config = Config(
             connect_timeout=CONNECT_TIMEOUT_S,
             read_timeout=READ_TIMEOUT_S,
-            retries={"mode": "standard", "total_max_attempts": attempts},  # exponential backoff with jitter
+            # Exponential backoff with jitter: up to 1, 2, 4 … seconds. The newer modes give each client some hundred
+            # retries in all, which come back with success alone: a bad hour would leave the night's run with none.
+            retries={"mode": "legacy", "total_max_attempts": attempts},
             max_pool_connections=32,
             # Many S3-compatible servers know no trailing checksums, and image sets carry digests of their own.
             request_checksum_calculation="when_required",
@@ -349,26 +348,6 @@ class _Connection:
         except (BotoCoreError, ValueError) as error:
             raise StorageError(f"cannot set up S3: {error}") from error
 
-    def _new_files(self, client: Any, frozen: Any) -> Any:
-        from pyarrow import fs
-
-        address = urlsplit(client.meta.endpoint_url)
-        options: dict[str, Any] = {}
-        if not (address.hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn")):
-            options.update(endpoint_override=address.netloc, scheme=address.scheme)
-        if client.meta.region_name not in (None, "aws-global"):
-            options["region"] = client.meta.region_name
-        if frozen is None:
-            options["anonymous"] = True
-        else:
-            options.update(access_key=frozen.access_key, secret_key=frozen.secret_key, session_token=frozen.token)
-        return fs.S3FileSystem(
-            connect_timeout=CONNECT_TIMEOUT_S,
-            request_timeout=READ_TIMEOUT_S,
-            retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
-            **options,
-        )
-
 
 class S3Store(ObjectStore):
     """Keys are objects under `s3://bucket/prefix/`."""
@@ -378,38 +357,44 @@ class S3Store(ObjectStore):
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
 
     def read(self, key: str) -> bytes:
-        from botocore.exceptions import BotoCoreError, HTTPClientError
+        def wrong(reply: dict[str, Any], data: bytes) -> str:
+            whole = _digest_of(reply) in (None, _digest(data))
+            return (
+                "" if whole else f"{len(data)} bytes that are not what was written; restore or delete it if that stays"
+            )
 
-        for attempt in range(1, ATTEMPTS + 1):
-            with self._saying("reading", key) as client:
-                reply = client.get_object(Bucket=self.bucket, Key=self._name(key))
-                try:
-                    return reply["Body"].read()  # the client retries requests, not a body that breaks off
-                except (BotoCoreError, HTTPClientError, OSError):
-                    if attempt == ATTEMPTS:
-                        raise
-            time.sleep(_pause_s(attempt))
-        raise AssertionError("unreachable")
+        return self._get(key, wrong)
+
+    def read_range(self, key: str, at: int, n: int, etag: str) -> bytes:
+        """`n` bytes from byte `at` of the version with this ETag."""
+
+        def wrong(reply: dict[str, Any], data: bytes) -> str:
+            return "" if len(data) == n else f"{len(data)} bytes where {n} lie"
+
+        return self._get(key, wrong, Range=f"bytes={at}-{at + n - 1}", IfMatch=etag)
 
     def write(self, key: str, data: bytes | memoryview) -> None:
         if len(data) > MULTIPART_BYTES:
-            self._upload(key, io.BytesIO(data))
+            self._upload(key, io.BytesIO(data), _digest(data))
             return
         with self._saying("writing", key) as client:
-            client.put_object(Bucket=self.bucket, Key=self._name(key), Body=bytes(data), ContentType=_media_type(key))
+            client.put_object(
+                Bucket=self.bucket, Key=self._name(key), Body=bytes(data), **_described(key, _digest(data))
+            )
 
     def write_file(self, key: str, path: str | Path) -> None:
         with open(path, "rb") as file:
-            self._upload(key, file)
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            file.seek(0)
+            self._upload(key, file, digest)
 
     def open(self, key: str) -> "pyarrow.NativeFile":
-        files = self._connection.files()
-        try:
-            return files.open_input_file(f"{self.bucket}/{self._name(key)}")
-        except FileNotFoundError as error:
-            raise ObjectMissing(f"no object {key} in {self.uri}") from error
-        except OSError as error:
-            raise StorageError(f"opening {self.uri}/{key}: {' '.join(str(error).split())}") from error
+        import pyarrow
+
+        with self._saying("opening", key) as client:
+            head = client.head_object(Bucket=self.bucket, Key=self._name(key))
+        ranges = _Ranges(self, key, head["ContentLength"], head["ETag"])
+        return pyarrow.PythonFile(io.BufferedReader(ranges, READ_AHEAD), "r")
 
     def size(self, key: str) -> int:
         with self._saying("looking at", key) as client:
@@ -437,14 +422,19 @@ class S3Store(ObjectStore):
         for attempt in range(1, ATTEMPTS + 1):
             with self._saying("creating", key) as client:
                 try:
-                    client.put_object(Bucket=self.bucket, Key=self._name(key), Body=bytes(data), IfNoneMatch="*")
+                    more = _described(key, _digest(data))
+                    client.put_object(
+                        Bucket=self.bucket, Key=self._name(key), Body=bytes(data), IfNoneMatch="*", **more
+                    )
                     return True
                 except ClientError as error:
                     status = error.response["ResponseMetadata"].get("HTTPStatusCode")
                     if status == 412:  # taken; by ourselves, if the reply to an earlier attempt was lost
-                        resent = attempt > 1 or error.response["ResponseMetadata"].get("RetryAttempts", 0) > 0
-                        return resent and self.read(key) == bytes(data)
-                    if status != 409 or attempt == ATTEMPTS:  # 409: another writer is at it right now
+                        if attempt == 1 and not error.response["ResponseMetadata"].get("RetryAttempts", 0):
+                            return False
+                        with contextlib.suppress(ObjectMissing):  # given back since
+                            return self.read(key) == bytes(data)
+                    if status not in (409, 412) or attempt == ATTEMPTS:  # 409: another writer is at it right now
                         raise
             time.sleep(_pause_s(attempt))
         raise AssertionError("unreachable")
@@ -466,12 +456,32 @@ class S3Store(ObjectStore):
     def _name(self, key: str) -> str:
         return f"{self.prefix}/{_checked(key)}".lstrip("/")
 
-    def _upload(self, key: str, file: Any) -> None:
+    def _get(self, key: str, wrong: Callable[[dict[str, Any], bytes], str], **which: str) -> bytes:
+        """An object's bytes, asked for again while the answer breaks off or `wrong` says what is wrong with it."""
+        from botocore.exceptions import BotoCoreError, HTTPClientError
+
+        reason: object = ""
+        for attempt in range(1, ATTEMPTS + 1):
+            with self._saying("reading", key) as client:
+                reply = client.get_object(Bucket=self.bucket, Key=self._name(key), **which)
+                try:
+                    data = reply["Body"].read()  # the client retries requests, not a body that breaks off
+                except (BotoCoreError, HTTPClientError, OSError) as error:
+                    reason = error
+                else:
+                    reason = wrong(reply, data)
+                    if not reason:
+                        return data
+            if attempt < ATTEMPTS:
+                time.sleep(_pause_s(attempt))
+        raise StorageError(f"reading {key} in {self.uri}: {_line(reason)} {_tries(ATTEMPTS)}")
+
+    def _upload(self, key: str, file: Any, digest: str) -> None:
         from boto3.s3.transfer import TransferConfig
 
         plan = TransferConfig(multipart_threshold=MULTIPART_BYTES, multipart_chunksize=PART_BYTES, max_concurrency=4)
         with self._saying("writing", key) as client:
-            more = {"ContentType": _media_type(key)}
+            more = _described(key, digest)
             client.upload_fileobj(file, self.bucket, self._name(key), ExtraArgs=more, Config=plan)
 
     @contextlib.contextmanager
@@ -496,9 +506,58 @@ class S3Store(ObjectStore):
             raise StorageError(f"{place}: no credentials found; {want}") from error
         except (boto.EndpointConnectionError, boto.ConnectTimeoutError, boto.ProxyConnectionError) as error:
             address = client.meta.endpoint_url
-            raise StorageError(f"{place}: {address} cannot be reached ({attempts} attempts); is it right?") from error
+            raise StorageError(f"{place}: {address} cannot be reached {_tries(attempts)}; is it right?") from error
         except (boto.BotoCoreError, Boto3Error) as error:
-            raise StorageError(f"{place}: {' '.join(str(error).split())} ({attempts} attempts)") from error
+            raise StorageError(f"{place}: {_line(error)} {_tries(attempts)}") from error
+
+
+class _Ranges(io.RawIOBase):
+    """One version of an object as a file. pyarrow.fs would do, but takes a range cut short for a whole one."""
+
+    def __init__(self, store: S3Store, key: str, size: int, etag: str) -> None:
+        self.store, self.key, self.size, self.etag, self.at = store, key, size, etag, 0
+
+    def readinto(self, buffer: Any) -> int:
+        n = max(0, min(len(buffer), self.size - self.at))
+        if n:
+            buffer[:n] = self.store.read_range(self.key, self.at, n, self.etag)
+            self.at += n
+        return n
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.at, io.SEEK_END: self.size}[whence]
+        return self.at
+
+    def tell(self) -> int:
+        return self.at
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+def _described(key: str, digest: str) -> dict[str, Any]:
+    """What goes with the bytes of an object."""
+    return {"ContentType": _media_type(key), "Metadata": {DIGEST: digest}}
+
+
+def _digest(data: bytes | memoryview) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _digest_of(reply: dict[str, Any]) -> str | None:
+    """What was written with the object; None: another program wrote it. Some servers change the case of the name."""
+    return {name.lower(): value for name, value in reply.get("Metadata", {}).items()}.get(DIGEST)
+
+
+def _line(said: object) -> str:
+    return " ".join(str(said).split())
+
+
+def _tries(n: int) -> str:
+    return f"({n} attempt{'s' * (n != 1)})"
 
 
 def _media_type(key: str) -> str:
@@ -507,12 +566,14 @@ def _media_type(key: str) -> str:
 
 
 def _refusal(code: str, error: Any) -> str:
-    """What the server said, in words."""
-    attempts = error.response.get("ResponseMetadata", {}).get("RetryAttempts", 0) + 1
-    said = " ".join(str(error.response.get("Error", {}).get("Message", "")).split())
+    """What the server said, in words, and what to do where that is known."""
+    reply = error.response.get("ResponseMetadata", {})
+    said = f"{code}: {_line(error.response.get('Error', {}).get('Message', ''))} {_tries(reply.get('RetryAttempts', 0) + 1)}"
     if code in ("403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"):
-        return f"refused by the server ({code}: {said}); check the credentials and what they may do"
-    return f"the server answered {code}: {said} ({attempts} attempts)"
+        return f"refused by the server, {said}; check the credentials and what they may do"
+    if reply.get("HTTPStatusCode") == 507 or "QuotaExceeded" in code or "StorageFull" in code:
+        return f"the storage is full, {said}; make room there or raise the quota"
+    return f"the server answered {said}"
 
 
 def _pause_s(attempt: int) -> float:

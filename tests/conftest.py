@@ -3,12 +3,17 @@
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # s3_proxy
+
+from s3_proxy import Proxy
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -69,3 +74,21 @@ def s3_bucket(s3_endpoint: str, s3_client: Any, monkeypatch: pytest.MonkeyPatch)
     s3_client.create_bucket(Bucket=name)
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
     return f"s3://{name}"
+
+
+@pytest.fixture
+def s3_proxy(s3_endpoint: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy before the server of `s3_bucket`, which misbehaves on demand; AWS_ENDPOINT_URL leads to it."""
+    with Proxy(s3_endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
+        yield proxy
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch, s3_endpoint: str) -> None:
+    """No waiting between attempts, and little for an answer."""
+    from store import objects
+
+    monkeypatch.setattr(objects, "READ_TIMEOUT_S", 1)
+    monkeypatch.setattr(objects, "_pause_s", lambda _: 0.0)
+    monkeypatch.setattr("botocore.retryhandler.delay_exponential", lambda *_, **__: 0.0)

@@ -278,13 +278,6 @@ def refusal(code: str) -> bytes:
     return f"<Error><Code>{code}</Code><Message>said the server</Message></Error>".encode()
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch, s3_endpoint: str) -> None:
-    """No waiting between attempts."""
-    monkeypatch.setattr(objects, "_pause_s", lambda _: 0.0)
-    monkeypatch.setattr("botocore.retries.standard.ExponentialBackoff.delay_amount", lambda *_: 0.0)
-
-
 @pytest.mark.parametrize(
     "replies",
     [
