@@ -9,7 +9,7 @@ the same fingerprint and its output is there. Inputs are named by digest, so wor
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -97,6 +97,7 @@ class Run:
     present: dict[str, int] = field(default_factory=dict)  # key under OUTPUT -> bytes
     versions: dict[str, Any] = field(default_factory=dict)  # node -> packages
     retried: set[str] = field(default_factory=set)
+    lock: Lock | None = None
 
     def __post_init__(self) -> None:
         self.log = RunLog(self.store)
@@ -137,6 +138,8 @@ class Run:
         """Write the mark of a unit whose output is safe."""
         if unit.basis is None:
             raise RuntimeError(f"{unit.path}: marked done before its inputs were")
+        if self.lock is not None:
+            self.lock.check()
         mark = {
             "schema": 1,
             "fingerprint": fingerprint(unit.basis),
@@ -225,9 +228,12 @@ class Opened:
         settings = models.with_fusion_weights(settings, detectors)
         selected = select(images, settings.limit, known.get("selected"))
         run = Run(settings, store, images, self.catalogue, detectors, embedders, selected, self.retry_failed)
+        run.lock = self.lock
         run.versions = before.get("versions", {}) | {"driver": versions()}
-        run.marks, run.present = read_marks(store), read_listing(store)
         wanted = run.description()
+        run.marks = read_marks(store, {path for paths in expected(wanted).values() for path in paths} if before else ())
+        run.present = read_listing(store)
+        run.present |= unlisted(store, run.marks, run.present)
         if {k: v for k, v in before.items() if k != "recorded"} != {k: v for k, v in wanted.items() if k != "recorded"}:
             run.record()
         return run
@@ -237,18 +243,50 @@ class Opened:
         self.lock.release()
 
 
-def read_marks(store: ObjectStore) -> dict[str, dict]:
-    """Every mark under done/, by unit path; one that cannot be read counts as absent."""
-    keys = [info.key for info in store.list("done/") if info.key.endswith(".json")]
-    with ThreadPoolExecutor(32 if store.local_path is None else 1) as threads:
-        marks = threads.map(functools.partial(read_json, store), keys)
-        return {key[len("done/") : -len(".json")]: mark for key, mark in zip(keys, marks, strict=True) if mark}
+def expected(run: Mapping) -> dict[str, set[str]]:
+    """The marks a finished run has, by stage, from its run.json. Whether a mark still fits the settings only the next start can say."""
+    images = run["imageset"]
+    rows = images["selected"]["rows"]
+    shards = list(rows) if rows is not None else [f"shard-{i:05d}" for i in range(images["shards"])]
+    models = [model["name"] for model in run["embedders"]]
+    return {
+        "detect": {f"detect/{model['name']}/{shard}" for model in run["detectors"] for shard in shards},
+        "fuse": {f"fuse/{shard}" for shard in shards},
+        "embed": {f"embed/{kind}/{model}/{shard}" for kind in run["boxes"] for model in models for shard in shards},
+        "rank": {f"rank/{kind}/{WHOLE}" for kind in run["boxes"]},
+        "evaluate": {f"evaluate/{WHOLE}"},
+        "report": {f"report/{WHOLE}"},
+    }
+
+
+def read_marks(store: ObjectStore, paths: Iterable[str] = ()) -> dict[str, dict]:
+    """Every mark under done/, by unit path; one that cannot be read counts as absent.
+
+    Args:
+        paths: of marks to ask for even where they are not listed: a store may list late, and what is done would be done again.
+    """
+    listed = {info.key for info in store.list("done/") if info.key.endswith(".json")}
+    keys = sorted(listed | {f"done/{path}.json" for path in paths})
+    marks = _each(store, functools.partial(read_json, store), keys)
+    return {key[len("done/") : -len(".json")]: mark for key, mark in marks.items() if mark}
 
 
 def read_listing(store: ObjectStore) -> dict[str, int]:
     """Keys of the run's outputs with their size in bytes."""
     found = {info.key: info.size for folder in FOLDERS for info in store.list(folder)}
     return found | {key: store.size(key) for key in FILES if store.exists(key)}
+
+
+def unlisted(store: ObjectStore, marks: Mapping[str, Mapping], listed: Iterable[str]) -> dict[str, int]:
+    """What marks name, is not listed and is there all the same."""
+    named = {key for mark in marks.values() for key in mark.get("outputs", ())}
+    return {key: 0 for key, there in _each(store, store.exists, sorted(named - set(listed))).items() if there}
+
+
+def _each(store: ObjectStore, ask: Callable[[str], Any], keys: Sequence[str]) -> dict[str, Any]:
+    """What `ask` says of each key; of a bucket many at once."""
+    with ThreadPoolExecutor(32 if store.local_path is None else 1) as threads:
+        return dict(zip(keys, threads.map(ask, keys), strict=True))
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 The lock is the object lock.json, created only where there is none. It names its owner (host, process, start time) and is
 rewritten every few seconds. A lock whose process is dead on this host, or that stood still for a minute elsewhere, is a
-killed run's, and is taken over.
+killed run's, and is taken over. Who comes back after a minute without storage and finds another's lock, stops (`check`).
 """
 
 import json
@@ -26,7 +26,7 @@ class Lock:
     """`take()` or a UserError saying who holds it; then `release()`. The holder beats from a thread of its own."""
 
     def __init__(self, store: ObjectStore) -> None:
-        self.store, self.token = store, uuid.uuid4().hex
+        self.store, self.token, self.lost_to = store, uuid.uuid4().hex, ""
         self.stop, self.thread = threading.Event(), threading.Thread(target=self._beat, daemon=True, name="lock")
 
     def take(self) -> None:
@@ -38,8 +38,18 @@ class Lock:
         self.stop.set()
         if self.thread.is_alive():
             self.thread.join(timeout=BEAT_S)
-        if self._holder().get("token") == self.token:
-            self.store.delete(KEY)
+        try:
+            if self._holder().get("token") == self.token:
+                self.store.delete(KEY)
+        except OSError as error:  # what ended the run is more worth saying; a dead run's lock is taken over
+            print(f"the lock stays behind, and the next run takes it over: {error}", flush=True)
+
+    def check(self) -> None:
+        """Raises:
+        UserError: another run took over while the storage did not hear from this one.
+        """
+        if self.lost_to:
+            raise UserError(f"{self.store.uri}: {self.lost_to} took over while storage was out of reach; wait for it")
 
     def _take_over(self) -> None:
         holder = self._holder()
@@ -88,6 +98,10 @@ class Lock:
     def _beat(self) -> None:
         while not self.stop.wait(BEAT_S):
             try:
+                holder = self._holder()
+                if holder.get("token", self.token) != self.token:
+                    self.lost_to = described(holder)
+                    return
                 self.store.write(KEY, self._content())
             except OSError:
                 continue  # storage is away for a moment; the next beat tries again

@@ -13,7 +13,7 @@ if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "c
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from jobs import cli, lock
-from jobs.ledger import STAGES, read_json, read_marks
+from jobs.ledger import STAGES, expected, read_json, read_marks
 from jobs.progress import say
 from store.objects import ObjectStore, open_store
 
@@ -53,22 +53,6 @@ def lines(store: ObjectStore, run: Mapping) -> Iterator[str]:
     for name, value in summary.items():
         if isinstance(value, float):
             yield f"  {name}: {value:.3f}"
-
-
-def expected(run: Mapping) -> dict[str, set[str]]:
-    """The marks a finished run has, by stage. Whether a mark still fits the settings only the next start can say."""
-    images = run["imageset"]
-    rows = images["selected"]["rows"]
-    shards = list(rows) if rows is not None else [f"shard-{i:05d}" for i in range(images["shards"])]
-    models = [model["name"] for model in run["embedders"]]
-    return {
-        "detect": {f"detect/{model['name']}/{shard}" for model in run["detectors"] for shard in shards},
-        "fuse": {f"fuse/{shard}" for shard in shards},
-        "embed": {f"embed/{kind}/{model}/{shard}" for kind in run["boxes"] for model in models for shard in shards},
-        "rank": {f"rank/{kind}/shard-00000" for kind in run["boxes"]},
-        "evaluate": {"evaluate/shard-00000"},
-        "report": {"report/shard-00000"},
-    }
 
 
 def _at_work(store: ObjectStore) -> str:
