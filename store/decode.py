@@ -6,9 +6,12 @@ with a short reason that is the same on every machine, so that it can go into a 
 """
 
 import io
+import warnings
 
 import numpy as np
 from PIL import Image, ImageFile
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken photos: lines without the photo's name, between ours
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 50_000_000
