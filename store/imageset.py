@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from store.objects import ObjectMissing, ObjectStore, open_store
@@ -319,8 +320,8 @@ def open_imageset(uri: str | Path, *, endpoint_url: str | None = None) -> "Image
         raise ImageSetError(f"no image set at {store.uri} (no {MANIFEST}); make one with jobs/ingest.py") from error
     try:
         manifest = _from_json(json.loads(data))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ImageSetError(f"{store.uri}/{MANIFEST} is not an image set's manifest: {error!r}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ImageSetError(f"{store.uri}/{MANIFEST} is not an image set's manifest: {repr(error)[:300]}") from error
     return ImageSet(store, manifest)
 
 
@@ -364,8 +365,10 @@ class ImageSet:
             table = self._read_all(key, shard) if columns is None else self._read_some(key, shard, columns)
         except ObjectMissing as error:
             raise ImageSetError(f"{self.uri}/{key} is missing; ingest again") from error
-        except pa.ArrowInvalid as error:
-            raise ImageSetError(f"{self.uri}/{key} is no Arrow file: {error}") from error
+        except (pa.ArrowException, MemoryError) as error:
+            raise ImageSetError(f"{self.uri}/{key} is no shard of an image set: {str(error)[:200]}") from error
+        if (reason := _table_problem(table)) is not None:
+            raise ImageSetError(f"{self.uri}/{key}: {reason}; ingest again")
         if table.num_rows != shard.rows:
             raise ImageSetError(
                 f"{self.uri}/{key} has {table.num_rows} rows, the manifest says {shard.rows}; ingest again"
@@ -390,7 +393,7 @@ class ImageSet:
         if seen != shard.digest:
             want = f"the manifest says {shard.digest}"
             raise ImageSetError(f"{self.uri}/{key} has digest {seen}, {want}: damaged or replaced; ingest again")
-        return pa.ipc.open_file(data).read_all()
+        return _read_columns(pa.BufferReader(data), SCHEMA.names)
 
     def _read_some(self, key: str, shard: Shard, columns: list[str]) -> pa.Table:
         with self.store.open(key) as file:
@@ -404,8 +407,72 @@ class ImageSet:
 
 
 def _read_columns(file: pa.NativeFile, columns: list[str]) -> pa.Table:
+    """The columns in SCHEMA's order, sound enough to be looked into: whoever made the file may have signed it too.
+
+    Raises:
+        pa.ArrowException: other columns, or lengths and offsets that lead out of the file.
+    """
     wanted = sorted(SCHEMA.get_field_index(name) for name in columns)
-    return pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=wanted)).read_all()
+    try:
+        reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=wanted))
+        fields = [SCHEMA.field(place) for place in wanted]
+        if [(field.name, field.type) for field in reader.schema] != [(field.name, field.type) for field in fields]:
+            raise pa.ArrowInvalid("its columns are not those of an image set")
+        table = reader.read_all()
+    except OSError as error:
+        if isinstance(file, pa.BufferReader | pa.MemoryMappedFile):
+            raise pa.ArrowInvalid(str(error)) from error
+        raise
+    table.validate(full=True)
+    return table
+
+
+def _table_problem(table: pa.Table) -> str | None:
+    """Why rows may not stand in an image set, or None: `problem`, for whole columns. Whether a box touches its picture is not asked again."""
+    for name in table.column_names:
+        column = table.column(name)
+        if any(_has_nulls(chunk) for chunk in column.chunks):
+            return f"{name} has rows without a value"
+        if name in _LEAST and len(column) and pc.min(column).as_py() < _LEAST[name]:
+            return f"{name} {pc.min(column).as_py()} is below {_LEAST[name]}"
+    if "image_id" in table.column_names and len(pc.unique(table["image_id"])) < len(table):
+        return "an image_id occurs more than once"
+    if "source" in table.column_names and not pc.all(pc.is_in(table["source"], pa.array(SOURCES)), min_count=0).as_py():
+        return "a source is neither user nor shop"
+    if "items" not in table.column_names:
+        return None
+    return next((reason for chunk in table["items"].chunks if (reason := _items_problem(chunk.flatten()))), None)
+
+
+_LEAST = {"image_id": 0, "width": 1, "height": 1, "pair_id": 0}
+
+
+def _items_problem(items: pa.StructArray) -> str | None:
+    columns = dict(zip(ITEM.names, items.flatten(), strict=True))
+    for name, least, most in (("category_id", 1, N_CATEGORIES), *((name, 0, None) for name in _WHOLE)):
+        values = columns[name].to_numpy()
+        if (values < least).any() or (most is not None and (values > most).any()):
+            return f"a {name} is not within {least}..{'' if most is None else most}"
+    box = columns["bbox"].flatten().to_numpy().reshape(-1, 4)
+    if not (np.isfinite(box).all() and (box[:, :2] < box[:, 2:]).all()):
+        return "a box is not four finite numbers with x1 < x2 and y1 < y2"
+    polygons = columns["segmentation"].flatten()
+    odd = pc.bit_wise_and(pc.list_value_length(polygons), 1).to_numpy().any()
+    if odd or not np.isfinite(polygons.flatten().to_numpy()).all():
+        return "a segmentation polygon is not pairs of finite numbers"
+    return None
+
+
+_WHOLE = ("style", "scale", "occlusion", "zoom_in", "viewpoint")
+
+
+def _has_nulls(column: pa.Array) -> bool:
+    """Here or at any depth."""
+    if column.null_count:
+        return True
+    if pa.types.is_struct(column.type):
+        return any(map(_has_nulls, column.flatten()))
+    return (pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type)) and _has_nulls(column.flatten())
 
 
 # ------------------------------------------------------------------------------------------------ small parts
@@ -429,10 +496,16 @@ def _as_json(manifest: Manifest) -> dict[str, Any]:
     return {"schema": manifest.schema} | asdict(manifest)
 
 
+def _shard(number: int, name: str, rows: int, bytes: int, digest: str) -> Shard:
+    if name != f"shard-{number:05d}" or type(rows) is not int or type(bytes) is not int or rows < 1 or bytes < 1:
+        raise ValueError(f"shard {number} is {name!r} with {rows!r} rows and {bytes!r} bytes")
+    return Shard(name, rows, bytes, digest)
+
+
 def _from_json(data: dict[str, Any]) -> Manifest:
     if data["schema"] != SCHEMA_VERSION:
         raise ValueError(f"schema {data['schema']!r}, this program reads {SCHEMA_VERSION}")
-    shards = tuple(Shard(s["name"], s["rows"], s["bytes"], s["digest"]) for s in data["shards"])
+    shards = tuple(_shard(number, **entry) for number, entry in enumerate(data["shards"]))
     manifest = Manifest(shards, data["images"], data.get("failures", 0), data["bytes"], data["source"], data["digest"])
     if manifest.digest != _set_digest(shards):
         raise ValueError(f"digest {manifest.digest} does not follow from the shards'")

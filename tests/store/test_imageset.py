@@ -215,7 +215,7 @@ def damage(path: Path, how: str) -> None:
         ("cut", "cut short", "cut short"),
         ("flipped", "digest", None),  # only whole reads are compared with the digest
         ("gone", "missing", "missing"),
-        ("other", "digest", "no Arrow file"),
+        ("other", "digest", "no shard"),
     ],
 )
 def test_damaged_shards(tmp_path, how, whole, part):
