@@ -16,6 +16,7 @@ Exit status: what `main` returns (None: 0); 2 for a mistake of the user's, said 
 anything else.
 """
 
+import io
 import os
 import sys
 import traceback
@@ -23,9 +24,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+LONGEST_LINE = 1000  # letters
+
 
 class UserError(Exception):
     """A bad argument or input. The message is one line: what was wanted, the value seen, what to try."""
+
+
+def one_line(text: str) -> str:
+    """Text of unknown origin for a terminal: line ends become blanks, what would steer the terminal is spelt out, the end may be cut."""
+    line = " ".join(text.split())
+    line = line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
@@ -35,6 +45,8 @@ def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     reached, an image set that is not one. It is printed as one line on standard error.
     """
     name = Path(sys.argv[0]).name
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path need be no text
     try:
         status = main(None) or 0
         sys.stdout.flush()
@@ -46,7 +58,7 @@ def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
         status = 1
     except Exception as error:
         if isinstance(error, UserError) or getattr(error, "user_facing", False):
-            print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+            print(f"{name}: error: {one_line(str(error))}", file=sys.stderr)
             status = 2
         else:
             traceback.print_exc()

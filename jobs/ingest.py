@@ -172,7 +172,7 @@ def _check(args: argparse.Namespace) -> int:
         missing, remarks, place = deepfashion2.check(args.split_dir, args.limit), [], args.split_dir
         listed = f"{len(missing):,} files without their other half"
     for line in (*remarks, *missing):
-        print(line)
+        print(cli.one_line(line))
     print(f"{place}: {'incomplete' if missing else 'complete'}; {listed}")
     return 2 if missing else 0
 

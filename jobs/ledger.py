@@ -329,7 +329,9 @@ def what_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def as_json(content: Any) -> bytes:
-    return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(
+        "utf-8", "backslashreplace"
+    )
 
 
 def read_json(store: ObjectStore, key: str) -> dict | None:

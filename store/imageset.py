@@ -11,7 +11,6 @@ Writing holds one shard in memory and 8 bytes per image; reading holds what is a
 """
 
 import json
-import math
 import re
 from array import array
 from collections.abc import Iterable
@@ -31,6 +30,7 @@ from store.objects import ObjectMissing, ObjectStore, open_store
 SCHEMA_VERSION = 1
 BATCH_ROWS = 64
 READERS = 16  # threads; without the pictures a shard is some 40 small reads, on S3 each a round trip
+LONGEST_REASON = 300  # letters; some quote what they refuse
 SOURCES = ("user", "shop")  # consumer: its garments are queries; seller: its garments are the gallery
 N_CATEGORIES = 13
 MANIFEST, FAILURES = "manifest.json", "failures.parquet"
@@ -168,9 +168,10 @@ def write_imageset(
     writer = _ShardWriter()
     for row in rows:
         if isinstance(row, Photo) and (reason := problem(row)) is not None:
-            row = Failure(row.image_id if 0 <= row.image_id < 2**63 else -1, row.file_name, reason)
+            row = Failure(row.image_id, row.file_name, reason)
         if isinstance(row, Failure):
-            failures.append(row)
+            image_id = row.image_id if 0 <= row.image_id < 2**63 else -1
+            failures.append(Failure(image_id, _utf8(row.file_name), _utf8(row.reason)[:LONGEST_REASON]))
             continue
         if writer.rows and (writer.rows == max_images or writer.image_bytes + len(row.image) > max_bytes):
             shards.append(writer.publish(store, len(shards)))
@@ -192,7 +193,9 @@ def write_imageset(
         source=source,
         digest=_set_digest(shards),
     )
-    store.write(MANIFEST, json.dumps(_as_json(manifest), indent=1, ensure_ascii=False).encode())
+    store.write(
+        MANIFEST, json.dumps(_as_json(manifest), indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
+    )
     return manifest
 
 
@@ -220,20 +223,25 @@ def _item_problem(item: Item, width: int, height: int) -> str | None:
         return f"category_id {item.category_id} is not within 1..{N_CATEGORIES}"
     if not 0 <= item.style < 2**31:
         return f"style {item.style} is not within 0..2^31-1"
-    if len(item.bbox) != 4 or not all(map(math.isfinite, item.bbox)):
+    if len(item.bbox) != 4 or not all(map(_fits, item.bbox)):
         return f"box {list(item.bbox)} is not four finite numbers"
     x1, y1, x2, y2 = item.bbox
-    if not (x1 < x2 and y1 < y2):
+    if not (np.float32(x1) < np.float32(x2) and np.float32(y1) < np.float32(y2)):
         return f"box {list(item.bbox)} is not x1 < x2 and y1 < y2"
     if x2 <= 0 or y2 <= 0 or x1 >= width or y1 >= height:
         return f"box {list(item.bbox)} lies outside the {width} x {height} picture"
     for polygon in item.segmentation:
-        if len(polygon) % 2 or not all(map(math.isfinite, polygon)):
+        if len(polygon) % 2 or not all(map(_fits, polygon)):
             return "a segmentation polygon is not pairs of finite numbers"
     for name in ("scale", "occlusion", "zoom_in", "viewpoint"):
         if not 0 <= getattr(item, name) <= 127:
             return f"{name} {getattr(item, name)} is not within 0..127"
     return None
+
+
+def _fits(value: float) -> bool:
+    """Finite, in float32 too."""
+    return abs(value) < 2.0**127
 
 
 class _ShardWriter:
@@ -265,6 +273,7 @@ class _ShardWriter:
     def _write_batch(self) -> None:
         own = [name for name in SCHEMA.names if name not in ("digest", "items")]
         columns = {name: [getattr(photo, name) for photo in self._waiting] for name in own}
+        columns |= {name: [_utf8(text) for text in columns[name]] for name in ("product_id", "file_name")}
         columns["digest"] = [_digest(photo.image) for photo in self._waiting]
         columns["items"] = [[vars(item) for item in photo.items] for photo in self._waiting]
         self._file.write_batch(pa.RecordBatch.from_pydict(columns, schema=SCHEMA))
@@ -476,6 +485,11 @@ def _has_nulls(column: pa.Array) -> bool:
 
 
 # ------------------------------------------------------------------------------------------------ small parts
+
+
+def _utf8(text: str) -> str:
+    """A column holds UTF-8; names of files and strings of JSON need not."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def _digest(data: bytes | memoryview) -> bytes:

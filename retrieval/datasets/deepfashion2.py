@@ -9,12 +9,12 @@ the file's number. The published test split has no annotations and so nothing th
 it as two plain folders.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from retrieval.datasets.files import read_json, read_photo
 from store.decode import DecodeError, probe_size
 from store.imageset import Failure, Item, Photo
 
@@ -82,9 +82,9 @@ def _files(split_dir: Path) -> list[tuple[int, str, Path]]:
 
 def _row(number: int, picture: Path, annotation: Path) -> Photo | Failure:
     try:
-        data = picture.read_bytes()
+        data = read_photo(picture)
         width, height = probe_size(data)
-        notes = json.loads(annotation.read_bytes())
+        notes = read_json(annotation)
         return Photo(
             image_id=number,
             image=data,
@@ -102,7 +102,7 @@ def _row(number: int, picture: Path, annotation: Path) -> Photo | Failure:
         return Failure(number, picture.name, f"no {Path(error.filename).parent.name}/{Path(error.filename).name}")
     except OSError as error:
         return Failure(number, picture.name, f"cannot be read: {error.strerror}")
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError among them
+    except (ValueError, OverflowError) as error:  # JSONDecodeError and UnicodeDecodeError among them
         return Failure(number, picture.name, f"annotation: {error}")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
+from retrieval.datasets.files import read_photo
 from store.decode import MAX_PIXELS, DecodeError, probe_size
 from store.imageset import Failure, Photo
 
@@ -63,18 +64,15 @@ def _rows(
         relative = path.relative_to(root).as_posix()
         unseen.discard(relative)
         product_id, pair_id = known.get(relative, ("", 0))
-        name = relative.encode("utf-8", "surrogateescape").decode(
-            "utf-8", "replace"
-        )  # a name may be no UTF-8, a column is
         try:
-            data = path.read_bytes()
+            data = read_photo(path)
             width, height = probe_size(data, max_pixels=max_pixels)
         except DecodeError as error:
-            yield Failure(image_id(relative), name, str(error))
+            yield Failure(image_id(relative), relative, str(error))
         except OSError as error:
-            yield Failure(image_id(relative), name, f"cannot be read: {error.strerror}")
+            yield Failure(image_id(relative), relative, f"cannot be read: {error.strerror}")
         else:
-            yield Photo(image_id(relative), data, width, height, source, pair_id, product_id, name)
+            yield Photo(image_id(relative), data, width, height, source, pair_id, product_id, relative)
     for relative in sorted(unseen):
         yield Failure(image_id(relative), relative, "in the metadata, but there is no such picture in the folder")
 
@@ -114,8 +112,8 @@ def _metadata(path: Path) -> dict[str, tuple[str, int]]:
                 line = f"{path}, line {table.line_num}"
                 if not name:
                     raise ValueError(f"{line}: no file_name")
-                if not pair.isascii() or not pair.isdigit():
-                    raise ValueError(f"{line}: pair_id {pair!r} is not a whole number")
+                if not pair.isascii() or not pair.isdigit() or len(pair) > 19:
+                    raise ValueError(f"{line}: pair_id {pair[:40]!r} is not a whole number below 2^63")
                 if name in known:
                     raise ValueError(f"{line}: {name} occurs twice")
                 known[name] = ((row["product_id"] or "").strip(), int(pair))

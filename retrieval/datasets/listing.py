@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from retrieval.datasets import folder
+from retrieval.datasets.files import read_photo
 from store.decode import DecodeError, probe_size
 from store.imageset import Failure, Item, Photo
 
@@ -132,7 +133,7 @@ def _counted(what: str, names: list[str]) -> str:
 
 def _row(picture: Path, entry: Entry) -> Photo | Failure:
     try:
-        data = picture.read_bytes()
+        data = read_photo(picture)
         width, height = probe_size(data)
     except DecodeError as error:
         return Failure(entry.image_id, entry.file_name, str(error))

@@ -14,12 +14,12 @@ photos of a shop, so all are `shop` and there are no queries. There is no box: i
 such as swimwear or socks, are skipped and counted, each by its name. No split is published: "all" is the only one.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from retrieval.datasets import folder
+from retrieval.datasets.files import read_json
 from retrieval.datasets.listing import Entry, Garment, Listing
 from store.imageset import Failure, Photo
 
@@ -89,9 +89,7 @@ def listing(directory: str | Path, split: str = "all") -> Listing:
 def _load(path: Path) -> list[Any]:
     """The list, with the keys that are used and no others: 264 attributes to a photo would fill gigabytes."""
     try:
-        entries = json.loads(
-            path.read_bytes(), object_hook=lambda entry: {key: entry.get(key) for key in _KEYS & set(entry)}
-        )
+        entries = read_json(path, object_hook=lambda entry: {key: entry.get(key) for key in _KEYS & set(entry)})
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}; want MVC's {' and '.join(LISTS)}") from error
     except ValueError as error:

@@ -19,12 +19,12 @@ Split train: the street photos of train_pairs, and the shop photos of the produc
 Split test: the street photos of test_pairs, and every shop photo, since the whole gallery is searched.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from retrieval.datasets.files import read_json
 from retrieval.datasets.listing import Entry, Garment, Listing
 from store.imageset import Failure, Photo
 
@@ -107,13 +107,13 @@ def _mentions(found: Listing, kind: str) -> list[_Mention]:
         for number, entry in enumerate(entries, 1):
             try:
                 mentions.append(_mention(entry, CATEGORY_IDS[category], boxed=kind != "retrieval"))
-            except ValueError as error:
+            except (ValueError, OverflowError) as error:
                 found.fail(name, f"entry {number}: {error}")
     return mentions
 
 
 def _load(path: Path) -> list[Any]:
-    entries = json.loads(path.read_bytes())
+    entries = read_json(path)
     if not isinstance(entries, list):
         raise ValueError(f"want a list, got {type(entries).__name__}")
     return entries
