@@ -32,9 +32,10 @@ class UserError(Exception):
 
 
 def one_line(text: str) -> str:
-    """Text of unknown origin for a terminal: line ends become blanks, what would steer the terminal is spelt out, the end may be cut."""
+    """Text of unknown origin for a terminal: line ends become blanks, what would steer the terminal is spelt out, the middle may be cut."""
     line = " ".join(text.split())
-    line = line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 1]}…"
+    if len(line) > LONGEST_LINE:  # what is wrong is said at the end
+        line = f"{line[: LONGEST_LINE // 2]} … {line[-LONGEST_LINE // 2 :]}"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 

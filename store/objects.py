@@ -69,14 +69,17 @@ def open_store(uri: str | Path, *, endpoint_url: str | None = None) -> "ObjectSt
         endpoint_url: address of an S3-compatible server; None leaves it to the SDK (AWS_ENDPOINT_URL …).
 
     Raises:
-        StorageError: for any other scheme, or an address without a bucket.
+        StorageError: for any other scheme, an address without a bucket, or one that is no path.
     """
     text = os.fspath(uri)
     scheme, separator, _ = text.partition("://")
     if isinstance(uri, Path) or not separator:
         if not text:
             raise StorageError("empty address: want a folder, file:///folder or s3://bucket/prefix")
-        return LocalStore(Path(text).expanduser().absolute())
+        try:
+            return LocalStore(Path(text).expanduser().absolute())
+        except RuntimeError as error:  # `~nobody/x`
+            raise StorageError(f"{text}: {error}") from error
     if scheme == "file":
         parts = urlsplit(text)
         if parts.netloc not in ("", "localhost") or not parts.path:
@@ -87,7 +90,10 @@ def open_store(uri: str | Path, *, endpoint_url: str | None = None) -> "ObjectSt
         if not bucket:
             raise StorageError(f"{text}: no bucket; want s3://bucket/prefix")
         prefix = prefix.strip("/")
-        return S3Store(bucket, _checked(prefix) if prefix else "", _Connection(endpoint_url))
+        try:
+            return S3Store(bucket, _checked(prefix) if prefix else "", _Connection(endpoint_url))
+        except ValueError as error:
+            raise StorageError(f"{text}: {error}") from error
     raise StorageError(f"{text}: unknown scheme {scheme!r}; want a local folder, file:// or s3://")
 
 

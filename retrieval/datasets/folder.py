@@ -14,7 +14,7 @@ from pathlib import Path
 
 from retrieval.datasets.files import read_photo
 from store.decode import MAX_PIXELS, DecodeError, probe_size
-from store.imageset import Failure, Photo
+from store.imageset import Failure, ImageSetError, Photo
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -45,6 +45,7 @@ def read(
 
     Raises:
         ValueError: no such directory, or a CSV that is not laid out so, with the line.
+        ImageSetError: a folder below it cannot be read.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -81,21 +82,30 @@ def _pictures(root: Path) -> Iterator[Path]:
     """Pictures under `root`, sorted by name within each folder; the names of one folder at a time are in memory."""
     waiting = [root]
     while waiting:
-        with os.scandir(waiting.pop()) as entries:
-            here = sorted(entries, key=lambda entry: entry.name)
+        here = _entries(waiting.pop())
         folders = []
         for entry in here:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 folders.append(Path(entry.path))
-            elif entry.name.lower().endswith(_PICTURES) and not entry.is_dir() and _stays_inside(entry, root):
+            elif entry.name.lower().endswith(_PICTURES) and (not entry.is_symlink() or _leads_to_a_photo(entry, root)):
                 yield Path(entry.path)
         waiting.extend(reversed(folders))
 
 
-def _stays_inside(entry: os.DirEntry, root: Path) -> bool:
-    return not entry.is_symlink() or Path(entry.path).resolve().is_relative_to(root)
+def _entries(folder: Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise ImageSetError(f"cannot read folder {folder}: {error.strerror}") from error
+
+
+def _leads_to_a_photo(link: os.DirEntry, root: Path) -> bool:
+    """Inside the directory and to no folder. A link that leads nowhere is a photo that cannot be read."""
+    target = Path(os.path.realpath(link.path))  # of links in a circle: itself
+    return target.is_relative_to(root) and not os.path.isdir(target)
 
 
 def _metadata(path: Path) -> dict[str, tuple[str, int]]:

@@ -113,7 +113,12 @@ def watched(allowed: Path, *, deadline_s: float = DEADLINE_S) -> Iterator[None]:
     _allowed = Path(os.path.realpath(allowed))
     signal.setitimer(signal.ITIMER_REAL, deadline_s)
     try:
-        with mock.patch.object(sys, "dont_write_bytecode", True):
+        with (
+            mock.patch.object(sys, "dont_write_bytecode", True),
+            mock.patch.object(
+                os, "fsync", lambda _: None
+            ),  # a third of the time, and nothing here survives a power cut
+        ):
             yield
     except TooSlow as slow:
         raise AssertionError(str(slow)) from slow  # for Hypothesis, which tells the input
@@ -150,17 +155,16 @@ def run(
     out, err = (
         io.TextIOWrapper(io.BytesIO(), "utf-8", errors, write_through=True) for errors in ("strict", "backslashreplace")
     )
-    streams = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
-    try:
-        with (
-            mock.patch.object(sys, "argv", ["job.py", *argv]),
-            streams[0],
-            streams[1],
-            watched(allowed, deadline_s=deadline_s),
-        ):
+    with (
+        mock.patch.object(sys, "argv", ["job.py", *argv]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        watched(allowed, deadline_s=deadline_s),
+    ):
+        try:
             cli.run(main)
-    except SystemExit as end:
-        status = end.code
+        except SystemExit as end:
+            status = end.code
     said = Said(status, *(stream.buffer.getvalue().decode() for stream in (out, err)))  # type: ignore[attr-defined]
     if status == 2:
         assert said.line
