@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import pytest
 import stand_ins
 from s3_proxy import Proxy
 
+from jobs import cli
 from store.objects import ObjectStore, open_store
 
 REPO = Path(__file__).resolve().parents[2]
@@ -282,3 +284,24 @@ def test_whatever_happens_the_answer_is_whole(
         found = contract(open_store(output))
         assert sorted(found) == sorted(want), one.story()
         assert [name for name in want if found[name] != want[name]] == [], one.story()
+
+
+def test_a_disk_that_fills_ends_a_run_with_one_line_and_costs_nothing(
+    small_disk: Path | None, tmp_path: Path, calls: Any, full: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    if small_disk is None:
+        pytest.skip("mounting a small disk takes root on Linux")
+    stand_ins.imageset(tmp_path / "imageset", 24)
+    assert full(tmp_path / "imageset", tmp_path / "straight", "--set", "max_failed_share=1") == 0
+    with open(small_disk / "ballast", "wb") as ballast:
+        ballast.write(bytes(DISK - 60_000))
+    monkeypatch.setattr(sys, "argv", ["full_eval.py"])
+    with pytest.raises(SystemExit) as left:
+        cli.run(lambda argv: full(tmp_path / "imageset", small_disk / "run", "--set", "max_failed_share=1"))
+    told = capsys.readouterr().err.strip()
+    assert left.value.code == 2 and told.count("\n") == 0
+    assert re.match(r"full_eval.py: error: writing \S+ in \S+/disk/run: No space left on device", told), told
+    assert calls and not [path for path in small_disk.rglob(".tmp-*")]
+    (small_disk / "ballast").unlink()
+    assert full(tmp_path / "imageset", small_disk / "run", "--set", "max_failed_share=1") == 0
+    assert contract(open_store(small_disk / "run")) == contract(open_store(tmp_path / "straight"))
