@@ -1,9 +1,8 @@
-"""What happened in a run, a JSON object a line: OUTPUT/logs/START-PID.jsonl, one file for each start of the job.
+"""What happened in a run, a JSON object a line: OUTPUT/logs/START-PID-000.jsonl, one file for each start of the job.
 
 The driver writes it from what actors send with their answers, so that one file tells of all of them, and a process that was killed is told
 of too. Every line has `time` (UTC), `event` and `stage`; what else it has:
 
-    start     settings of this start that are no result's: actors, device, Ray's address
     loaded    actor, node, pid, device, wall_s, rss_mb, peak_mb
     shard     actor, node, pid, shard, images, failed, began, wall_s, waited_s (the actor idle before it), read_s, infer_s, write_s, rss_mb, peak_mb,
               gpu_mb: the most torch has held on a GPU
@@ -43,7 +42,7 @@ class RunLog:
 
     @property
     def key(self) -> str:
-        return f"logs/{self.start}{f'-{self.part:03d}' if self.part else ''}.jsonl"
+        return f"logs/{self.start}-{self.part:03d}.jsonl"
 
     def tell(self, event: str, stage: str, **facts: Any) -> None:
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), "event": event, "stage": stage} | facts

@@ -3,17 +3,17 @@
 import json
 from pathlib import Path
 
-FOLDERS = ("fused", "items", "embeddings", "index", "rankings")
+from store.objects import open_store
+
+FOLDERS = ("fused/", "items/", "embeddings/", "index/", "rankings/")
+FILES = ("submission.json", "failures.parquet", "metrics.json")
 
 
-def contract(output: Path) -> dict[str, bytes]:
-    """Name under OUTPUT -> bytes; the metrics without their seconds."""
-    files = {
-        str(path.relative_to(output)): path.read_bytes()
-        for folder in FOLDERS
-        for path in (output / folder).rglob("*.*")
-    }
-    files |= {name: (output / name).read_bytes() for name in ("submission.json", "failures.parquet")}
-    metrics = json.loads((output / "metrics.json").read_text())
+def contract(output: str | Path) -> dict[str, bytes]:
+    """Name under OUTPUT, a folder or a bucket, -> bytes; the metrics without their seconds."""
+    store = open_store(output)
+    found = {info.key: store.read(info.key) for folder in FOLDERS for info in store.list(folder)}
+    found |= {name: store.read(name) for name in FILES}
+    metrics = json.loads(found["metrics.json"])
     del metrics["seconds"]
-    return files | {"metrics.json": json.dumps(metrics, sort_keys=True).encode()}
+    return found | {"metrics.json": json.dumps(metrics, sort_keys=True).encode()}

@@ -6,7 +6,6 @@ more rounds (`make soak`); CHAOS_SEED=N begins with the round of that seed.
 """
 
 import contextlib
-import json
 import os
 import random
 import re
@@ -21,10 +20,10 @@ from typing import Any
 
 import pytest
 import stand_ins
+from agreement import contract
 from s3_proxy import Proxy
 
 from jobs import cli
-from store.objects import ObjectStore, open_store
 
 REPO = Path(__file__).resolve().parents[2]
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "5"))
@@ -32,19 +31,8 @@ FIRST_SEED = int(os.environ.get("CHAOS_SEED", "0"))
 STARTS = 8  # of the job in a round, at most
 LASTS_S = 2.0  # a fault of storage
 DISK = 6_000_000  # bytes of the small disk; a run takes a fifth of it
-FOLDERS = ("fused/", "items/", "embeddings/", "index/", "rankings/")
-FILES = ("submission.json", "failures.parquet", "metrics.json")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-def contract(store: ObjectStore) -> dict[str, bytes]:
-    """What must agree: architecture §4."""
-    found = {info.key: store.read(info.key) for folder in FOLDERS for info in store.list(folder)}
-    found |= {name: store.read(name) for name in FILES}
-    metrics = json.loads(found["metrics.json"])
-    del metrics["seconds"]
-    return found | {"metrics.json": json.dumps(metrics, sort_keys=True).encode()}
 
 
 def start(line: list[str], log: Path, **env: str) -> subprocess.Popen:
@@ -232,7 +220,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, 
     line = ["--imageset", str(folder / "imageset"), "--output", str(folder / "run"), "--set", "actors=2"]
     began = time.monotonic()
     assert start(line, folder / "log").wait(timeout=600) == 3, (folder / "log").read_text()
-    return folder / "imageset", contract(open_store(folder / "run")), time.monotonic() - began
+    return folder / "imageset", contract(folder / "run"), time.monotonic() - began
 
 
 @pytest.fixture
@@ -281,7 +269,7 @@ def test_whatever_happens_the_answer_is_whole(
             one.nodes.kill()
         print(f"seed {seed}, {'bucket' if in_a_bucket else 'folder'}: {', '.join(one.happened)}")
         proxy.heal()
-        found = contract(open_store(output))
+        found = contract(output)
         assert sorted(found) == sorted(want), one.story()
         assert [name for name in want if found[name] != want[name]] == [], one.story()
 
@@ -304,4 +292,4 @@ def test_a_disk_that_fills_ends_a_run_with_one_line_and_costs_nothing(
     assert calls and not [path for path in small_disk.rglob(".tmp-*")]
     (small_disk / "ballast").unlink()
     assert full(tmp_path / "imageset", small_disk / "run", "--set", "max_failed_share=1") == 0
-    assert contract(open_store(small_disk / "run")) == contract(open_store(tmp_path / "straight"))
+    assert contract(small_disk / "run") == contract(tmp_path / "straight")
