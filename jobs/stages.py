@@ -4,10 +4,11 @@ import argparse
 import contextlib
 import signal
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from types import FrameType, ModuleType
 
-from jobs import check, config, detect, embed, evaluate, fuse, plan, rank, report
+from jobs import check, config, detect, embed, evaluate, fuse, plan, rank, report, run_log
 from jobs.cli import UserError
 from jobs.ledger import Opened, Run
 from jobs.models import SHIPPED, Catalogue
@@ -16,6 +17,7 @@ from jobs.progress import say
 IN_ORDER: dict[str, ModuleType] = {
     "detect": detect, "fuse": fuse, "embed": embed, "rank": rank, "evaluate": evaluate, "report": report,
 }  # fmt: skip
+REDUCE = ("rank", "evaluate", "report")  # stages this process does itself; the others log their own end
 TOO_MANY_FAILED = 3  # exit status
 
 
@@ -43,7 +45,8 @@ def main(names: Sequence[str], argv: list[str] | None, doc: str | None, catalogu
 
 def carry_out(run: Run, name: str) -> None:
     """One stage; what comes before it must be finished."""
-    if any(unit.basis is None for unit in IN_ORDER[name].units(run)):
+    units = IN_ORDER[name].units(run)
+    if any(unit.basis is None for unit in units):
         order = list(IN_ORDER)
         before = [
             other for other in order[: order.index(name)] if any(run.why(unit) for unit in IN_ORDER[other].units(run))
@@ -51,7 +54,10 @@ def carry_out(run: Run, name: str) -> None:
         raise UserError(
             f"{name}: {before[0]} is not finished with these settings; run jobs/{before[0]}.py or jobs/full_eval.py first"
         )
+    todo, start = any(run.why(unit) for unit in units), time.monotonic()
     IN_ORDER[name].carry_out(run)
+    if todo and name in REDUCE:
+        run.log.tell("stage", name, seconds=round(time.monotonic() - start, 3), **run_log.memory())
 
 
 def _status(run: Run, names: Sequence[str]) -> int:
