@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # s3_proxy
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # s3_proxy, seaweed
 
 from s3_proxy import Proxy
+from seaweed import Seaweed
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -82,6 +83,23 @@ def s3_proxy(s3_endpoint: str, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) 
     with Proxy(s3_endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         yield proxy
+
+
+@pytest.fixture(scope="session")
+def seaweed(s3_endpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    """A SeaweedFS server with the bucket "tests"; it takes the same credentials, or any."""
+    import boto3
+
+    with Seaweed(tmp_path_factory.mktemp("seaweed")) as server:
+        boto3.client("s3", endpoint_url=server.url).create_bucket(Bucket="tests")
+        yield server
+
+
+@pytest.fixture
+def seaweed_prefix(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh "s3://tests/PREFIX" on it; AWS_ENDPOINT_URL leads there."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", seaweed.url)
+    return f"s3://tests/{secrets.token_hex(6)}"
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Fixtures of the jobs' tests: a small set for the stand-in models, and a pool that works in this process."""
 
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,17 +27,7 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, Any]]:
     """No Ray: jobs are done in this process, one after the other. The list names them: stage, shard, models."""
     done: list[tuple[str, str, Any]] = []
-
-    def here(run: Any, shards: work.Shards, make: Callable[[str], Any], *_: Any) -> None:
-        progress = work._progress(shards)
-        worker = make("cpu")
-        if shards.jobs:
-            worker.load()
-        for job in shards.jobs:
-            done.append((shards.stage, job.name, job.work))
-            work._finish(run, shards, progress, job, worker.run(job, {}, False))
-
-    monkeypatch.setattr(work, "on_actors", here)
+    monkeypatch.setattr(work, "on_actors", functools.partial(stand_ins.here, done))
     monkeypatch.setattr(pool, "start_ray", lambda settings: pytest.fail("started Ray"))
     return done
 

@@ -8,7 +8,7 @@ import io
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from detection.detections import Detections
+from jobs import work
 from jobs.models import Catalogue
 from store.imageset import Item, Photo, write_imageset
 
@@ -107,6 +108,17 @@ def load_embedder(
 
 CATALOGUE = Catalogue(DETECTORS.__getitem__, EMBEDDERS.__getitem__, load_detector, load_embedder)
 SETTINGS = ["--set", "detectors=[near, far]", "--set", "embedders=[coarse, fine]", "--set", "device=cpu"]
+
+
+def here(done: list[tuple[str, str, Any]], run: Any, shards: work.Shards, make: Callable[[str], Any], *_: Any) -> None:
+    """`work.on_actors` without Ray: the jobs in this process, one after the other; `done` gets their stage, shard and models."""
+    progress = work._progress(shards)
+    worker = make("cpu")
+    if shards.jobs:
+        worker.load()
+    for job in shards.jobs:
+        done.append((shards.stage, job.name, job.work))
+        work._finish(run, shards, progress, job, worker.run(job, {}, False))
 
 
 def photo(

@@ -1,4 +1,4 @@
-"""Object storage: the same table of behaviour on a folder and on S3 over HTTP, then what only one can get wrong."""
+"""Object storage: the same table of behaviour on a folder and on two S3 servers, then what only one can get wrong."""
 
 import contextlib
 import http.server
@@ -17,11 +17,12 @@ from store import objects
 from store.objects import ObjectInfo, ObjectMissing, ObjectStore, StorageError, open_store
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", "s3", "seaweedfs"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     if request.param == "folder":
         return open_store(tmp_path / "root")
-    return open_store(request.getfixturevalue("s3_bucket") + "/some/prefix")
+    bucket = request.getfixturevalue({"s3": "s3_bucket", "seaweedfs": "seaweed_prefix"}[request.param])
+    return open_store(bucket + "/some/prefix")
 
 
 # ------------------------------------------------------------------------------------------------ both
