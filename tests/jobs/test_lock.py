@@ -11,7 +11,7 @@ import pytest
 from jobs import lock
 from jobs.cli import UserError
 from jobs.lock import KEY, Lock
-from store.objects import LocalStore, open_store
+from store.objects import LocalStore, StorageError, open_store
 
 
 @pytest.fixture
@@ -70,3 +70,31 @@ def test_another_host_is_watched_for_a_sign_of_life(store: LocalStore, monkeypat
     with pytest.raises(UserError, match="is at work here"):
         Lock(store).take()
     beating.release()
+
+
+def test_who_was_taken_over_while_storage_was_away_stops(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "BEAT_S", 0.05)
+    mine = Lock(store)
+    mine.take()
+    mine.check()
+    while mine.thread.is_alive():  # a beat may be between its look and its writing
+        hold(store, name="elsewhere")
+        mine.thread.join(timeout=0.2)
+    with pytest.raises(UserError, match="elsewhere took over while storage was out of reach"):
+        mine.check()
+    mine.release()
+    assert json.loads(store.read(KEY))["token"] == "other"  # theirs stays
+
+
+def test_a_lock_that_cannot_be_given_back_hides_no_other_error(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = Lock(store)
+    mine.take()
+
+    def refused(key: str) -> bytes:
+        raise StorageError("refused")
+
+    monkeypatch.setattr(store, "read", refused)
+    mine.release()
+    assert "the lock stays behind, and the next run takes it over: refused" in capsys.readouterr().out
