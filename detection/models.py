@@ -5,7 +5,7 @@ configuration); a user's own goes in the run file with the same fields, see `fro
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -137,7 +137,7 @@ def from_fields(fields: Mapping[str, Any]) -> DetectorSpec:
         ValueError: unknown or missing field, category not of the 13, or a value of the wrong kind.
     """
     allowed = [f.name for f in dataclasses.fields(DetectorSpec)]
-    unknown = sorted(set(fields) - {*allowed, "base"})
+    unknown = sorted(str(key) for key in set(fields) - {*allowed, "base"})
     if unknown:
         raise ValueError(
             f"detector {fields.get('name', '?')!r}: unknown field {unknown[0]!r}; allowed: base, {', '.join(allowed)}"
@@ -151,9 +151,49 @@ def from_fields(fields: Mapping[str, Any]) -> DetectorSpec:
     if base is None and not {"name", "model"} <= set(values):
         raise ValueError("a detector of your own needs at least `name` and `model`, or `name` and `base`")
     spec = dataclasses.replace(base, **values) if base is not None else DetectorSpec(**values)
+    _check(spec)
+    return spec
+
+
+def _check(spec: DetectorSpec) -> None:
+    """Refuse what could not be built or would be fed wrongly."""
+    who = f"detector {spec.name!r}"
+    for name in ("name", "weights", "sha256", "licence"):
+        if not isinstance(getattr(spec, name), str):
+            raise ValueError(f"{who}: {name} wants text, got {getattr(spec, name)!r}")
+    if not isinstance(spec.model, Mapping) or not isinstance(spec.model.get("type"), str):
+        raise ValueError(f"{who}: model wants mmdetection's mapping with its type, got {spec.model!r}")
+    for name, count, whole in (("scale_px", 2, True), ("mean", 3, False), ("std", 3, False)):
+        value = getattr(spec, name)
+        if not isinstance(value, tuple) or len(value) != count or not all(_is_number(v, whole) for v in value):
+            raise ValueError(f"{who}: {name} wants {count} {'sides in pixels' if whole else 'numbers'}, got {value!r}")
+    for name, value in (("scale_px", min(spec.scale_px)), ("std", min(spec.std))):
+        if value <= 0:
+            raise ValueError(f"{who}: {name} wants to be above 0, got {getattr(spec, name)!r}")
+    if not _is_number(spec.pad_multiple_px, whole=True) or spec.pad_multiple_px < 1:
+        raise ValueError(f"{who}: pad_multiple_px wants a whole number of at least 1, got {spec.pad_multiple_px!r}")
+    if not _is_number(spec.fusion_weight) or spec.fusion_weight < 0:
+        raise ValueError(f"{who}: fusion_weight wants a number from 0 up, got {spec.fusion_weight!r}")
+    if not isinstance(spec.categories, tuple):
+        raise ValueError(f"{who}: categories want a list of names, got {spec.categories!r}")
     strange = [name for name in spec.categories if name not in CATEGORIES]
     if strange:
-        raise ValueError(f"detector {spec.name!r}: category {strange[0]!r} is not one of {', '.join(CATEGORIES)}")
-    if not (isinstance(spec.scale_px, tuple) and len(spec.scale_px) == 2 and min(spec.scale_px) > 0):
-        raise ValueError(f"detector {spec.name!r}: scale_px wants two positive sides in pixels, got {spec.scale_px!r}")
-    return spec
+        raise ValueError(f"{who}: category {strange[0]!r} is not one of {', '.join(CATEGORIES)}")
+    outputs = sorted(set(_numbers_of_classes(spec.model)) - {len(spec.categories)}, key=str)
+    if outputs:
+        raise ValueError(
+            f"{who}: its model tells {outputs[0]} categories apart, and categories names {len(spec.categories)}; want a name for each"
+        )
+
+
+def _is_number(value: Any, whole: bool = False) -> bool:
+    return isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+
+
+def _numbers_of_classes(config: Any) -> Iterator[Any]:
+    """Every `num_classes` of a configuration."""
+    if isinstance(config, Mapping):
+        yield from (value for key, value in config.items() if key == "num_classes")
+    parts = config.values() if isinstance(config, Mapping) else config if isinstance(config, list | tuple) else ()
+    for part in parts:
+        yield from _numbers_of_classes(part)

@@ -65,15 +65,12 @@ def read_plan(path: Path) -> dict[str, Any]:
     Raises:
         UserError: not readable, not YAML, or not laid out so.
     """
-    import yaml
+    from jobs import config
 
-    try:
-        plan = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise cli.UserError(f"{path}: {error}") from None
-    if not isinstance(plan, dict) or not isinstance(plan.get("variants"), dict) or not plan["variants"]:
+    plan = config.read_yaml(path, "comparison")
+    if not isinstance(plan.get("variants"), dict) or not plan["variants"]:
         raise cli.UserError(f"{path}: want a mapping with `variants: {{NAME: {{flag: value}}}}`")
-    unknown = sorted(set(plan) - {"base", "seeds", "variants", "against", "final"})
+    unknown = sorted(map(str, set(plan) - {"base", "seeds", "variants", "against", "final"}))
     if unknown:
         raise cli.UserError(f"{path}: unknown key {unknown[0]!r}; allowed: base, seeds, variants, against, final")
     seeds = plan.get("seeds", [0])
@@ -82,12 +79,12 @@ def read_plan(path: Path) -> dict[str, Any]:
     for name, flags in {"base": plan.get("base"), "final": plan.get("final"), **plan["variants"]}.items():
         if not isinstance(flags, dict | None):
             raise cli.UserError(f"{path}: {name} wants a mapping of flags, got {flags!r}")
-        if not isinstance(name, str) or not name or not set(name) <= NAME_LETTERS:
+        if not isinstance(name, str) or not set(name) <= NAME_LETTERS or name.strip(".") == "":
             raise cli.UserError(
                 f"{path}: variant {name!r} becomes a folder; want letters, digits, '-', '_', '+' and '.'"
             )
     against = plan.get("against", [next(iter(plan["variants"]))])
-    if not isinstance(against, list) or not all(name in plan["variants"] for name in against):
+    if not isinstance(against, list) or not all(name in list(plan["variants"]) for name in against):
         raise cli.UserError(f"{path}: against wants a list of variants, got {against!r}")
     return {**plan, "seeds": list(dict.fromkeys(seeds)), "against": against}
 
@@ -131,7 +128,7 @@ def line_of(name: str, flags: Mapping[str, Any], seed: int) -> tuple[str, ...]:
         with contextlib.redirect_stderr(said):
             args = train_embedder.parse([*words, "--output", "-"])
     except SystemExit:
-        reason = said.getvalue().strip().splitlines()[-1].rpartition("error: ")[2]
+        reason = said.getvalue().strip().rpartition("error: ")[2] or f"want flags that train, got {' '.join(words)}"
         raise cli.UserError(f"variant {name}: {reason}") from None
     train_embedder.spec_of(args)
     return tuple(words)

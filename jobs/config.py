@@ -8,8 +8,10 @@ may be put here: credentials come from the SDK's own chain (environment, profile
 import argparse
 import dataclasses
 import difflib
+import math
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +36,11 @@ def refuse(where: str, want: str, got: Any) -> UserError:
 
 def number(low: float, high: float = float("inf")) -> Check:
     def check(value: Any, where: str) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or not low <= value <= min(high, sys.float_info.max)
+        ):
             raise refuse(where, f"a number from {low:g}" + (f" to {high:g}" if high < float("inf") else " up"), value)
         return float(value)
 
@@ -81,7 +87,7 @@ def either(*checks: Check) -> Check:
 
 
 def text(value: Any, where: str) -> str:
-    if not isinstance(value, str) or not value:
+    if not isinstance(value, str) or not value or "\0" in value:
         raise refuse(where, "a text", value)
     return value
 
@@ -310,30 +316,70 @@ def lasting(place: str, flag: str) -> None:
 
 
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
-    import yaml
-
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{what} {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{what} {path}: not YAML: {' '.join(str(error).split())}") from error
+    content = parse_yaml(text, f"{what} {path}")
     if not isinstance(content, Mapping | None):
         raise UserError(f"{what} {path}: want keys and values, got a {type(content).__name__}")
     return dict(content or {})
 
 
-def parse_override(override: str) -> dict[str, Any]:
-    """`a.b=[1, 2]` -> {"a": {"b": [1, 2]}}."""
+def parse_yaml(text: str, where: str) -> Any:
+    """Texts, finite numbers, truth values, lists and mappings; nothing else, and no more than a person would write.
+
+    Raises:
+        UserError: no YAML, a tag or a kind of value of another program, anchors that grow without end.
+    """
     import yaml
 
+    if len(text) > MAX_LETTERS:
+        raise UserError(f"{where}: {len(text)} letters; want {MAX_LETTERS} at most")
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _size(node, loader, where, {}) > MAX_VALUES:
+            raise UserError(f"{where}: its anchors repeat into more than {MAX_VALUES} values; write out what is meant")
+        return loader.construct_document(node)
+    except RecursionError:
+        raise UserError(f"{where}: nested too deeply") from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:  # a value that belies its tag
+        raise UserError(f"{where}: not YAML: {error}") from error
+
+
+MAX_LETTERS, MAX_VALUES = 200_000, 100_000
+TAGS = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null", "seq", "map", "merge"))
+
+
+def _size(node: Any, loader: Any, where: str, sizes: dict[int, int]) -> int:
+    """How many values a node is once every anchor is written out, each node looked at once."""
+    if id(node) in sizes:
+        if not sizes[id(node)]:
+            raise UserError(f"{where}: an anchor repeats itself within itself")
+        return sizes[id(node)]
+    sizes[id(node)] = 0  # being counted
+    if node.tag not in TAGS:
+        kind = node.tag.removeprefix("tag:yaml.org,2002:")
+        line = node.start_mark.line + 1
+        raise UserError(f"{where}, line {line}: {kind} is no plain value; put quotes around what is meant as text")
+    parts: list[Any] = []
+    if isinstance(node.value, list):
+        parts = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
+    elif node.tag.endswith(":float") and not math.isfinite(loader.construct_yaml_float(node)):
+        raise UserError(f"{where}, line {node.start_mark.line + 1}: want a number, got {node.value}")
+    sizes[id(node)] = 1 + sum(_size(part, loader, where, sizes) for part in parts)
+    return sizes[id(node)]
+
+
+def parse_override(override: str) -> dict[str, Any]:
+    """`a.b=[1, 2]` -> {"a": {"b": [1, 2]}}."""
     key, equals, value = override.partition("=")
     if not equals or not all(key.split(".")):
         raise UserError(f"--set {override}: want KEY=VALUE, e.g. --set fusion.method=nms")
-    try:
-        content: Any = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {override}: the value is not YAML: {' '.join(str(error).split())}") from error
+    content = parse_yaml(value, f"--set {key}")
     for name in reversed(key.split(".")):
         content = {name: content}
     return content

@@ -126,7 +126,11 @@ def _choose(where: str, entries: tuple, find: Callable, folder: ObjectStore, set
 def _with_weights(spec: Any, folder: ObjectStore, settings: Settings) -> Model:
     if not spec.weights:
         return Model(spec.name, spec, "published", "")
-    if not folder.exists(spec.weights):
+    try:
+        there = folder.exists(spec.weights)
+    except ValueError as error:
+        raise UserError(f"{spec.name}: weights {spec.weights!r} are not below {folder.uri}: {error}") from error
+    if not there:
         if settings.allow_random_weights:
             return Model(spec.name, spec, "random", "")
         raise UserError(
