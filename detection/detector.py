@@ -29,6 +29,8 @@ from detection.models import DetectorSpec
 class WeightsError(ValueError):
     """Weights are absent, are not the ones named, or do not fit the model."""
 
+    user_facing = True  # jobs.cli prints it as one line
+
 
 def build_config(spec: DetectorSpec) -> Any:
     """The spec's model as mmengine's `ConfigDict`, a copy; every module it names is registered."""
@@ -115,8 +117,14 @@ def _fill(model: nn.Module, spec: DetectorSpec, path: Path) -> None:
             want = "nothing" if ours is None else tuple(ours.shape)
             have = "nothing" if theirs is None else tuple(theirs.shape)
             raise WeightsError(
-                f"{spec.name}: {path}: {key} wants {want}, has {have}; were they trained for another model?"
+                f"{spec.name}: {path}: {key[:200]} wants {want}, has {have}; were they trained for another model?"
             )
+        if theirs.is_floating_point() != ours.is_floating_point() or theirs.is_complex():
+            raise WeightsError(
+                f"{spec.name}: {path}: {key} wants {ours.dtype}, has {theirs.dtype}; were they trained for another model?"
+            )
+        if not torch.isfinite(theirs.to(ours.dtype)).all():
+            raise WeightsError(f"{spec.name}: {path}: {key} is not all finite numbers; train again, at a lower rate")
     model.load_state_dict({key: tensors[key].to(wanted[key].dtype) for key in wanted})
 
 

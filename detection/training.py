@@ -112,8 +112,7 @@ class Learner:
         """Go on from a checkpoint; `step` in it is the number of steps made."""
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.average.tensors = {name: tensor.to(self.device) for name, tensor in state["average"].items()}
-        self.average.updates = state["step"]
+        self.average.load(state["average"], state["step"])
 
 
 class Average:
@@ -122,6 +121,18 @@ class Average:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay, self.updates = decay, 0
         self.tensors = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+    def load(self, tensors: Mapping[str, Tensor], updates: int) -> None:
+        """Go on from these.
+
+        Raises:
+            ValueError: a tensor is missing, unknown or of another shape.
+        """
+        shapes = ({name: tensor.shape for name, tensor in some.items()} for some in (tensors, self.tensors))
+        if next(shapes) != next(shapes):
+            raise ValueError("its averaged tensors are of another model")
+        self.tensors = {name: tensors[name].to(own.device, own.dtype) for name, own in self.tensors.items()}
+        self.updates = updates
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:

@@ -184,7 +184,8 @@ def train(argv: list[str], world: workers.World) -> int:
         state = run.resume() or {"step": 0, "seconds": 0.0}
         learner = start(args, spec, fresh=state["step"] == 0, tell=first)
         if state["step"]:
-            learner.load(state)
+            with run.restoring():
+                learner.load(state)
         if world.mean({"step": state["step"]})["step"] != state["step"]:
             raise cli.UserError(
                 f"{args.output}: workers do not see the same checkpoints; want a bucket or a shared folder"

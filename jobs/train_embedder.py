@@ -231,7 +231,8 @@ def train(argv: list[str], world: "World") -> int:
         )  # fmt: skip
         optimiser = torch.optim.AdamW(groups)
         average = training.Average(without_classifier(model.state_dict()), args.ema_decay)
-        restore(state, model, objective, average, optimiser)
+        with run.restoring():
+            restore(state, model, objective, average, optimiser)
         if world.rank == 0:
             print(
                 f"{spec.name}: {len(garments.classes)} garments in several photos to learn from, {len(garments)} crops, "
@@ -345,8 +346,7 @@ def restore(state: dict[str, Any], model: Any, objective: Any, average: Any, opt
         return
     model.load_state_dict(state["model"])
     objective.ranking.load_state_dict(state["ranking"])
-    average.tensors = {name: tensor.to(average.tensors[name].device) for name, tensor in state["average"].items()}
-    average.updates = state["step"]
+    average.load(state["average"], state["step"])
     optimiser.load_state_dict(state["optimiser"])
 
 

@@ -167,7 +167,13 @@ def fill(model: nn.Module, tensors: dict[str, Tensor], who: str) -> None:
         if theirs is None or ours is None or theirs.shape != ours.shape:
             want = "nothing" if ours is None else tuple(ours.shape)
             have = "nothing" if theirs is None else tuple(theirs.shape)
-            raise WeightsError(f"{who}: {key} wants {want}, has {have}; were they trained for another model?")
+            raise WeightsError(f"{who}: {key[:200]} wants {want}, has {have}; were they trained for another model?")
+        if theirs.is_floating_point() != ours.is_floating_point() or theirs.is_complex():
+            raise WeightsError(
+                f"{who}: {key} wants {ours.dtype}, has {theirs.dtype}; were they trained for another model?"
+            )
+        if not torch.isfinite(theirs.to(ours.dtype)).all():
+            raise WeightsError(f"{who}: {key} is not all finite numbers; train again, at a lower rate")
     model.load_state_dict({key: tensors[key].to(wanted[key].dtype) for key in wanted})
 
 

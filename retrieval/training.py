@@ -168,6 +168,18 @@ class Average:
         self.updates = 0
         self.tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
+    def load(self, tensors: Mapping[str, Tensor], updates: int) -> None:
+        """Go on from these.
+
+        Raises:
+            ValueError: a tensor is missing, unknown or of another shape.
+        """
+        shapes = ({name: tensor.shape for name, tensor in some.items()} for some in (tensors, self.tensors))
+        if next(shapes) != next(shapes):
+            raise ValueError("its averaged tensors are of another model")
+        self.tensors = {name: tensors[name].to(own.device, own.dtype) for name, own in self.tensors.items()}
+        self.updates = updates
+
     @torch.no_grad()
     def update(self, tensors: Mapping[str, Tensor]) -> None:
         """Take a step's tensors in; early steps count more, so that the start is soon forgotten."""

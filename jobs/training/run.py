@@ -10,6 +10,7 @@ OUTPUT is a folder or s3://BUCKET/PREFIX. The log of a step is published before 
 checkpoint one goes on from are dropped, so that no interval is lost or told twice.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -17,7 +18,7 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,9 @@ class TrainingRun:
                 continue
             try:
                 return self._loaded(key, data)
-            except (RuntimeError, EOFError, ValueError, OSError) as error:
+            except UserError:
+                raise
+            except Exception as error:  # whatever torch's reader stumbles over in a damaged file
                 reason = str(error).partition("\n")[0].partition(". ")[0]
                 print(f"{key} cannot be read ({reason}); trying the one before", flush=True)
         return None
@@ -102,14 +105,33 @@ class TrainingRun:
         if not data.startswith(b"PK\x03\x04"):  # torch.save writes zip files; torch.load would try others as pickles
             raise ValueError("cut short, or not of torch.save")
         try:
-            found: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            found: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             named = re.search(r"GLOBAL (\S+)", str(error))
             raise UserError(
                 f"{self.store.uri}: {key} is not read: {f'it asks for {named[1]},' if named else 'it is damaged or holds'} "
                 "more than tensors and plain values; delete it to go on from the one before"
             ) from None
+        kinds = {"step": int, "same": dict, "seconds": float | int}
+        if not isinstance(found, dict) or not all(isinstance(found.get(name), kind) for name, kind in kinds.items()):
+            raise ValueError("no checkpoint of a training")
+        if found["step"] < 1:
+            raise ValueError(f"of step {found['step']}")
         return found
+
+    @contextlib.contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Around putting a state where it belongs: one that does not fit is the user's to mend.
+
+        Raises:
+            UserError: names, shapes or kinds are not those of this model and optimiser.
+        """
+        try:
+            yield
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{self.store.uri}: its checkpoint does not fit the model ({error}); use another --output"
+            ) from error
 
     def _checkpoints(self) -> list[str]:
         return sorted(found.key for found in self.store.list(CHECKPOINTS) if found.key.endswith(".pt"))
