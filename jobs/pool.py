@@ -35,7 +35,7 @@ class Job:
     """One shard's work.
 
     Attributes:
-        name: of the shard; `ray timeline` and the dashboard show it.
+        name: of the shard; `ray list tasks` and the dashboard show it.
         rows: row numbers of the shard to do.
         work: what the worker needs to know besides; small and picklable. Pixels stay in storage.
     """
