@@ -92,7 +92,9 @@ def sshd(apart, tmp_path_factory) -> Iterator[tuple[int, Path, Path]]:
                 time.sleep(0.1)
             yield port, folder / "user", home
         finally:
-            server.terminate()
+            (
+                server.kill if apart else server.terminate
+            )()  # unshare is deaf to the latter; with it go all its processes
 
 
 def ray(*words: str, cwd: Path, timeout: int = 900) -> str:
