@@ -168,7 +168,10 @@ def join_ray(n_cpus: int = 1, *, show_workers: bool = False) -> None:
             return
         except ConnectionError as error:
             if not ours:
-                raise UserError(f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no Ray cluster answers ({error})") from error
+                raise UserError(
+                    f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no Ray cluster answers ({error}); is it up, and does it ask for a token "
+                    "(RAY_AUTH_MODE=token)?"
+                ) from error
     n_cpus = max(os.cpu_count() or 1, n_cpus)
     for attempts_left in reversed(range(START_ATTEMPTS)):
         try:
