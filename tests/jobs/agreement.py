@@ -3,15 +3,15 @@
 import json
 from pathlib import Path
 
-from store.objects import open_store
+from store.objects import ObjectStore, open_store
 
 FOLDERS = ("fused/", "items/", "embeddings/", "index/", "rankings/")
 FILES = ("submission.json", "failures.parquet", "metrics.json")
 
 
-def contract(output: str | Path) -> dict[str, bytes]:
+def contract(output: str | Path | ObjectStore) -> dict[str, bytes]:
     """Name under OUTPUT, a folder or a bucket, -> bytes; the metrics without their seconds."""
-    store = open_store(output)
+    store = output if isinstance(output, ObjectStore) else open_store(output)
     found = {info.key: store.read(info.key) for folder in FOLDERS for info in store.list(folder)}
     found |= {name: store.read(name) for name in FILES}
     metrics = json.loads(found["metrics.json"])

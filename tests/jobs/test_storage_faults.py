@@ -3,7 +3,6 @@
 `s3_proxy` injects the faults; SeaweedFS is killed for real. Stand-in models; only the slow tests start Ray.
 """
 
-import json
 import os
 import re
 import subprocess
@@ -15,26 +14,17 @@ from typing import Any
 
 import pytest
 import stand_ins
+from agreement import contract
 from s3_proxy import Proxy
 from seaweed import Seaweed
 
 from jobs import stages
-from store.objects import ObjectStore, open_store
+from store.objects import open_store
 
 REPO = Path(__file__).resolve().parents[2]
 SHARE = ["--set", "max_failed_share=1"]  # the photo cut off in the middle is no trouble here
 Full = Callable[..., int]
 Calls = list[tuple[str, str, Any]]
-
-
-def contract(store: ObjectStore) -> dict[str, bytes]:
-    """What a straight and a troubled run must agree in, byte for byte (architecture, section 4)."""
-    folders = ("fused/", "items/", "embeddings/", "index/", "rankings/")
-    keys = [info.key for folder in folders for info in store.list(folder)]
-    files = {key: store.read(key) for key in [*keys, "submission.json", "failures.parquet", "metrics.json"]}
-    metrics = json.loads(files["metrics.json"])
-    del metrics["seconds"]
-    return files | {"metrics.json": json.dumps(metrics, sort_keys=True).encode()}
 
 
 _straight: dict[str, bytes] = {}
@@ -45,7 +35,7 @@ def straight(small_set: Path, tmp_path: Path, calls: Calls, full: Full) -> dict[
     """What an undisturbed run leaves, on a folder."""
     if not _straight:
         assert full(small_set, tmp_path / "straight", *SHARE) == 0
-        _straight.update(contract(open_store(tmp_path / "straight")))
+        _straight.update(contract(tmp_path / "straight"))
         calls.clear()
     return _straight
 
