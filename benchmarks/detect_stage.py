@@ -20,11 +20,13 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
-from jobs import config, pool
+from jobs import config, ray_cluster
 from jobs.detect_shard import GROUP_BATCHES, DetectShard
 from jobs.ledger import Opened
 from jobs.models import SHIPPED
-from jobs.pool import Job, Pool, Share
+from jobs.pool import Pool
+from jobs.ray_cluster import Share
+from jobs.trial import Job
 
 
 def bare_loop(imageset_uri: str, shards: list[str], loaded: dict, batch_size: int) -> int:
@@ -77,7 +79,7 @@ def main() -> None:
                 for model in run.detectors
             }
             bare_loop(args.imageset, [jobs[0].name], loaded, batch)  # both warm
-            pool.start_ray(settings)
+            ray_cluster.start_ray(settings)
             pairs = []
             with Pool(make, Share(1, "cpu", 0.0, 1), settings.shard_deadline_s) as actors:
                 list(actors.run(jobs[:1]))

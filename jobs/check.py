@@ -45,7 +45,7 @@ def check(settings: Settings, catalogue: Catalogue) -> int:
 
 
 def _ray() -> str:
-    """Which Ray a run would use: as `pool.join_ray` looks for it."""
+    """Which Ray a run would use: as `ray_cluster.join_ray` looks for it."""
     import ray
 
     address = os.environ.get("RAY_ADDRESS") or ray._private.utils.read_ray_address()

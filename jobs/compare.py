@@ -156,9 +156,9 @@ def run_trials(
     """Each trial as it ends, with why it failed or ""; none is begun when the time is over."""
     import ray
 
-    from jobs import compare, pool
+    from jobs import compare, ray_cluster
 
-    pool.join_ray(args.threads, show_workers=True)
+    ray_cluster.join_ray(args.threads, show_workers=True)
     slots = max(1, int(ray.cluster_resources().get("CPU", 1)) // args.threads)
     needs: dict[str, Any] = {"num_cpus": args.threads, "num_gpus": 1 if args.device.startswith("cuda") else 0}
     # max_calls: each training has a process of its own, so that memory goes back; imported by name, not copied from here

@@ -17,8 +17,8 @@ from jobs import cli, config, work
 from jobs.config import Settings
 from jobs.ledger import Run, Unit
 from jobs.models import Catalogue, Model
-from jobs.pool import Job
 from jobs.selection import ShardTaken
+from jobs.trial import Job
 from store.objects import ObjectStore
 
 CODE = 1  # raise it when the same settings would give other boxes

@@ -15,7 +15,7 @@ from jobs import models, photos, tables
 from jobs.config import Settings
 from jobs.ledger import Outcome, versions
 from jobs.models import Catalogue, Model
-from jobs.pool import Job
+from jobs.trial import Job
 from store.imageset import ImageSet
 from store.objects import ObjectStore
 

@@ -16,8 +16,8 @@ if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "c
 from jobs import cli, config, detect, work
 from jobs.config import Settings
 from jobs.ledger import Run, Unit
-from jobs.pool import Job
 from jobs.selection import ShardTaken
+from jobs.trial import Job
 from store.objects import ObjectStore
 
 CODE = 1  # raise it when the same settings would give other boxes

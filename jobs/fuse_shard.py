@@ -14,7 +14,7 @@ import pyarrow as pa
 from jobs import tables
 from jobs.config import Fusion, Items, Settings
 from jobs.ledger import Outcome
-from jobs.pool import Job
+from jobs.trial import Job
 from postproc.boxes import iou_matrix
 from postproc.nms import nms_batch
 from postproc.wbf import fuse_batch

@@ -6,12 +6,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from jobs import pool, run_log
+from jobs import ray_cluster, run_log
 from jobs.cli import UserError
 from jobs.ledger import Outcome, Run, Unit
-from jobs.pool import Job, Pool, Worker
+from jobs.pool import Pool, Worker
 from jobs.progress import Progress, say
 from jobs.ray_metrics import Meter
+from jobs.trial import Job
 
 HERE = 16  # shards of a cheap stage that this process does itself: starting an actor would take longer
 WRITERS = 8  # threads that write marks: a bucket takes its time over each, and actors are not to wait for that
@@ -38,15 +39,15 @@ def on_actors(run: Run, shards: Shards, make: Callable[[str], Worker], actors: i
     """Do the jobs on a pool of actors that own the run's device; `make(device)` makes a worker."""
     if not shards.jobs:
         return
-    pool.start_ray(run.settings)
-    _pooled(run, shards, make, lambda n_jobs: pool.share_out(run.settings, actors, n_jobs))
+    ray_cluster.start_ray(run.settings)
+    _pooled(run, shards, make, lambda n_jobs: ray_cluster.share_out(run.settings, actors, n_jobs))
 
 
 def cheaply(run: Run, shards: Shards, make: Callable[[str], Worker]) -> None:
     """Do the jobs on CPU actors, or in this process where they are few."""
     if len(shards.jobs) > HERE:
-        pool.start_ray(run.settings)
-        _pooled(run, shards, make, lambda n_jobs: pool.share_out(run.settings, None, n_jobs, gpu=False))
+        ray_cluster.start_ray(run.settings)
+        _pooled(run, shards, make, lambda n_jobs: ray_cluster.share_out(run.settings, None, n_jobs, gpu=False))
         return
     progress = _progress(shards)
     watch = _Watch(run, shards.stage, progress)
@@ -59,10 +60,12 @@ def cheaply(run: Run, shards: Shards, make: Callable[[str], Worker]) -> None:
     watch.finish()
 
 
-def _pooled(run: Run, shards: Shards, make: Callable[[str], Worker], share_out: Callable[[int], pool.Share]) -> None:
+def _pooled(
+    run: Run, shards: Shards, make: Callable[[str], Worker], share_out: Callable[[int], ray_cluster.Share]
+) -> None:
     share = share_out(len(shards.jobs))
     what = f"{share.gpus:g} GPU" if share.gpus else f"{share.cpus} CPU"
-    say(f"{shards.stage}: {len(shards.jobs)} shards on {share.n} actors, {what} each{pool.unused_gpus(share)}")
+    say(f"{shards.stage}: {len(shards.jobs)} shards on {share.n} actors, {what} each{ray_cluster.unused_gpus(share)}")
     progress = _progress(shards, on_gpu=share.device == "cuda")
     watch = _Watch(run, shards.stage, progress)
     maker = _Maker(make, share.device)

@@ -112,10 +112,10 @@ def launch(module: str, argv: list[str], *, workers: int, device: str, threads: 
     if workers == 1:
         status: int = importlib.import_module(module).train(argv, World())
         return status
-    from jobs import pool
+    from jobs import ray_cluster
 
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # it prints what is redirected, as around pycocotools
-    pool.join_ray(workers * threads, show_workers=True)
+    ray_cluster.join_ray(workers * threads, show_workers=True)
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer

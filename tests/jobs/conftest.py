@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # stand_ins
 
 import stand_ins
 
-from jobs import full_eval, pool, work
+from jobs import full_eval, ray_cluster, work
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +28,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, Any]]:
     """No Ray: jobs are done in this process, one after the other. The list names them: stage, shard, models."""
     done: list[tuple[str, str, Any]] = []
     monkeypatch.setattr(work, "on_actors", functools.partial(stand_ins.here, done))
-    monkeypatch.setattr(pool, "start_ray", lambda settings: pytest.fail("started Ray"))
+    monkeypatch.setattr(ray_cluster, "start_ray", lambda settings: pytest.fail("started Ray"))
     return done
 
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from jobs import pool
+from jobs import ray_cluster
 from jobs.cli import UserError
 from jobs.config import Settings
-from jobs.pool import Job, Pool, Share
+from jobs.pool import Pool
+from jobs.ray_cluster import Share
+from jobs.trial import Job
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -58,21 +60,21 @@ def cluster() -> Iterator[list[str]]:
     ({"device": "cuda", "actors": 5}, 100, Share(5, "cuda", 1.0, 1)),           # two more nodes may come
 ])  # fmt: skip
 def test_actors_are_counted_node_by_node(cluster: list[str], settings: dict, n_jobs: int, want: Share) -> None:
-    pool.join_ray()
-    assert pool.share_out(Settings(**settings), None, n_jobs) == want
+    ray_cluster.join_ray()
+    assert ray_cluster.share_out(Settings(**settings), None, n_jobs) == want
 
 
 def test_gpus_of_several_nodes_are_not_one_actors(cluster: list[str]) -> None:
-    pool.join_ray()
+    ray_cluster.join_ray()
     with pytest.raises(UserError, match="asks for 3 GPU an actor and the cluster has 3, 2 on one node at most; use"):
-        pool.share_out(Settings(device="cuda", gpus_per_actor=3.0), None, 100)
+        ray_cluster.share_out(Settings(device="cuda", gpus_per_actor=3.0), None, 100)
 
 
 def test_each_gpu_of_each_node_has_one_actor(cluster: list[str]) -> None:
     import ray
 
-    pool.join_ray()
-    with Pool(Placed, pool.share_out(Settings(), None, 100), 60.0) as actors:
+    ray_cluster.join_ray()
+    with Pool(Placed, ray_cluster.share_out(Settings(), None, 100), 60.0) as actors:
         accounts = ray.get([slot.actor.load.remote() for slot in actors.slots], timeout=240)
     _, two, one = cluster
     assert sorted((account["id"], account["gpus"]) for account in accounts) == sorted(

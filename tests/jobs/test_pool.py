@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
-from jobs import pool, work
+from jobs import ray_cluster, work
 from jobs.config import Settings
 from jobs.ledger import Outcome
-from jobs.pool import Job, Pool, Share, Trial
+from jobs.pool import Pool
+from jobs.ray_cluster import Share
 from jobs.run_log import RunLog
+from jobs.trial import Job, Trial
 from store.objects import open_store
 
 
@@ -210,7 +212,7 @@ def test_what_a_worker_raises_ends_the_run_and_is_no_death(cluster: None) -> Non
     (2.0, 100, 4 // 2),  # two each
 ])  # fmt: skip
 def test_actors_own_their_gpus(cluster: None, gpus: float, n_jobs: int, n: int) -> None:
-    share = pool.share_out(Settings(gpus_per_actor=gpus), None, n_jobs)
+    share = ray_cluster.share_out(Settings(gpus_per_actor=gpus), None, n_jobs)
     assert share == Share(n, "cuda", gpus, 1)
     with Pool(MakeOdd(Odd()), share, 60.0) as actors:
         import ray
@@ -226,11 +228,13 @@ def test_actors_own_their_gpus(cluster: None, gpus: float, n_jobs: int, n: int) 
 
 @pytest.mark.slow
 def test_device_settings_are_kept(cluster: None) -> None:
-    assert pool.share_out(Settings(device="cpu"), 3, n_jobs=2) == Share(2, "cpu", 0.0, 1)  # never more than shards
+    assert ray_cluster.share_out(Settings(device="cpu"), 3, n_jobs=2) == Share(
+        2, "cpu", 0.0, 1
+    )  # never more than shards
     from jobs.cli import UserError
 
     with pytest.raises(UserError, match="cuda asks for 5 GPU"):
-        pool.share_out(Settings(device="cuda", gpus_per_actor=5.0), None, n_jobs=2)
+        ray_cluster.share_out(Settings(device="cuda", gpus_per_actor=5.0), None, n_jobs=2)
 
 
 @dataclass

@@ -10,10 +10,11 @@ from typing import Any
 import own_ray
 import pytest
 
-from jobs import ledger, pool
+from jobs import ledger, pool, ray_cluster
 from jobs.cli import UserError
 from jobs.config import Settings
-from jobs.pool import Job, Pool
+from jobs.pool import Pool
+from jobs.trial import Job
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -38,9 +39,9 @@ def nodes_of(settings: Settings, n_jobs: int, tick: Any = lambda: None) -> list[
     """The node each job was done on, in the order they finished."""
 
     def enough(n: int) -> int:
-        return pool.share_out(settings, None, n).n
+        return ray_cluster.share_out(settings, None, n).n
 
-    share = pool.share_out(settings, None, n_jobs)
+    share = ray_cluster.share_out(settings, None, n_jobs)
     jobs = [Job(f"shard-{i}", (0,)) for i in range(n_jobs)]
     with Pool(Slow, share, 60.0, enough, tick=tick) as actors:
         return [node for _, node in actors.run(jobs)]
@@ -91,12 +92,12 @@ def autoscaled(left_alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_an_autoscaler_starts_gpu_nodes_for_waiting_actors_and_takes_them_back(autoscaled: None) -> None:
     import ray
 
-    pool.join_ray()
+    ray_cluster.join_ray()
     assert "GPU" not in ray.cluster_resources()
     with pytest.raises(
         UserError, match=r"the cluster has 0; .* or --set actors=N on a cluster whose autoscaler starts N"
     ):
-        pool.share_out(Settings(device="cuda"), None, 20)
+        ray_cluster.share_out(Settings(device="cuda"), None, 20)
     assert len(set(nodes_of(Settings(device="cuda", actors=2), 20))) == 2
     for _ in range(120):  # without actors the nodes are idle and go
         if not ray.cluster_resources().get("GPU"):
@@ -111,7 +112,7 @@ def cluster(left_alone: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     monkeypatch.setenv("RAY_ADDRESS", made.address)
-    pool.join_ray()
+    ray_cluster.join_ray()
     yield made
     import ray
 
@@ -133,23 +134,23 @@ def test_a_node_that_joins_gets_an_actor(cluster: Any, monkeypatch: pytest.Monke
 
 def test_an_actor_that_no_node_has_room_for_is_said_in_time(cluster: Any) -> None:
     late = pytest.raises(UserError, match="no actor could start in 1 s: no node has 1 GPU and 1 CPU free")
-    with Pool(Slow, pool.Share(1, "cuda", 1.0, 1), 60.0, node_wait_s=1.0) as actors, late:
+    with Pool(Slow, ray_cluster.Share(1, "cuda", 1.0, 1), 60.0, node_wait_s=1.0) as actors, late:
         list(actors.run([Job("shard-0", (0,))]))
 
 
 def test_actors_without_work_go_while_others_finish(cluster: Any) -> None:
     cluster.add_node(num_cpus=1)
-    with Pool(Slow, pool.Share(2, "cpu", 0.0, 1), 60.0) as actors:
+    with Pool(Slow, ray_cluster.Share(2, "cpu", 0.0, 1), 60.0) as actors:
         left = [len(actors.slots) for _ in actors.run([Job(f"shard-{i}", (0,)) for i in range(3)])]
     assert left[-1] == 1
 
 
 def test_a_node_with_other_packages_is_named(cluster: Any) -> None:
-    pool.same_on_all_nodes()
+    ray_cluster.same_on_all_nodes()
     cluster.add_node(num_cpus=1)
-    pool.same_on_all_nodes()
+    ray_cluster.same_on_all_nodes()
     here = ledger.versions()
     with pytest.raises(
         UserError, match=rf"node 10.0.0.7 has torch 1.0 \(here {here['torch']}\); install the same lock"
     ):
-        pool.refuse_other_versions("10.0.0.7", here | {"torch": "1.0"})
+        ray_cluster.refuse_other_versions("10.0.0.7", here | {"torch": "1.0"})
