@@ -29,7 +29,7 @@ from store.objects import ObjectMissing, ObjectStore, open_store
 
 SCHEMA_VERSION = 1
 BATCH_ROWS = 64
-READERS = 16  # threads; without the pictures a shard is some 40 small reads, on S3 each a round trip
+READERS = 16  # threads; without the pictures a shard is some 8 reads, on S3 each a round trip
 LONGEST_REASON = 300  # letters; some quote what they refuse
 SOURCES = ("user", "shop")  # consumer: its garments are queries; seller: its garments are the gallery
 N_CATEGORIES = 13
