@@ -36,6 +36,7 @@ test-cluster: install
 
 soak: install
 	SOAK_ROUNDS=10 $(PYTHON) -m pytest -q tests/jobs/test_resume.py
+	FUZZ_EXAMPLES=10000 FUZZ_SEED=random $(PYTHON) -m pytest -q -o timeout=0 tests/fuzz
 
 lint: install
 	$(VENV)/bin/ruff check .

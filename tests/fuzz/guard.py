@@ -7,7 +7,6 @@ FUZZ_EXAMPLES inputs of a kind (500; `make soak` takes 10000), FUZZ_SEED repeats
 
 import contextlib
 import faulthandler
-import functools
 import io
 import json
 import os
@@ -34,29 +33,14 @@ inputs: Counter[str] = Counter()  # kind -> inputs tried so far
 
 
 def fuzzed(per_example: int = 1) -> Callable[[Any], Any]:
-    """A Hypothesis test of EXAMPLES inputs, `per_example` in each example; prints how many and the seed."""
-
-    def decorate(test: Any) -> Any:
-        options = hypothesis.settings(
-            max_examples=max(1, EXAMPLES // per_example),
-            deadline=None,  # ours is harder
-            database=None,
-            suppress_health_check=list(hypothesis.HealthCheck),
-        )
-        inner = hypothesis.seed(SEED)(options(test))
-
-        @functools.wraps(inner)
-        def counted(*arguments: Any, **named: Any) -> None:
-            kind = Path(test.__code__.co_filename).stem
-            before = inputs[kind]
-            try:
-                inner(*arguments, **named)
-            finally:
-                print(f"{kind}: {inputs[kind] - before} inputs, FUZZ_SEED={SEED}")
-
-        return counted
-
-    return decorate
+    """A Hypothesis test of EXAMPLES inputs, `per_example` in each example. The test counts them in `inputs`."""
+    options = hypothesis.settings(
+        max_examples=max(1, EXAMPLES // per_example),
+        deadline=None,  # `watched` has one
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
+    )
+    return lambda test: hypothesis.seed(SEED)(options(test))
 
 
 # ------------------------------------------------------------------------------------------------ watching
