@@ -1,0 +1,156 @@
+"""How much faster n nodes are than one: shards that only wait, on 1, 2 and 4 make-believe nodes, and real work on 1 and 2 cores.
+
+    OMP_NUM_THREADS=1 python benchmarks/scaling.py
+
+The first table is what the pool and Ray cost: a shard sleeps, so a machine of two cores can play four nodes (processes of
+`ray.cluster_utils.Cluster`, one core declared each). The second decodes and resizes JPEGs of an image set, which needs real cores.
+Time runs from the first shard begun, every actor ready, to the last one ended, by the pool's own trace; efficiency is T1 / (n Tn).
+The longest gap is an actor's, between a shard ended and the next begun.
+"""
+
+import argparse
+import io
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
+os.environ["RAY_agent_register_timeout_ms"] = "120000"  # a busy machine starts nodes slowly
+
+from jobs import pool
+from jobs.config import Settings
+from jobs.pool import Job, Pool, Share, Turn
+
+PHOTO_PX = (750, 1000)
+
+
+class Sleeper:
+    """A shard takes `job.work` seconds and no core."""
+
+    def load(self) -> dict[str, Any]:
+        return {}
+
+    def run(self, job: Job, skip: dict[int, str], single: bool) -> None:
+        time.sleep(job.work)
+
+    def probe(self, job: Job, row: int) -> None: ...
+
+
+@dataclass
+class Resizer:
+    """A shard's photos are read, decoded and resized, as every stage's are."""
+
+    imageset: str
+
+    def load(self) -> dict[str, Any]:
+        import cv2
+
+        from store import imageset
+
+        cv2.setNumThreads(1)
+        self.images = imageset.open_imageset(self.imageset)
+        return {}
+
+    def run(self, job: Job, skip: dict[int, str], single: bool) -> None:
+        import cv2
+
+        from store import decode
+
+        for data in self.images.read(job.name).column("image"):
+            cv2.resize(decode.decode(data.as_py()), (224, 224), interpolation=cv2.INTER_AREA)
+
+    def probe(self, job: Job, row: int) -> None: ...
+
+
+def draw(folder: str, n_shards: int, photos_a_shard: int) -> None:
+    """An image set of soft noise, in JPEGs of about the size of a shop photo's."""
+    import numpy as np
+    from PIL import Image
+
+    from store.imageset import Photo, write_imageset
+
+    def photo(number: int) -> Photo:
+        small = np.random.default_rng(number).integers(0, 255, (PHOTO_PX[1] // 8, PHOTO_PX[0] // 8, 3), np.uint8)
+        encoded = io.BytesIO()
+        Image.fromarray(small).resize(PHOTO_PX, Image.Resampling.BICUBIC).save(encoded, "JPEG", quality=90)
+        return Photo(number, encoded.getvalue(), *PHOTO_PX, "shop", 0, file_name=f"{number}.jpg")
+
+    photos = map(photo, range(n_shards * photos_a_shard))
+    write_imageset(photos, folder, source={"adapter": "noise", "arguments": {}}, max_images=photos_a_shard)
+
+
+def trace_of(make: Callable[[], Any], jobs: Sequence[Job], n: int) -> list[Turn]:
+    """Do the jobs on n actors that are all ready."""
+    import ray
+
+    with Pool(make, Share(n, "cpu", 0.0, 1), 600.0) as actors:
+        ray.get([slot.actor.load.remote() for slot in actors.slots])
+        list(actors.run(jobs))
+        return actors.trace
+
+
+def seconds(trace: Sequence[Turn]) -> float:
+    return max(turn.ended for turn in trace) - min(turn.began for turn in trace)
+
+
+def longest_gap(trace: Sequence[Turn]) -> float:
+    in_order = sorted(trace, key=lambda turn: (turn.actor, turn.began))
+    return max(after.began - before.ended for before, after in pairwise(in_order) if before.actor == after.actor)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=int, default=64, help="that sleep (64)")
+    parser.add_argument("--shard-s", type=float, default=0.5, help="seconds each sleeps (0.5)")
+    parser.add_argument("--photos", type=int, default=40, help="in each of 16 shards of real work (40)")
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    os.environ["RAY_ADDRESS"] = cluster.address
+    pool.join_ray()
+    jobs = [Job(f"shard-{i:05d}", (0,), args.shard_s) for i in range(args.shards)]
+    alone = 0.0
+    print(
+        f"{args.shards} shards of {args.shard_s:g} s, one actor a node, {args.rounds} rounds, load {os.getloadavg()[0]:.1f}\n"
+    )
+    print("| nodes | s (median) | efficiency | longest gap, s |\n|--:|--:|--:|--:|")
+    for n in (1, 2, 4):
+        for _ in range(n - len(cluster.list_all_nodes())):
+            cluster.add_node(num_cpus=1)
+        n_actors = pool.share_out(Settings(device="cpu"), None, len(jobs)).n
+        assert n_actors == n, n_actors
+        traces = [trace_of(Sleeper, jobs, n) for _ in range(args.rounds)]
+        took = statistics.median(map(seconds, traces))
+        alone = alone or took
+        print(f"| {n} | {took:.2f} | {alone / (n * took):.3f} | {max(map(longest_gap, traces)):.3f} |", flush=True)
+
+    with tempfile.TemporaryDirectory() as folder:
+        draw(folder, 16, args.photos)
+        jobs = [Job(f"shard-{i:05d}", tuple(range(args.photos))) for i in range(16)]
+        pairs = [[seconds(trace_of(partial(Resizer, folder), jobs, n)) for n in (1, 2)] for _ in range(args.rounds)]
+    one, two = (statistics.median(column) for column in zip(*pairs, strict=True))
+    ratios = sorted(one / two for one, two in pairs)
+    print(
+        f"\n16 shards of {args.photos} JPEGs of {PHOTO_PX[0]} x {PHOTO_PX[1]}, decoded and resized, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n"
+    )
+    print(f"| actors | s (median) | speed-up, median of {len(ratios)} |\n|--:|--:|--:|\n| 1 | {one:.2f} | 1 |")
+    print(f"| 2 | {two:.2f} | {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |")
+    ray.shutdown()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()
