@@ -24,7 +24,7 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
-os.environ["RAY_agent_register_timeout_ms"] = "120000"  # a busy machine starts nodes slowly
+os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # a busy machine starts nodes slowly
 
 from jobs import pool
 from jobs.config import Settings
