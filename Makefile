@@ -34,7 +34,10 @@ test-all: install
 test-cluster: install
 	MAY_END_EVERY_RAY=1 $(PYTHON) -m pytest -q tests/cluster tests/test_cluster_files.py
 
+# A night's work
 soak: install
+	SOAK_PHOTOS=100000 $(PYTHON) -m pytest -q -s tests/jobs/test_long_run.py
+	CHAOS_ROUNDS=30 $(PYTHON) -m pytest -q -s tests/jobs/test_chaos.py
 	SOAK_ROUNDS=10 $(PYTHON) -m pytest -q tests/jobs/test_resume.py
 	FUZZ_EXAMPLES=10000 FUZZ_SEED=random $(PYTHON) -m pytest -q -o timeout=0 tests/fuzz
 

@@ -4,7 +4,7 @@
 
 The first table is what the pool and Ray cost: a shard sleeps, so a machine of two cores can play four nodes (processes of
 `ray.cluster_utils.Cluster`, one core declared each). The second decodes and resizes JPEGs of an image set, which needs real cores.
-Time runs from the first shard begun, every actor ready, to the last one ended, by the pool's own trace; efficiency is T1 / (n Tn).
+Time runs from the first shard begun, every actor ready, to the last one ended, by the pool's own events; efficiency is T1 / (n Tn).
 The longest gap is an actor's, between a shard ended and the next begun.
 """
 
@@ -26,9 +26,11 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
 os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # a busy machine starts nodes slowly
 
-from jobs import pool
+from jobs import ray_cluster
 from jobs.config import Settings
-from jobs.pool import Job, Pool, Share, Turn
+from jobs.pool import Pool
+from jobs.ray_cluster import Share
+from jobs.trial import Job
 
 PHOTO_PX = (750, 1000)
 
@@ -88,23 +90,33 @@ def draw(folder: str, n_shards: int, photos_a_shard: int) -> None:
     write_imageset(photos, folder, source={"adapter": "noise", "arguments": {}}, max_images=photos_a_shard)
 
 
-def trace_of(make: Callable[[], Any], jobs: Sequence[Job], n: int) -> list[Turn]:
+Trace = list[dict[str, Any]]  # a shard each: actor, began (s since 1970), wall_s, as `jobs.run_log` has them
+
+
+def trace_of(make: Callable[[], Any], jobs: Sequence[Job], n: int) -> Trace:
     """Do the jobs on n actors that are all ready."""
     import ray
 
-    with Pool(make, Share(n, "cpu", 0.0, 1), 600.0) as actors:
+    trace: Trace = []
+
+    def tell(event: str, **facts: Any) -> None:
+        if event == "shard":
+            trace.append(facts)
+
+    with Pool(make, Share(n, "cpu", 0.0, 1), 600.0, tell=tell) as actors:
         ray.get([slot.actor.load.remote() for slot in actors.slots])
         list(actors.run(jobs))
-        return actors.trace
+    return trace
 
 
-def seconds(trace: Sequence[Turn]) -> float:
-    return max(turn.ended for turn in trace) - min(turn.began for turn in trace)
+def seconds(trace: Trace) -> float:
+    return max(turn["began"] + turn["wall_s"] for turn in trace) - min(turn["began"] for turn in trace)
 
 
-def longest_gap(trace: Sequence[Turn]) -> float:
-    in_order = sorted(trace, key=lambda turn: (turn.actor, turn.began))
-    return max(after.began - before.ended for before, after in pairwise(in_order) if before.actor == after.actor)
+def longest_gap(trace: Trace) -> float:
+    turns = pairwise(sorted(trace, key=lambda turn: (turn["actor"], turn["began"])))
+    same = [(before, after) for before, after in turns if before["actor"] == after["actor"]]
+    return max(after["began"] - before["began"] - before["wall_s"] for before, after in same)
 
 
 def main() -> None:
@@ -120,7 +132,7 @@ def main() -> None:
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     os.environ["RAY_ADDRESS"] = cluster.address
-    pool.join_ray()
+    ray_cluster.join_ray()
     jobs = [Job(f"shard-{i:05d}", (0,), args.shard_s) for i in range(args.shards)]
     alone = 0.0
     print(
@@ -130,7 +142,7 @@ def main() -> None:
     for n in (1, 2, 4):
         for _ in range(n - len(cluster.list_all_nodes())):
             cluster.add_node(num_cpus=1)
-        n_actors = pool.share_out(Settings(device="cpu"), None, len(jobs)).n
+        n_actors = ray_cluster.share_out(Settings(device="cpu"), None, len(jobs)).n
         assert n_actors == n, n_actors
         traces = [trace_of(Sleeper, jobs, n) for _ in range(args.rounds)]
         took = statistics.median(map(seconds, traces))
