@@ -46,15 +46,30 @@ def start(line: list[str], log: Path, **env: str) -> subprocess.Popen:
 # ------------------------------------------------------------------------------------------------ what can be hurt
 
 
+def patiently(begin: Callable[[], Any]) -> Any:
+    """Start a node; a busy machine does not always get there in the half minute Ray gives it."""
+    for attempts_left in (2, 1, 0):
+        try:
+            return begin()
+        except Exception:
+            if not attempts_left:
+                raise
+    raise AssertionError("unreachable")
+
+
 class Nodes:
     """Three Ray nodes of one core each; `head` and the rest can be killed and come back."""
 
     def __init__(self) -> None:
         from ray.cluster_utils import Cluster
 
-        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        head = {"num_cpus": 1, "include_dashboard": False}
+        self.cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         for _ in range(2):
-            self.cluster.add_node(num_cpus=1)
+            self.add_one()
+
+    def add_one(self) -> None:
+        patiently(lambda: self.cluster.add_node(num_cpus=1))
 
     @property
     def address(self) -> str:
@@ -78,7 +93,7 @@ class Nodes:
     def kill_one(self, chance: random.Random) -> None:
         node = chance.choice([node for node in self.cluster.list_all_nodes() if not node.head])
         self.cluster.remove_node(node, allow_graceful=False)
-        self.cluster.add_node(num_cpus=1)
+        self.add_one()
 
     def kill(self) -> None:
         for node in self.cluster.list_all_nodes():
