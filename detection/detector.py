@@ -109,7 +109,7 @@ def _fill(model: nn.Module, spec: DetectorSpec, path: Path) -> None:
     try:
         tensors = load_tensors(data)
     except Exception as error:
-        raise WeightsError(f"{spec.name}: {path} is not a safetensors file: {error}") from None
+        raise WeightsError(f"{spec.name}: {path} is not a safetensors file: {str(error)[:300]}") from None
     wanted = model.state_dict()
     for key in sorted(wanted.keys() | tensors.keys()):
         theirs, ours = tensors.get(key), wanted.get(key)

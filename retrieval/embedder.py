@@ -152,7 +152,7 @@ def read(path: Path, spec: EmbedderSpec) -> dict[str, Tensor]:
     try:
         return load_tensors(data)
     except Exception as error:
-        raise WeightsError(f"{spec.name}: {path} is not a safetensors file: {error}") from None
+        raise WeightsError(f"{spec.name}: {path} is not a safetensors file: {str(error)[:300]}") from None
 
 
 def fill(model: nn.Module, tensors: dict[str, Tensor], who: str) -> None:

@@ -58,6 +58,7 @@ TENSORS = [
     ("a header of 99 MB", file({}, length=99_000_000), "is not a safetensors file"),
     ("no JSON", file(b"{"), "is not a safetensors file"),
     ("a list", file([]), "is not a safetensors file"),
+    ("a text of 3,000 letters", file("x" * 3000), "is not a safetensors file"),
     ("lists in each other", file(b'{"a":' + b"[" * 100_000), "is not a safetensors file"),
     ("a tensor that ends after the file", file({"a": tensor([1000], [0, 4000])}, b"\0" * 8), "is not a safetensors file"),
     ("a tensor of 2^62 rows", file({"a": tensor([2**62], [0, 8])}, b"\0" * 8), "is not a safetensors file"),
