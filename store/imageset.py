@@ -428,6 +428,8 @@ def _read_columns(file: pa.NativeFile, columns: list[str]) -> pa.Table:
         if [(field.name, field.type) for field in reader.schema] != [(field.name, field.type) for field in fields]:
             raise pa.ArrowInvalid("its columns are not those of an image set")
         table = reader.read_all()
+    except UnicodeDecodeError as error:
+        raise pa.ArrowInvalid(f"a column's name is not UTF-8: {error}") from error
     except OSError as error:
         if isinstance(file, pa.BufferReader | pa.MemoryMappedFile):
             raise pa.ArrowInvalid(str(error)) from error

@@ -97,6 +97,7 @@ RESIGNED = [
     ("cut in the middle", SOUND[: len(SOUND) // 2], "no shard"),
     ("a footer of 2 GB", SOUND[:-10] + b"\xff\xff\xff\x7fARROW1", "no shard"),
     ("a footer of no length", SOUND[:-10] + b"\0\0\0\0ARROW1", "no shard"),
+    ("a column's name that is no text", SOUND.replace(b"weak_box", b"weak\xe9box"), "no shard"),
     ("no pictures", without("image"), "columns|field index"),
     ("no ids", without("image_id"), "columns|field index"),
     ("pictures as text", retyped("image", pa.string(), "x"), "columns|field index"),
