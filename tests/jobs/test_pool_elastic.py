@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import own_ray
 import pytest
 
 from jobs import ledger, pool, ray_cluster
@@ -61,6 +60,8 @@ def left_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def autoscaled(left_alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A head without a CPU whose autoscaler starts up to two nodes of a CPU and a make-believe GPU: processes here."""
+    import own_ray  # here, as workers import this file and have no such path
+
     port = own_ray.free_port()
     nodes = {"ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0}}
     nodes["gpu"] = {"resources": {"CPU": 1, "GPU": 1}, "node_config": {}, "min_workers": 0, "max_workers": 2}
