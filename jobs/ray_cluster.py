@@ -113,7 +113,12 @@ def same_on_all_nodes() -> None:
         if node != here
     ]
     for address, answer in asked:
-        there: Any = ray.get(answer, timeout=120)
+        try:
+            there: Any = ray.get(answer, timeout=120)
+        except ray.exceptions.RayTaskError:
+            raise
+        except ray.exceptions.RayError:  # it is gone or too busy: whoever comes in its place is asked as it loads
+            continue
         refuse_other_versions(address, there)
 
 

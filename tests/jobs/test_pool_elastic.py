@@ -155,3 +155,9 @@ def test_a_node_with_other_packages_is_named(cluster: Any) -> None:
         UserError, match=rf"node 10.0.0.7 has torch 1.0 \(here {here['torch']}\); install the same lock"
     ):
         ray_cluster.refuse_other_versions("10.0.0.7", here | {"torch": "1.0"})
+
+
+def test_a_node_that_dies_while_it_is_asked_is_not_waited_for(cluster: Any) -> None:
+    node = cluster.add_node(num_cpus=1)
+    node.kill_all_processes(check_alive=False, allow_graceful=False)  # Ray believes in it for some seconds yet
+    ray_cluster.same_on_all_nodes()
