@@ -1,7 +1,7 @@
 """How much memory a run will want, from its settings and image set alone: for --check, before anything is loaded.
 
-Constants are measured on the shipped models on a CPU (docs/operations.md has the table); on a GPU what the networks hold lies there
-and not in the process. An estimate: read it as within a third.
+Constants are measured on the tiny profile on a CPU (docs/watching.md has the figures); on a GPU what the networks hold lies there and not
+in the process. An estimate: read it as within a third.
 """
 
 from collections.abc import Iterable
@@ -13,12 +13,9 @@ from jobs.models import Model
 from jobs.selection import Selected
 from store.objects import ObjectStore
 
-DRIVER = 250e6  # bytes: Python, Arrow, FAISS, Ray
-LIBRARIES = {
-    "detect": 620e6,
-    "embed": 430e6,
-}  # bytes of a process that has imported what its stage needs, models not yet
-FLOATS_PER_PIXEL = 64  # what a network holds at once, in float32 numbers a pixel of its input
+DRIVER = 310e6  # bytes: Python, Arrow, FAISS, Ray
+LIBRARIES = {"detect": 1100e6, "embed": 930e6}  # bytes of a process that has imported what its stage needs
+FLOATS_PER_PIXEL = 128  # what a network holds at once, in float32 numbers a pixel of its input
 ITEMS_PER_PHOTO = 3.0  # that are worth embedding, as ccp_df2 shows; `items.max_per_image` bounds it
 COPIES = 3  # of all rows while ranking: each model's, joined, in the index
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,32 @@ def test_tiny_on_real_photos(ccp_df2: Path, tmp_path: Path) -> None:
     fused = metrics["detection"]["fused"]
     assert fused["AP10_50"] > 0.35 and fused["images"] <= 80
     assert metrics["images"] == {"total": 80, "done": 80, "failed": 0}
+    estimates_hold(tmp_path)
+
+
+def estimates_hold(folder: Path) -> None:
+    """--check's estimates beside what the run's log says was taken at most, in GB."""
+    line = (
+        "jobs/full_eval.py",
+        "--imageset",
+        str(folder / "set"),
+        "--output",
+        str(folder / "run"),
+        "--limit",
+        "80",
+        "--check",
+    )
+    told = re.search(r"a detect actor (\S+) GB, an embed actor (\S+) GB, this process (\S+) GB", run(*line).stdout)
+    assert told is not None
+    (log,) = (folder / "run" / "logs").iterdir()
+    events = [json.loads(text) for text in log.read_text().splitlines()]
+    most = {
+        stage: max(e["peak_mb"] for e in events if e["stage"] == stage and "actor" in e) / 1e3
+        for stage in ("detect", "embed")
+    }
+    driver = max(event["peak_mb"] for event in events if event["event"] == "stage") / 1e3
+    for gigabytes, taken in zip(map(float, told.groups()), (most["detect"], most["embed"], driver), strict=True):
+        assert 2 / 3 < gigabytes / taken < 3 / 2, (told[0], most, driver)
 
 
 @pytest.mark.slow
