@@ -182,7 +182,7 @@ class Round:
     def play(self, seconds: float) -> int:
         """Start, hurt, start again until a start ends by itself with nothing left to befall it; its exit status."""
         faults = self.faults()
-        names = [self.chance.choice(sorted(faults)) for _ in range(self.chance.randint(2, 4))]
+        names = self.chance.sample(sorted(faults), self.chance.randint(3, 4))
         began = time.monotonic()
         moments = sorted(self.chance.uniform(0.1, 0.9) * seconds for _ in names)
         plan = list(zip(moments, names, strict=True))
