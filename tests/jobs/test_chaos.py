@@ -27,7 +27,7 @@ from jobs import cli
 
 REPO = Path(__file__).resolve().parents[2]
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "5"))
-FIRST_SEED = int(os.environ.get("CHAOS_SEED", "0"))
+FIRST_SEED = int(os.environ.get("CHAOS_SEED", "20"))  # 20 to 24 meet twelve of the fourteen kinds of fault
 ODD = {30: stand_ins.STUMBLER} | ({5: stand_ins.KILLER} if ROUNDS > 5 else {})  # each death takes Ray seconds
 STARTS = 8  # of the job in a round, at most
 LASTS_S = 2.0  # a fault of storage
