@@ -20,7 +20,8 @@ from jobs.ray_cluster import Share
 from jobs.trial import Job, Trial
 
 LOADING_DEATHS = 5  # in a row, of one actor, before it is given up
-RESTARTING = "The actor is restarting"  # Ray's words for a call that came between two processes of an actor
+RESTARTING = "The actor is restarting"  # Ray's words for a call that came between two processes of an actor,
+UNREACHABLE = "failed to connect"  # and for one whose process does not speak
 FIT_EVERY_S = 5.0  # between looks for nodes that have joined
 IO_ATTEMPTS = 3  # of a shard whose storage fails
 
@@ -227,17 +228,22 @@ class Pool:
 
     def _died(self, slot: Slot, trial: Trial | None, waiting: list[Trial], error: Exception) -> None:
         """A process ended: its shard is tried again, its actor comes back."""
-        now = self.answered = time.monotonic()
+        import ray
+
+        now = time.monotonic()
         how, slot.hung, slot.loaded = "hung" if slot.hung else "died", False, False
         if trial is None:
-            if RESTARTING in str(error):  # the call found no process; a node may have to come first
-                slot.not_before = now + 1.0
+            if RESTARTING in str(error) or UNREACHABLE in str(error):
+                if UNREACHABLE in str(error):  # frozen, or its node is: it would not end by itself
+                    ray.kill(slot.actor, no_restart=False)
+                slot.not_before = now + 1.0  # the next process, or the next node, has to come first
                 return
             self._tell(how, slot, reason=str(error).partition("\n")[0])
             slot.deaths += 1
             if slot.deaths == LOADING_DEATHS:
                 raise RuntimeError(f"a worker ended {slot.deaths} times while it was loading its models: {error}")
             return
+        self.answered = now
         trial.died(how)
         trial.not_before = now + trial.pause_s()
         waiting.insert(0, trial)

@@ -179,6 +179,23 @@ def test_a_process_that_ends_while_it_loads(cluster: None, tmp_path: Path, times
         assert run(frail, [Job("shard-0", (0,))], n=1) == {"shard-0": {}}
 
 
+@dataclass
+class Freezes(Odd):
+    """A worker whose process stops, as on a machine that hangs, the first time it meets row 1; the folder remembers."""
+
+    folder: str = ""
+
+    def probe(self, job: Job, row: int) -> None:
+        if row == 1 and not os.listdir(self.folder):
+            open(f"{self.folder}/met", "x").close()
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+
+@pytest.mark.slow
+def test_a_frozen_process_is_ended_at_the_deadline(cluster: None, tmp_path: Path) -> None:
+    assert run(Freezes(folder=str(tmp_path)), [Job("shard-0", (0, 1))], n=1, deadline_s=3.0) == {"shard-0": {}}
+
+
 def test_every_event_of_a_pool_is_told(cluster: None) -> None:
     told: list[tuple[str, dict[str, Any]]] = []
     jobs = [Job("shard-0", (0, 1)), Job("shard-1", (2,))]
