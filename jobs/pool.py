@@ -99,6 +99,10 @@ class Slot:
     hung: bool = False
 
 
+def _silent(*_: Any, **__: Any) -> None:
+    pass
+
+
 @dataclass
 class Pool:
     """The actors of one stage; a context manager, which ends them.
@@ -111,11 +115,11 @@ class Pool:
     share: Share
     deadline_s: float
     enough: Callable[[int], int] = lambda n_jobs: 0  # how many actors the cluster has room for now, for so many shards
-    tick: Callable[[], None] = lambda: None  # called about once a second
-    say: Callable[[str], None] = lambda line: None
-    tell: Callable[..., None] = lambda event, **facts: (
-        None
-    )  # each event, as `jobs.run_log` lists them; `answer` with a shard's
+    tick: Callable[[], None] = _silent  # called about once a second
+    say: Callable[[str], None] = _silent
+    tell: Callable[..., None] = (
+        _silent  # each event with its facts, as `jobs.run_log` lists them; a shard's has `answer`
+    )
     accounts: list[dict[str, Any]] = field(default_factory=list)  # what each actor's `load` returned
     slots: list[Slot] = field(default_factory=list)
     node_wait_s: float = math.inf  # how long there may be no actor at all: at the start, or after all have died
