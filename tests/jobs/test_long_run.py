@@ -1,6 +1,6 @@
 """Many small drawn photos through the whole job with stand-in models, two actors: memory stays flat, time grows with the photos.
 
-3,000 photos; `make soak` sets SOAK_PHOTOS=100000. The image set, the run and a plot of memory and of photos over time stay in
+1,200 photos; `make soak` sets SOAK_PHOTOS=100000. The image set, the run and a plot of memory and of photos over time stay in
 runs/soak/PHOTOS, so that a soak that was ended goes on.
 """
 
@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 REPO = Path(__file__).resolve().parents[2]
-PHOTOS = int(os.environ.get("SOAK_PHOTOS", "3000"))
-SHARD = 256 if PHOTOS >= 50_000 else 64  # photos; a short run wants shards enough to see a course
+PHOTOS = int(os.environ.get("SOAK_PHOTOS", "1200"))
+SHARD = 256 if PHOTOS >= 50_000 else 32  # photos; a short run wants shards enough to see a course
 MAPS = ("detect", "fuse", "embed")  # stages whose memory must not grow; rank holds the gallery's rows by design
 GROWTH = 1.10  # of resident memory, after the first tenth of a stage's shards
 SLOWER = 1.5  # a shard in the last tenth against one in the second, median seconds of the actors

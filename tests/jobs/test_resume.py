@@ -16,7 +16,7 @@ import stand_ins
 from agreement import contract
 
 REPO = Path(__file__).resolve().parents[2]
-ROUNDS = int(os.environ.get("SOAK_ROUNDS", "3"))
+ROUNDS = int(os.environ.get("SOAK_ROUNDS", "1"))
 
 pytestmark = pytest.mark.slow
 
