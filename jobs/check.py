@@ -1,10 +1,9 @@
 """--check: what a run would stand on, looked at without starting anything: versions, devices, Ray, storage, weights, memory."""
 
 import os
-import socket
 from pathlib import Path
 
-from jobs import estimate, models, selection
+from jobs import estimate, models, ray_cluster, selection
 from jobs.config import Settings
 from jobs.ledger import versions
 from jobs.models import Catalogue
@@ -45,19 +44,15 @@ def check(settings: Settings, catalogue: Catalogue) -> int:
 
 
 def _ray() -> str:
-    """Which Ray a run would use: as `ray_cluster.join_ray` looks for it."""
-    import ray
-
-    address = os.environ.get("RAY_ADDRESS") or ray._private.utils.read_ray_address()
+    address, silence = ray_cluster.found()
     if not address:
         return "a run starts its own here"
-    how = "named by RAY_ADDRESS" if os.environ.get("RAY_ADDRESS") else "left here by `ray start`"
-    host, _, port = address.rpartition("://")[2].rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=3).close()
-    except (OSError, ValueError) as error:
-        return f"{address}, {how}, does not answer ({error})"
-    return f"{address}, {how}, answers and would be joined"
+    if os.environ.get("RAY_ADDRESS"):
+        return f"RAY_ADDRESS={address} " + (
+            f"does not answer ({silence}): a run would end here" if silence else "would be joined"
+        )
+    how = f"{address}, left here by `ray start`,"
+    return f"{how} does not answer ({silence}): a run starts its own" if silence else f"{how} would be joined"
 
 
 def _gpus() -> int:

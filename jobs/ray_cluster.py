@@ -5,6 +5,7 @@ Ray is imported only where it is used: a run with nothing to do needs none.
 
 import math
 import os
+import socket
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -52,8 +53,7 @@ def join_ray(n_cpus: int = 1, *, show_workers: bool = False) -> None:
         show_workers: whether what workers print comes here.
     """
     global started_here
-    ours = "RAY_ADDRESS" not in os.environ
-    if ours:
+    if not os.environ.get("RAY_ADDRESS"):
         os.environ.setdefault(
             "RAY_AUTH_MODE", "disabled"
         )  # unset, a private cluster may leave a token file that later ones ask for
@@ -66,15 +66,18 @@ def join_ray(n_cpus: int = 1, *, show_workers: bool = False) -> None:
     quiet: dict[str, Any] = {"log_to_driver": show_workers, "logging_level": "error"}
     if show_workers:  # what they print; Ray Train's own helpers warn each second of a dashboard that we do without
         quiet["logging_config"] = ray.LoggingConfig(log_level="ERROR")
-    if os.environ.get("RAY_ADDRESS") or ray._private.utils.read_ray_address():
+    address, silence = found()
+    if address and (not silence or os.environ.get("RAY_ADDRESS")):
         try:
+            if silence:
+                raise ConnectionError(silence)
             ray.init(**quiet)
             started_here = False
             return
         except ConnectionError as error:
-            if not ours:
+            if os.environ.get("RAY_ADDRESS"):
                 raise UserError(
-                    f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no Ray cluster answers ({error}); is it up, and does it ask for a token "
+                    f"RAY_ADDRESS={address}: no Ray cluster answers ({error}); is it up, and does it ask for a token "
                     "(RAY_AUTH_MODE=token)?"
                 ) from error
     n_cpus = max(os.cpu_count() or 1, n_cpus)
@@ -87,6 +90,22 @@ def join_ray(n_cpus: int = 1, *, show_workers: bool = False) -> None:
             ray.shutdown()
             if not attempts_left:
                 raise
+
+
+def found() -> tuple[str, str]:
+    """The cluster a run would join, RAY_ADDRESS's or the one `ray start` left on this machine, "" for none; and why it is silent,
+    "" where it answers. A killed head leaves its address behind, and Ray itself would ask it for minutes."""
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS") or ray._private.utils.read_ray_address() or ""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not port.isdigit():  # none, or a word of Ray's own: auto
+        return address, ""
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        return address, str(error)
+    return address, ""
 
 
 def same_on_all_nodes() -> None:

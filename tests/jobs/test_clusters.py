@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,3 +127,21 @@ def test_a_node_that_has_another_copy_of_the_code_is_refused(small_set: Path, tm
     differs = r"error: node \S+ has source \w{12} \(here \w{12}\); .* copy the same code on every node"
     assert re.search(differs, said), said
     assert "detect: 5 shards on" not in said
+
+
+def test_an_address_that_a_killed_head_left_is_passed_by(small_set: Path, tmp_path: Path) -> None:
+    """Ray itself would ask it for minutes."""
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "ray_current_cluster").write_text(f"127.0.0.1:{own_ray.free_port()}")
+    env = {"RAY_TMPDIR": str(tmp_path)}
+    began = time.monotonic()
+    line = evaluation(small_set, tmp_path / "run")
+    status, said = carried_out(*line, "--check", env=env)
+    assert status == 0 and re.search(
+        r"Ray: 127.0.0.1:\d+, left here by `ray start`, does not answer \(.*refused\)", said
+    ), said
+    status, said = carried_out(*line, "--check", env={"RAY_ADDRESS": f"127.0.0.1:{own_ray.free_port()}"})
+    assert status == 0 and "refused): a run would end here" in said, said
+    status, said = carried_out(*line, *ALL_COUNTS, env={"RAY_ADDRESS": f"127.0.0.1:{own_ray.free_port()}"})
+    assert status == 2 and re.search(r"no Ray cluster answers \(.*refused\); is it up", said), said
+    assert time.monotonic() - began < 120  # on a machine however busy
