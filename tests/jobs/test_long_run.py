@@ -6,6 +6,7 @@ runs/soak/PHOTOS, so that a soak that was ended goes on.
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ PHOTOS = int(os.environ.get("SOAK_PHOTOS", "1200"))
 SHARD = 256 if PHOTOS >= 50_000 else 32  # photos; a short run wants shards enough to see a course
 MAPS = ("detect", "fuse", "embed")  # stages whose memory must not grow; rank holds the gallery's rows by design
 GROWTH = 1.10  # of resident memory, after the first tenth of a stage's shards
-SLOWER = 1.5  # a shard in the last tenth against one in the second, median seconds of the actors
+SLOWER = 1.5  # a shard of the second half against one of the first, median seconds of the actors
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600 + PHOTOS // 10)]
 
@@ -110,13 +111,14 @@ def test_memory_is_flat_after_the_first_tenth(told: Any, stage: str) -> None:
 
 
 @pytest.mark.parametrize("stage", MAPS)
-def test_a_late_shard_takes_no_longer_than_an_early_one(told: Any, stage: str) -> None:
+def test_the_second_half_takes_no_longer_than_the_first(told: Any, stage: str) -> None:
+    """After the first tenth, by the actors' own seconds: other work on the machine comes and goes."""
     done = [event for event in shards_of(told[0], stage) if event["images"] == SHARD]
     spent = [event["read_s"] + event["infer_s"] + event["write_s"] for event in done]
-    tenth = len(spent) // 10
-    early, late = sorted(spent[tenth : 2 * tenth + 1]), sorted(spent[-tenth - 1 :])
-    ratio = late[len(late) // 2] / early[len(early) // 2]
-    print(f"{stage}: a late shard takes {ratio:.2f} times an early one's time")
+    spent = spent[len(spent) // 10 :]
+    half = len(spent) // 2
+    ratio = statistics.median(spent[half:]) / statistics.median(spent[:half])
+    print(f"{stage}: a shard of the second half takes {ratio:.2f} times one of the first's time")
     assert ratio < SLOWER
 
 
