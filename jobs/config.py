@@ -347,7 +347,7 @@ def parse_yaml(text: str, where: str) -> Any:
     except RecursionError:
         raise UserError(f"{where}: nested too deeply") from None
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError) as error:  # a value that belies its tag
-        raise UserError(f"{where}: not YAML: {error}") from error
+        raise UserError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
 
 
 MAX_LETTERS, MAX_VALUES = 200_000, 100_000

@@ -39,7 +39,7 @@ def test_ap10_leaves_out_three() -> None:
         ({"name": "mine"}, "at least `name` and `model`"),
         ({"name": "mine", "base": "atss"}, "no detector named 'atss'; there are: atss-tiny"),
         ({"name": "mine", "base": "atss-tiny", "categories": ["hat"]}, "category 'hat' is not one of"),
-        ({"name": "mine", "base": "atss-tiny", "scale_px": [320]}, "scale_px wants two positive sides"),
+        ({"name": "mine", "base": "atss-tiny", "scale_px": [320]}, "scale_px wants 2 sides in pixels"),
     ],
 )
 def test_a_wrong_model_of_ones_own_is_refused(fields: dict, reason: str) -> None:
