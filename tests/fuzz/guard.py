@@ -21,7 +21,9 @@ from types import FrameType
 from typing import Any
 from unittest import mock
 
+import boto3  # noqa: F401 - as it is loaded it tries a socket, which would be told as the input's doing
 import hypothesis
+import ray  # noqa: F401 - likewise
 from hypothesis import strategies as st
 
 from jobs import cli
