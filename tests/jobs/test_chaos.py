@@ -156,10 +156,9 @@ class Round:
     def fill_the_disk(self, job: subprocess.Popen) -> None:
         assert self.disk is not None
         ballast = self.disk / "ballast"
-        with open(ballast, "wb") as file, contextlib.suppress(OSError):
+        with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
             while True:
                 file.write(bytes(4096))
-                file.flush()
         time.sleep(LASTS_S)
         ballast.unlink()
 
