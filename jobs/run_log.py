@@ -70,12 +70,12 @@ class RunLog:
 
 def memory() -> dict[str, float]:
     """This process's memory in MB (10^6 bytes): resident now, its peak, and torch's on a GPU where there is one."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-    try:
-        resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
-    except OSError:  # no /proc: the peak is all the system tells
-        resident = peak
+    try:  # getrusage's peak is, after a fork, the parent's too
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        resident, peak = (int(status[name].split()[0]) * 1024 / 1e6 for name in ("VmRSS", "VmHWM"))
+    except OSError:  # no /proc: the peak is all the system tells, in bytes on macOS
+        unit = 1 if sys.platform == "darwin" else 1024
+        resident = peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
     found = {"rss_mb": round(resident, 1), "peak_mb": round(peak, 1)}
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():

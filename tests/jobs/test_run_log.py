@@ -1,6 +1,8 @@
 """The file a run leaves about itself: whole lines, in parts that stay small, and no storage that fails ends a run for it."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,3 +58,11 @@ def test_storage_that_fails_costs_no_line(
 def test_memory_is_told_in_megabytes() -> None:
     found = run_log.memory()
     assert 10 < found["rss_mb"] < 100_000 and found["peak_mb"] >= 0.5 * found["rss_mb"]
+
+
+def test_the_peak_is_this_process_s_own_and_not_its_parent_s() -> None:
+    big = bytearray(600_000_000)
+    big[::4096] = b"x" * len(big[::4096])
+    line = "from jobs import run_log; print(run_log.memory()['peak_mb'])"
+    peak = float(subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=True).stdout)
+    assert run_log.memory()["peak_mb"] > 600 > peak
