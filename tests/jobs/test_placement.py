@@ -75,7 +75,8 @@ def test_each_gpu_of_each_node_has_one_actor(cluster: list[str]) -> None:
 
     ray_cluster.join_ray()
     with Pool(Placed, ray_cluster.share_out(Settings(), None, 100), 60.0) as actors:
-        accounts = ray.get([slot.actor.load.remote() for slot in actors.slots], timeout=240)
+        loaded = ray.get([slot.actor.load.remote() for slot in actors.slots], timeout=240)
+    accounts = [account for account, _ in loaded]
     _, two, one = cluster
     assert sorted((account["id"], account["gpus"]) for account in accounts) == sorted(
         [(two, "0"), (two, "1"), (one, "0")]
