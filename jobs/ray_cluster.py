@@ -9,14 +9,12 @@ import socket
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jobs import ledger
 from jobs.cli import UserError
-from jobs.config import Settings
+from jobs.config import ROOT, Settings
 
-ROOT = Path(__file__).resolve().parents[1]
 START_ATTEMPTS = 3  # of a Ray of our own
 
 started_here = False  # whether this process's Ray is its own, which no node ever joins
@@ -67,19 +65,18 @@ def join_ray(n_cpus: int = 1, *, show_workers: bool = False) -> None:
     if show_workers:  # what they print; Ray Train's own helpers warn each second of a dashboard that we do without
         quiet["logging_config"] = ray.LoggingConfig(log_level="ERROR")
     address, silence = found()
-    if address and (not silence or os.environ.get("RAY_ADDRESS")):
+    if address and not silence:
         try:
-            if silence:
-                raise ConnectionError(silence)
             ray.init(**quiet)
             started_here = False
             return
         except ConnectionError as error:
-            if os.environ.get("RAY_ADDRESS"):
-                raise UserError(
-                    f"RAY_ADDRESS={address}: no Ray cluster answers ({error}); is it up, and does it ask for a token "
-                    "(RAY_AUTH_MODE=token)?"
-                ) from error
+            silence = str(error)
+    if os.environ.get("RAY_ADDRESS"):
+        raise UserError(
+            f"RAY_ADDRESS={address}: no Ray cluster answers ({silence}); is it up, and does it ask for a token "
+            "(RAY_AUTH_MODE=token)?"
+        )
     n_cpus = max(os.cpu_count() or 1, n_cpus)
     for attempts_left in reversed(range(START_ATTEMPTS)):
         try:

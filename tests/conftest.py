@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))  # s3_proxy, seaweed
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # s3_proxy, seaweed, racing
 
 from s3_proxy import Proxy
 from seaweed import Seaweed

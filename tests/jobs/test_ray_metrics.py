@@ -2,13 +2,13 @@
 
 import json
 import re
-import socket
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import own_ray
 import pytest
 
 from jobs.ray_metrics import COUNTERS, GAUGES, Meter
@@ -26,9 +26,7 @@ def exporter(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     import ray
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = own_ray.free_port()
     ray.init("local", num_cpus=1, include_dashboard=False, object_store_memory=100_000_000, _metrics_export_port=port)
     yield f"http://127.0.0.1:{port}/metrics"
     ray.shutdown()
