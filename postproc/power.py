@@ -1,0 +1,35 @@
+"""Power normalisation: large numbers of a row lose weight against the small ones.
+
+Rows in, unit rows out. Source: Perronnin, Sánchez and Mensink, "Improving the Fisher kernel for large-scale image
+classification", ECCV 2010, section 3.2: sign(x) |x|^alpha, then L2.
+"""
+
+import numpy as np
+
+from postproc.features import BLOCK, finite, unit
+
+
+def power_normalise(rows: np.ndarray, alpha: float = 0.5, out: np.ndarray | None = None) -> np.ndarray:
+    """Raise every number to a power, keeping its sign, then bring rows to unit length.
+
+    Args:
+        rows: (N, D) float, finite; may be memory-mapped.
+        alpha: in (0, 1]; 1 changes nothing but the length.
+        out: (N, D) float32 to write to; None: a new array.
+
+    Returns:
+        (N, D) float32 unit rows; a row of zeros stays.
+
+    Raises:
+        ValueError: a row that is not finite, alpha out of range.
+
+    >>> power_normalise(np.array([[0.64, -0.36]])).round(2).tolist()    # roots 0.8 and -0.6
+    [[0.8, -0.6]]
+    """
+    if not 0 < alpha <= 1:
+        raise ValueError(f"power normalisation: alpha {alpha}; want more than 0, at most 1")
+    result = np.empty(np.shape(rows), np.float32) if out is None else out
+    for start in range(0, len(rows), BLOCK):
+        block = finite(rows[start : start + BLOCK], start)
+        result[start : start + BLOCK] = unit(np.sign(block) * np.abs(block) ** alpha)
+    return result

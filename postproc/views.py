@@ -1,0 +1,38 @@
+"""Views: several looks at one garment (mirrored, cropped wider) become one row.
+
+Rows in, rows out. Source: test-time augmentation as in Krizhevsky et al., NeurIPS 2012, section 4.1, on features instead of scores.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from postproc.features import finite, unit
+
+
+def average_views(views: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:
+    """The weighted mean of a garment's rows, at unit length.
+
+    Args:
+        views: one (N, D) float array per view, the same items in the same order, at least one.
+        weights: a number >= 0 per view, not all 0; None: all alike.
+
+    Returns:
+        (N, D) float32 unit rows; views that cancel out give zeros.
+
+    Raises:
+        ValueError: no view, shapes that differ, rows that are not finite, weights that do not fit.
+
+    >>> average_views([np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])]).round(3).tolist()
+    [[0.707, 0.707]]
+    """
+    rows = [finite(view) for view in views]
+    if not rows or any(one.shape != rows[0].shape for one in rows):
+        raise ValueError(f"views: want (N, D) arrays of one shape, got {[one.shape for one in rows]}")
+    shares = np.ones(len(rows)) if weights is None else np.asarray(weights, np.float64)
+    if shares.shape != (len(rows),) or not (np.isfinite(shares).all() and (shares >= 0).all() and shares.sum() > 0):
+        raise ValueError(f"views: {len(rows)} views but weights {weights}; want one number >= 0 each, not all 0")
+    total = np.zeros_like(rows[0])
+    for share, one in zip(shares / shares.sum(), rows, strict=True):
+        total += share * one
+    return unit(total).astype(np.float32)

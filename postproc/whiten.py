@@ -1,0 +1,111 @@
+"""Principal components and whitening: rows in, shorter or decorrelated unit rows out.
+
+Learned from gallery or training rows, block by block, so what does not fit in memory can stream through; saved as arrays.
+Source: PCA as ever; whitening of image descriptors after Jégou and Chum, "Negative evidences and co-occurrences in image
+retrieval", ECCV 2012, section 3. Where we differ: directions in which the data has no variance are dropped rather than
+divided by, so data of lower rank than its dimension, or fewer rows than columns, gives fewer columns and no noise.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from postproc.features import BLOCK, finite, unit
+
+RANK_TOLERANCE = 1e-7  # a direction with less than this share of the largest variance is rounding, not data
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A learned projection: `(row - mean) @ axes`, then to unit length.
+
+    Attributes:
+        mean: (D,) float64.
+        axes: (D, K) float64, orthogonal columns by falling variance; divided by the standard deviations where it whitens.
+        kept: share of the variance in the K directions, in [0, 1].
+    """
+
+    mean: np.ndarray
+    axes: np.ndarray
+    kept: float
+
+    def apply(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Project rows.
+
+        Args:
+            rows: (N, D) float, finite; may be memory-mapped.
+            out: (N, K) float32 to write to, memory-mapped if the result does not fit; None: a new array.
+
+        Returns:
+            (N, K) float32 unit rows; a row that projects to nothing (the mean itself) is all zeros.
+
+        Raises:
+            ValueError: another width, a row that is not finite.
+        """
+        if rows.ndim != 2 or rows.shape[1] != len(self.mean):
+            raise ValueError(f"projecting rows: want (N, {len(self.mean)}), got {rows.shape}; learned on other rows?")
+        result = np.empty((len(rows), self.axes.shape[1]), np.float32) if out is None else out
+        for start in range(0, len(rows), BLOCK):
+            block = finite(rows[start : start + BLOCK], start)
+            result[start : start + BLOCK] = unit((block - self.mean) @ self.axes)
+        return result
+
+
+def learn(
+    blocks: Iterable[np.ndarray], dim: int | None = None, *, whiten: bool = True, power: float = 1.0
+) -> Projection:
+    """Learn the projection from rows.
+
+    Args:
+        blocks: arrays (N_i, D) float, D the same; together all the rows to learn from, at least one. Only one block and
+            D x D sums are held.
+        dim: columns wanted, at least 1; more than the data's rank gives its rank. None: all.
+        whiten: divide every direction by its standard deviation; False: rotate and cut only.
+        power: of the standard deviation that is divided by, in [0, 1]; 1 whitens wholly, 0 not at all.
+
+    Raises:
+        ValueError: no rows, widths that differ, a row that is not finite, all rows alike, dim or power out of range.
+
+    >>> rows = np.array([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    >>> learn([rows], 1, whiten=False).apply(rows).tolist()
+    [[1.0], [-1.0], [0.0], [0.0]]
+    """
+    if dim is not None and dim < 1:
+        raise ValueError(f"learning a projection: want at least 1 column, got {dim}")
+    if not 0 <= power <= 1:
+        raise ValueError(f"learning a projection: power {power}; want 0 to 1")
+    n, mean, scatter = moments(blocks)
+    variance, axes = np.linalg.eigh(scatter / n)
+    variance, axes = variance[::-1].clip(min=0), axes[:, ::-1]
+    if not variance[0] > 0:
+        raise ValueError(f"learning a projection: all {n} rows are alike; want rows that differ")
+    rank = int((variance > RANK_TOLERANCE * variance[0]).sum())
+    keep = min(rank, len(variance) if dim is None else dim)
+    axes = axes[:, :keep] * np.sign(axes[np.abs(axes[:, :keep]).argmax(axis=0), np.arange(keep)])
+    if whiten:
+        axes = axes / variance[:keep] ** (power / 2)
+    return Projection(mean, axes, float(variance[:keep].sum() / variance.sum()))
+
+
+def moments(blocks: Iterable[np.ndarray]) -> tuple[int, np.ndarray, np.ndarray]:
+    """How many rows, their mean (D,), and the (D, D) sum of squares about it, float64, in one pass."""
+    n, mean, scatter = 0, np.zeros(0), np.zeros((0, 0))
+    for block in blocks:
+        rows = finite(block, n)
+        if not len(rows):
+            continue
+        if not n:
+            mean, scatter = np.zeros(rows.shape[1]), np.zeros((rows.shape[1], rows.shape[1]))
+        if rows.shape[1] != len(mean):
+            raise ValueError(f"learning a projection: rows of {rows.shape[1]} numbers after rows of {len(mean)}")
+        here = rows.mean(axis=0)
+        step = here - mean
+        centred = rows - here
+        # Chan, Golub and LeVeque's update: the sums of two parts become the sums of both without cancelling
+        scatter += centred.T @ centred + np.outer(step, step) * (n * len(rows) / (n + len(rows)))
+        mean = mean + step * (len(rows) / (n + len(rows)))
+        n += len(rows)
+    if not n:
+        raise ValueError("learning a projection: no rows; want at least one")
+    return n, mean, scatter
