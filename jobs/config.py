@@ -134,8 +134,9 @@ def box_kind(value: Any, where: str) -> str:
 
 
 def step(value: Any, where: str) -> dict:
-    if not isinstance(value, Mapping) or value.get("step") != "concat" or set(value) != {"step"}:
-        raise refuse(where, "{step: concat}", value)
+    """What a step may be `retrieval.steps` knows, and looks at all of them together in `consistent`."""
+    if not isinstance(value, Mapping):
+        raise refuse(where, "{step: NAME, option: value, …}", value)
     return dict(value)
 
 
@@ -201,10 +202,11 @@ class Search:
     """How shop items are ranked."""
 
     top_k: int = setting(20, whole(1, 1000))
-    steps: tuple[dict, ...] = setting(({"step": "concat"},), list_of(step))
+    steps: tuple[dict, ...] = setting(({"step": "concat"},), list_of(step))  # in order: `retrieval.steps`
+    pool: int = setting(200, whole(1, 100_000))  # best candidates that steps on lists look at
     weights: tuple[float, ...] | None = setting(
         None, optional(list_of(number(0), least=1))
-    )  # one an embedder, in order
+    )  # one an embedder, in order; views averaged count as one
 
 
 @dataclass(frozen=True)
@@ -414,9 +416,17 @@ def build(kind: type, values: Any, where: str) -> Any:
 
 def consistent(settings: Settings) -> Settings:
     """Refuse settings that are each possible but not together."""
+    from retrieval import steps
+
+    names = [entry if isinstance(entry, str) else entry["name"] for entry in settings.embedders]
+    try:
+        asked = steps.parse(settings.search.steps, names)
+    except ValueError as error:
+        raise UserError(f"search.{error}") from None
+    joined = steps.bases(names) if any(one.name == "views" for one in asked) else names
     for weights, models, where, noun in (
         (settings.fusion.weights, settings.detectors, "fusion.weights", "detector"),
-        (settings.search.weights, settings.embedders, "search.weights", "embedder"),
+        (settings.search.weights, joined, "search.weights", "embedder"),
     ):
         if weights is not None and (len(weights) != len(models) or not sum(weights) > 0):
             raise refuse(where, f"{len(models)} weights, one a {noun} and not all 0", list(weights))

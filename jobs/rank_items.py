@@ -1,12 +1,13 @@
 """Rows of all items in, rankings out, for one kind of boxes.
 
-Gallery: items of shop photos. Queries: items of consumer photos. Similarity is the inner product of unit rows, exact; equal
-similarities are ordered by gallery row, that is by photo in the set's order and item. Queries go through in blocks; the gallery's rows
-are in memory (photos x items x D x 4 bytes).
+Gallery: items of shop photos. Queries: items of consumer photos. Without further steps similarity is the inner product of unit rows,
+exact; equal similarities are ordered by gallery row, that is by photo in the set's order and item. Both sides' rows are in memory
+(items x D x 4 bytes, twice while a step changes them).
 """
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,10 +15,9 @@ import pyarrow as pa
 
 from jobs import tables
 from jobs.ledger import Outcome, Run, as_json
-from postproc.concat import concat
-from retrieval import index
+from jobs.rank import Search
+from retrieval import index, steps
 
-BLOCK = 4096  # queries searched at once
 SUBMITTED = 20  # results a query has in the benchmark's format
 
 
@@ -41,35 +41,63 @@ class Side:
 def rank(run: Run, kind: str) -> Outcome:
     """Search, and write everything `jobs.rank` names for one kind of boxes."""
     start = time.perf_counter()
+    plan = Search.of(run)
     items = _concat(run, [f"items/{kind}/{shard.name}.parquet" for shard in run.selected.shards], None)
-    features = [_features(run, kind, model.name, items) for model in run.embedders]
-    there = np.logical_and.reduce([known for _, known in features])
-    is_user = _is_user(run, items.column("image_id").to_numpy())
+    features = {model.name: _features(run, kind, model.name, items) for model in run.embedders}
+    there = np.logical_and.reduce([known for _, known in features.values()])
+    photos = _photos(run)
+    is_user = np.isin(items.column("image_id").to_numpy(), photos["image_id"][photos["source"] == "user"])
     queries, gallery = _side(items, there & is_user), _side(items, there & ~is_user)
+    asking = {name: matrix[queries.place] for name, (matrix, _) in features.items()}
+    answering = {name: matrix[gallery.place] for name, (matrix, _) in features.items()}
+    del features
     read = time.perf_counter()
 
     found: dict[str, pa.Table] = {}
-    rows = [matrix for matrix, _ in features]
-    for model, matrix in zip(run.embedders, rows, strict=True):
-        found[f"{kind}/{model.name}"], shop = _search(matrix, queries, gallery, run.settings.search.top_k)
-    if len(rows) > 1:
-        usable = np.flatnonzero(there)
-        joined = np.zeros((len(items), sum(matrix.shape[1] for matrix in rows)), np.float32)
-        joined[usable] = concat([matrix[usable] for matrix in rows], run.settings.search.weights)
-        found[kind], shop = _search(joined, queries, gallery, run.settings.search.top_k)
-    else:
-        found[kind] = found[f"{kind}/{run.embedders[0].name}"]
+    for name in plan.models:
+        found[f"{kind}/{name}"] = _plainly([name], asking, answering, queries, gallery, None, run)
+    if "concat" in plan.beside:
+        weights = run.settings.search.weights if plan.joined == plan.plainly else None
+        found[f"{kind}/concat"] = _plainly(plan.plainly, asking, answering, queries, gallery, weights, run)
+    fitted = steps.fit(plan.steps, answering, run.settings.search.weights)
+    lists = fitted.ask(
+        asking,
+        queries.category_id,
+        facts_of(gallery, photos),
+        top_k=run.settings.search.top_k,
+        pool=run.settings.search.pool,
+    )
+    found[kind] = _rankings(queries, gallery, *lists)
     searched = time.perf_counter()
 
     outputs = {
         f"rankings/{name}.parquet": tables.write(run.store, f"rankings/{name}.parquet", table)
         for name, table in found.items()
     }
-    outputs |= _write_index(run, kind, shop, gallery)
+    outputs |= _write_index(run, kind, fitted, gallery)
     if kind == "detected":
         outputs["submission.json"] = tables.publish(run.store, "submission.json", submission(found[kind]))
     seconds = {"read": read - start, "infer": searched - read, "write": time.perf_counter() - searched}
-    return Outcome(outputs, len(queries.image_id), seconds)
+    spent = {f"{i} {step.name}": round(fitted.seconds.get(i, 0.0), 3) for i, step in enumerate(plan.steps)}
+    return Outcome(outputs, len(queries.image_id), seconds, notes={"steps": spent})
+
+
+def _plainly(
+    names: Sequence[str],
+    asking: steps.Rows,
+    answering: steps.Rows,
+    queries: Side,
+    gallery: Side,
+    weights: Sequence[float] | None,
+    run: Run,
+) -> pa.Table:
+    """The ranking by one model, or by several concatenated, and nothing else."""
+    concat = steps.parse([{"step": "concat"}], names)
+    fitted = steps.fit(concat, {name: answering[name] for name in names}, weights)
+    nothing = np.zeros(len(gallery.place), np.int64)
+    top_k, facts = run.settings.search.top_k, steps.Facts(gallery.category_id, gallery.score, nothing, nothing)
+    lists = fitted.ask({name: asking[name] for name in names}, queries.category_id, facts, top_k=top_k, pool=top_k)
+    return _rankings(queries, gallery, *lists)
 
 
 def _concat(run: Run, keys: list[str], columns: list[str] | None) -> pa.Table:
@@ -93,13 +121,20 @@ def _keys(table: pa.Table) -> list[tuple[int, int]]:
     return list(zip(table.column("image_id").to_pylist(), table.column("item").to_pylist(), strict=True))
 
 
-def _is_user(run: Run, image_ids: np.ndarray) -> np.ndarray:
-    """Whether each image is a consumer's."""
-    photos = pa.concat_tables(
-        [run.images.read(shard.name, columns=["image_id", "source"]) for shard in run.selected.shards]
-    )
-    users = photos.column("image_id").to_numpy()[np.array(photos.column("source").to_pylist(), object) == "user"]
-    return np.isin(image_ids, users)
+def _photos(run: Run) -> dict[str, np.ndarray]:
+    """image_id, source and product_id of every photo of the run's shards, in the set's order."""
+    names = ["image_id", "source", "product_id"]
+    photos = pa.concat_tables([run.images.read(shard.name, columns=names) for shard in run.selected.shards])
+    return {name: photos.column(name).to_numpy() for name in names}
+
+
+def facts_of(gallery: Side, photos: Mapping[str, np.ndarray]) -> steps.Facts:
+    """What steps on lists want to know: photos and products numbered; a photo without product id is none."""
+    order = np.argsort(photos["image_id"], kind="stable")
+    photo = order[np.searchsorted(photos["image_id"], gallery.image_id, sorter=order)]
+    products, number = np.unique(photos["product_id"].astype(str)[photo], return_inverse=True)
+    number = np.where(products[number] == "", -1, number) if len(number) else number
+    return steps.Facts(gallery.category_id, gallery.score, photo, number.astype(np.int64))
 
 
 def _side(items: pa.Table, chosen: np.ndarray) -> Side:
@@ -109,19 +144,7 @@ def _side(items: pa.Table, chosen: np.ndarray) -> Side:
     return Side(bbox=tables.rows_of(items.column("bbox"))[place], place=place, **columns)
 
 
-def _search(rows: np.ndarray, queries: Side, gallery: Side, top_k: int) -> tuple[pa.Table, "index.faiss.Index"]:
-    """The rankings table of all queries, and the index over the gallery."""
-    shop = index.build(np.ascontiguousarray(rows[gallery.place]))
-    parts = []
-    for start in range(0, len(queries.place), BLOCK):
-        block = np.ascontiguousarray(rows[queries.place[start : start + BLOCK]])
-        parts.append(index.search(shop, block, top_k))
-    similarity = np.concatenate([np.zeros((0, top_k), np.float32), *(part[0] for part in parts)])
-    found = np.concatenate([np.zeros((0, top_k), np.int64), *(part[1] for part in parts)])
-    return _rankings(queries, gallery, similarity, found), shop
-
-
-def _rankings(queries: Side, gallery: Side, similarity: np.ndarray, found: np.ndarray) -> pa.Table:
+def _rankings(queries: Side, gallery: Side, found: np.ndarray, similarity: np.ndarray) -> pa.Table:
     """One row a query; lists hold what was found, at most top_k. A row of -1 is no result."""
     real = found >= 0
     flat = found[real]
@@ -138,18 +161,26 @@ def _rankings(queries: Side, gallery: Side, similarity: np.ndarray, found: np.nd
     return tables.table(tables.RANKINGS, columns)
 
 
-def _write_index(run: Run, kind: str, shop: "index.faiss.Index", gallery: Side) -> dict[str, str]:
-    """The index the rankings were made with, and what its rows are."""
-    models = [{"name": model.name, "weights": model.weights} for model in run.embedders]
-    about = {"schema": 1, "rows": len(gallery.place), "dim": shop.d, "metric": "inner product", "models": models,
-             "weights": run.settings.search.weights}  # fmt: skip
-    ids = tables.table(tables.INDEX_IDS, {"image_id": gallery.image_id, "item": gallery.item, "bbox": gallery.bbox})
+def _write_index(run: Run, kind: str, fitted: steps.Fitted, gallery: Side) -> dict[str, str]:
+    """The rows the ranking was made with, what the steps learned, and what the rows are."""
     folder = f"index/{kind}"
-    return {
-        f"{folder}/index.faiss": tables.publish(run.store, f"{folder}/index.faiss", index.save(shop)),
-        f"{folder}/ids.parquet": tables.write(run.store, f"{folder}/ids.parquet", ids),
-        f"{folder}/index.json": tables.publish(run.store, f"{folder}/index.json", as_json(about)),
+    files = {"index.faiss" if len(fitted.rows) == 1 else f"{name}.faiss": rows for name, rows in fitted.rows.items()}
+    models = [{"name": model.name, "weights": model.weights} for model in run.embedders]
+    about = {"schema": 2, "rows": len(gallery.place), "dim": {name: rows.shape[1] for name, rows in files.items()},
+             "metric": "inner product", "models": models, "weights": run.settings.search.weights,
+             "steps": [step.as_json() for step in fitted.steps]}  # fmt: skip
+    ids = tables.table(tables.INDEX_IDS, {"image_id": gallery.image_id, "item": gallery.item, "bbox": gallery.bbox})
+    outputs = {
+        f"{folder}/{name}": tables.publish(run.store, f"{folder}/{name}", index.save(index.build(rows)))
+        for name, rows in files.items()
     }
+    if "steps.safetensors" in Search.of(run).index_files:
+        outputs[f"{folder}/steps.safetensors"] = tables.publish(
+            run.store, f"{folder}/steps.safetensors", steps.save(fitted)
+        )
+    outputs[f"{folder}/ids.parquet"] = tables.write(run.store, f"{folder}/ids.parquet", ids)
+    outputs[f"{folder}/index.json"] = tables.publish(run.store, f"{folder}/index.json", as_json(about))
+    return outputs
 
 
 def submission(rankings: pa.Table) -> bytes:

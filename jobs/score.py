@@ -15,6 +15,7 @@ from detection.categories import CATEGORIES
 from detection.metrics import evaluate_boxes, evaluate_masks, truth_arrays
 from jobs import tables
 from jobs.ledger import STAGES, Outcome, Run, Unit, as_json
+from jobs.rank import Search
 from retrieval.metrics import Results, evaluate, ground_truth
 from store.objects import ObjectStore
 
@@ -112,14 +113,11 @@ def _boxes(run: Run, folder: str) -> dict[str, np.ndarray]:
 
 
 def _retrieval(run: Run, kind: str, truth: pa.Table) -> dict[str, Any]:
-    """Accuracy of every embedder, and of all together where there are several."""
+    """Accuracy of every embedder, of all concatenated where there are several, and of what further steps make of them."""
     query_gt, gallery_gt = ground_truth(truth)
-    places = {model.name: f"rankings/{kind}/{model.name}.parquet" for model in run.embedders}
-    if len(places) > 1:
-        places["concat"] = f"rankings/{kind}.parquet"
     figures = {}
-    for name, key in places.items():
-        results = results_of(tables.read(run.store, key))
+    for name, place in Search.of(run).judged.items():
+        results = results_of(tables.read(run.store, f"rankings/{place.replace('BOXES', kind)}.parquet"))
         figures[name] = evaluate(results, query_gt, gallery_gt, category_names=CATEGORIES)
         if not figures[name]["queries"]:
             figures[name]["top"] = dict.fromkeys(figures[name]["top"])
@@ -158,7 +156,7 @@ def _summary(detection: dict[str, Any], retrieval: dict[str, Any]) -> dict[str, 
         "best_detector": best, "best_detector_AP10": single.get(best) if best else None,
     }  # fmt: skip
     for kind, models in retrieval.items():
-        judged = models.get("concat") or next(iter(models.values()))
+        judged = models.get("steps") or models.get("concat") or next(iter(models.values()))
         figures[f"acc@1_{kind}"], figures[f"acc@10_{kind}"] = judged["top"]["1"], judged["top"]["10"]
     return figures
 

@@ -42,7 +42,9 @@ def category_rule(
     if query_category.shape != (len(rows),):
         raise ValueError(f"category rule: {len(rows)} queries, categories of shape {query_category.shape}")
     if rule not in ("off", "soft", "hard") or not (np.isfinite(penalty) and penalty >= 0):
-        raise ValueError(f"category rule: {rule!r}, penalty {penalty}; want off, soft or hard, and a penalty of at least 0")
+        raise ValueError(
+            f"category rule: {rule!r}, penalty {penalty}; want off, soft or hard, and a penalty of at least 0"
+        )
     if rule == "off" or not rows.size or not len(gallery_category):
         return rows, similarity
     other = (rows >= 0) & (gallery_category[rows] != query_category[:, None])

@@ -45,7 +45,7 @@ def augment(
     result = np.empty(np.shape(gallery), np.float32) if out is None else out
     start = 0
     for block in in_blocks(gallery, BLOCK):
-        own = np.arange(start, start + len(block))
+        own, total = np.arange(start, start + len(block)), finite(block, start)
         similarity, rows = nearest(block, gallery, min(k + 1, len(gallery)))
         similarity, rows = _others(similarity, rows, own, k)
         share = (
@@ -53,7 +53,7 @@ def augment(
             if weights == "rank"
             else np.maximum(similarity.astype(np.float64), 0) ** alpha
         )
-        result[start : start + len(block)] = unit(finite(block, start) + weighted_sum(gallery, rows, share))
+        result[start : start + len(block)] = unit(total + weighted_sum(gallery, rows, share))
         start += len(block)
     return result
 

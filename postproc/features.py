@@ -22,7 +22,9 @@ def finite(rows: np.ndarray, first: int = 0) -> np.ndarray:
         raise ValueError(f"rows: want (N, D), D at least 1, got {rows.shape}")
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
-        raise ValueError(f"rows: row {first + bad[0]} has numbers that are not finite; look at the model that made them")
+        raise ValueError(
+            f"rows: row {first + bad[0]} has numbers that are not finite; look at the model that made them"
+        )
     return rows
 
 

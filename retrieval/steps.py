@@ -16,7 +16,7 @@ all go through here. The techniques are in `postproc/`, one file each, with thei
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -156,7 +156,7 @@ def _possible(steps: tuple[Step, ...], models: Sequence[str]) -> None:
 
 def _clash(before: str, after: str) -> str:
     first, second = KINDS[before].place, KINDS[after].place
-    if second in (ROWS, GALLERY) and first == QUERIES:
+    if second in (ROWS, JOIN, GALLERY) and first == QUERIES:
         return "queries were moved towards gallery rows as they were before it"
     if second <= QUERIES and first >= RANKS:
         return "the ranking is made by then, and it changes rows"
@@ -221,7 +221,9 @@ class Fitted:
     learned: dict[int, dict[str, Any]] = field(default_factory=dict)
     seconds: dict[int, float] = field(default_factory=dict)
 
-    def ask(self, queries: Rows, query_category: np.ndarray, facts: Facts, *, top_k: int, pool: int) -> tuple[np.ndarray, np.ndarray]:
+    def ask(
+        self, queries: Rows, query_category: np.ndarray, facts: Facts, *, top_k: int, pool: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Rank the gallery for every query.
 
         Args:
@@ -264,14 +266,14 @@ class Fitted:
         return queries
 
     def _transform_one(self, i: int, step: Step, queries: Rows) -> Rows:
+        """No step after an expansion changes the gallery's rows, so they are what the expansion wants."""
         place = KINDS[step.name].place
         if place == QUERIES:
             from postproc import query_expansion
 
             exponent = step.options.get("alpha", 0.0)
-            space = self.learned[i]  # the gallery's rows as they were when this step came
             return {
-                name: query_expansion.alpha(rows, space[name], step.options["k"], exponent)
+                name: query_expansion.alpha(rows, self.rows[name], step.options["k"], exponent)
                 for name, rows in queries.items()
             }
         return _on_rows(step, queries, self.weights, self.learned.get(i, {})) if place < GALLERY else queries
@@ -308,9 +310,7 @@ def fit(steps: tuple[Step, ...], gallery: Rows, weights: Sequence[float] | None 
     fitted = Fitted(steps, weights, dict(gallery))
     for i, step in enumerate(steps):
         start = time.perf_counter()
-        if KINDS[step.name].place == QUERIES:
-            fitted.learned[i] = dict(fitted.rows)
-        elif step.name == "dba":
+        if step.name == "dba":
             from postproc import dba
 
             how = {key: step.options[key] for key in ("weights", "alpha")}
@@ -319,8 +319,50 @@ def fit(steps: tuple[Step, ...], gallery: Rows, weights: Sequence[float] | None 
             if step.name in ("pca", "whiten"):
                 fitted.learned[i] = {name: _learn(step, rows) for name, rows in fitted.rows.items()}
             fitted.rows = _on_rows(step, fitted.rows, weights, fitted.learned.get(i, {}))
+        else:
+            continue
         fitted.seconds[i] = time.perf_counter() - start
     return fitted
+
+
+def save(fitted: Fitted) -> bytes:
+    """What a gallery's steps learned, as safetensors: with the settings and the gallery's rows all that later queries need."""
+    from safetensors.numpy import save as to_bytes
+
+    arrays: dict[str, np.ndarray] = {}
+    for i, projections in fitted.learned.items():
+        for name, one in projections.items():
+            if one is not None:
+                arrays |= {f"{i}/{name}/mean": one.mean, f"{i}/{name}/axes": np.ascontiguousarray(one.axes)}
+                arrays[f"{i}/{name}/kept"] = np.array([one.kept])
+    return to_bytes(arrays)
+
+
+def load(steps: tuple[Step, ...], rows: Rows, data: bytes, weights: Sequence[float] | None = None) -> Fitted:
+    """A fitted gallery again, from its rows after the steps and `save`'s bytes.
+
+    Raises:
+        ValueError: the bytes are no such file.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as from_bytes
+
+    try:
+        arrays = from_bytes(data)
+        fitted = Fitted(steps, weights, rows)
+        for i, step in enumerate(steps):
+            if step.name in ("pca", "whiten"):
+                names = [key.split("/")[1] for key in arrays if key.startswith(f"{i}/") and key.endswith("/mean")]
+                fitted.learned[i] = {name: _projection(arrays, f"{i}/{name}") for name in names}
+    except (SafetensorError, KeyError, IndexError) as error:
+        raise ValueError(f"what the search's steps learned: {len(data)} bytes cannot be read: {error}") from None
+    return fitted
+
+
+def _projection(arrays: Mapping[str, np.ndarray], where: str) -> Any:
+    from postproc.whiten import Projection
+
+    return Projection(arrays[f"{where}/mean"], arrays[f"{where}/axes"], float(arrays[f"{where}/kept"][0]))
 
 
 def _learn(step: Step, rows: np.ndarray) -> Any:
@@ -352,7 +394,7 @@ def _on_rows(step: Step, rows: Rows, weights: Sequence[float] | None, learned: M
         from postproc.power import power_normalise
 
         return {name: power_normalise(one, step.options["alpha"]) for name, one in rows.items()}
-    return {name: one if learned[name] is None else learned[name].apply(one) for name, one in rows.items()}
+    return {name: learned[name].apply(one) if learned.get(name) else one for name, one in rows.items()}
 
 
 def _rank_anew(step: Step, queries: np.ndarray, gallery: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -377,7 +419,9 @@ def _on_list(
     if step.name == "category":
         from postproc.category_rule import category_rule
 
-        return category_rule(rows, similarity, query_category, facts.category, step.options["rule"], step.options["penalty"])
+        return category_rule(
+            rows, similarity, query_category, facts.category, step.options["rule"], step.options["penalty"]
+        )
     if step.name == "detector_score":
         from postproc.detector_score import with_detector_score
 
