@@ -1,0 +1,243 @@
+"""Exact nearest rows by inner product, in bounded memory: rows in, each query's k best rows out; NumPy alone.
+
+What re-ranking, diffusion and expansion start from. The Q x N products are never held: blocks of them pass by, and a block's
+few candidates above the k-th best so far are kept. Source: the bound on rounding is Higham, Accuracy and Stability (2002), 3.1.
+"""
+
+from collections.abc import Iterator
+from math import isqrt
+
+import numpy as np
+
+BLOCK_CELLS = 1 << 22  # products held at once: 16 MB
+MOST_LINES = 1024  # queries in a block: enough for the matrix product to be at its fastest
+PAIR_CELLS = 1 << 16  # numbers gathered at once when single pairs are multiplied: they stay in a near cache
+LONGEST = 1e18  # of a row: the product of two such rows is still far inside float32
+UNIT_TOLERANCE = 0.01  # rows stored in float16 are unit length within this
+
+
+def nearest(
+    queries: np.ndarray, rows: np.ndarray, k: int, *, block_cells: int = BLOCK_CELLS
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k rows with the greatest inner product for every query.
+
+    Args:
+        queries: (Q, D) float32, finite, D at least 1; Q may be 0.
+        rows: (N, D) float32, finite; N may be 0. May be memory-mapped: read once from start to end, then here and there.
+        k: at least 1; may exceed N.
+        block_cells: products held at once, at least 1; the answer does not depend on it.
+
+    Returns:
+        similarity (Q, k) float32, falling, the float64 sum rounded: it depends on the two rows and on nothing else, so copies
+            of a row are equal whatever the block; -inf where there are fewer than k rows.
+        rows (Q, k) int64; equal similarities by lower row; -1 where there are fewer.
+
+    Raises:
+        ValueError: k or block_cells under 1; shapes that do not fit; a row that is not finite or longer than 1e18.
+
+    >>> [part.tolist() for part in nearest(np.array([[1.0, 0.0]]), np.array([[0.5, 0], [1, 0], [0.5, 1]]), 2)]
+    [[[1.0, 0.5]], [[1, 0]]]
+    """
+    return _search(queries, rows, k, block_cells, None)
+
+
+def nearest_and_lowest(
+    queries: np.ndarray, rows: np.ndarray, k: int, *, block_cells: int = BLOCK_CELLS
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`nearest`, and from the same pass the smallest inner product of each query with any row: (Q,) float32, inf if N is 0.
+
+    The smallest is the float32 sum as the matrix product gives it: its last digits may differ with the block.
+    """
+    lowest = np.full(len(queries), np.inf, np.float32)
+    return *_search(queries, rows, k, block_cells, lowest), lowest
+
+
+def unit_rows(doing: str, *parts: np.ndarray) -> np.ndarray:
+    """The parts' rows one after the other, float32, brought to exactly unit length: (N_1 + N_2 + …, D), always a copy.
+
+    Raises:
+        ValueError: shapes that do not fit; a row that is not finite or whose length is not 1 within 0.01; names part and row.
+
+    >>> unit_rows("asking", np.array([[1.004, 0.0]]), np.array([[0.0, 1.0]])).tolist()
+    [[1.0, 0.0], [0.0, 1.0]]
+    """
+    parts = tuple(np.asarray(part) for part in parts)
+    if any(part.ndim != 2 or part.shape[1] < 1 or part.shape[1] != parts[0].shape[1] for part in parts):
+        raise ValueError(f"{doing}: want (N, D) rows of one width, got {' and '.join(str(p.shape) for p in parts)}")
+    joined = np.empty((sum(map(len, parts)), parts[0].shape[1]), np.float32)
+    start = 0
+    for number, part in enumerate(parts):
+        for some in _pieces(len(part), part.shape[1]):
+            block = part[some].astype(np.float64)
+            lengths = np.sqrt(np.vecdot(block, block))
+            if not (np.abs(lengths - 1) <= UNIT_TOLERANCE).all():
+                row = int(np.argmin(np.abs(lengths - 1) <= UNIT_TOLERANCE))
+                name = "gallery" if number else "query"
+                raise ValueError(
+                    f"{doing}: {name} row {some.start + row} has length {lengths[row]:.4g}; want finite rows of unit length"
+                )
+            joined[start + some.start : start + some.stop] = block / lengths[:, None]
+        start += len(part)
+    return joined
+
+
+def pair_products(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """(P,) float32: the inner product of a[i] and b[j], pair by pair, the float64 sum rounded.
+
+    Args:
+        a: (Q, D) float32. b: (N, D) float32. i, j: (P,) int.
+    """
+    products = np.empty(len(i), np.float32)
+    for some in _pieces(len(i), a.shape[1]):
+        products[some] = np.vecdot(a[i[some]].astype(np.float64), b[j[some]].astype(np.float64))
+    return products
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# One pass over the products.
+
+
+def _search(
+    queries: np.ndarray, rows: np.ndarray, k: int, block_cells: int, lowest: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """See `nearest`; `lowest` (Q,), where given, is lowered in place."""
+    if k < 1 or block_cells < 1:
+        raise ValueError(f"nearest rows: k {k}, block_cells {block_cells}; want both at least 1")
+    queries, rows = _matrix("queries", queries), _matrix("rows", rows)
+    if queries.shape[1] != rows.shape[1]:
+        raise ValueError(
+            f"nearest rows: queries of {queries.shape[1]} numbers, rows of {rows.shape[1]}; were they made by another model?"
+        )
+    length = _lengths("query", queries, 0)
+    kept = _Kept(queries, rows, min(k, len(rows)), length)
+    lines = max(1, min(len(queries), MOST_LINES, isqrt(block_cells)))
+    columns = max(1, min(len(rows), block_cells // lines))
+    scores, above = np.empty(lines * columns, np.float32), np.empty(lines * columns, bool)
+    for start in range(0, len(rows), columns):  # each row is read once, so that a file can stream through
+        block = rows[start : start + columns]
+        kept.longest = max(kept.longest, float(_lengths("row", block, start).max()))
+        for first in range(0, len(queries), lines):
+            some = slice(first, min(first + lines, len(queries)))
+            shape, n = (some.stop - first, len(block)), (some.stop - first) * len(block)
+            products = np.matmul(queries[some], block.T, out=scores[:n].reshape(shape))
+            if lowest is not None:
+                np.minimum(lowest[some], products.min(axis=1), out=lowest[some])
+            kept.take(some, products, start, above[:n].reshape(shape))
+    similarity, found = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
+    for first in range(0, len(queries), MOST_LINES):
+        some = slice(first, first + MOST_LINES)
+        similarity[some, : kept.k], found[some, : kept.k] = kept.best(some)
+    return similarity, found
+
+
+class _Kept:
+    """Each query's candidates so far. Memory: 12 (k + spare) bytes a query.
+
+    A float32 product differs from the true one by at most `doubt`, whatever the order of its sum. With T the k-th best product
+    seen, k rows are truly T - doubt or better, so a row that belongs among the k best has a product of T - 2 doubt or more: all
+    of those are kept and in the end compared by float64 sums. Where they are too many to keep, which takes many near copies, they
+    are compared at once, and the k best stay.
+    """
+
+    def __init__(self, queries: np.ndarray, rows: np.ndarray, k: int, length: np.ndarray) -> None:
+        self.queries, self.rows, self.k, self.length = queries, rows, k, length
+        self.longest = 0.0  # of the rows seen
+        self.n_slots = k + max(16, k // 4)
+        self.scores = np.full((len(queries), self.n_slots), -np.inf, np.float32)
+        self.names = np.full((len(queries), self.n_slots), -1, np.int64)
+        self.threshold = np.full(len(queries), -np.inf, np.float32)
+
+    def take(self, some: slice, products: np.ndarray, start: int, above: np.ndarray) -> None:
+        """Look through the products (B, C) of these queries with rows start … start + C - 1; `above` (B, C) is spare room."""
+        threshold = self.threshold[some]
+        if start == 0 and products.shape[1] > self.n_slots:
+            threshold = self._bound(products, self._slack(some))
+        np.greater_equal(products, threshold[:, None], out=above)
+        flat = np.flatnonzero(above)
+        if not len(flat):
+            return
+        line, column = np.divmod(flat, products.shape[1])
+        counts = np.bincount(line, minlength=len(products))
+        lines = np.flatnonzero(counts)
+        place = np.arange(len(flat)) - np.repeat(np.cumsum(counts)[lines] - counts[lines], counts[lines])
+        shape, which = (len(lines), int(counts.max())), np.repeat(np.arange(len(lines)), counts[lines])
+        scores, names = np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64)
+        scores[which, place] = products.ravel()[flat]
+        names[which, place] = column + start
+        self._merge(some.start + lines, scores, names)
+
+    def best(self, some: slice) -> tuple[np.ndarray, np.ndarray]:
+        """The true similarity (B, k) and rows (B, k) of these queries, best first, ties by lower row."""
+        hopeful = self.scores[some] >= self.threshold[some, None]
+        return self._compared(np.arange(len(self.queries))[some], np.where(hopeful, self.names[some], -1))
+
+    def _slack(self, some: slice | np.ndarray) -> np.ndarray:
+        """(B,) float32, 2 doubt: (D + 4) rounding steps of float32, some more to be safe, and one for numbers near 0."""
+        step = 0.6 * np.finfo(np.float32).eps * (self.queries.shape[1] + 4)
+        return (2 * (step * self.length[some] * self.longest + 1e-37)).astype(np.float32)
+
+    def _bound(self, products: np.ndarray, slack: np.ndarray) -> np.ndarray:
+        """(B,) a threshold before any is known: of the maxima of at least k disjoint groups the k-th, less the slack."""
+        n_groups = max(self.k, min(products.shape[1], 4 * self.k))
+        size = products.shape[1] // n_groups
+        highest = products[:, : size * n_groups].reshape(len(products), size, n_groups).max(axis=1)
+        return np.partition(highest, n_groups - self.k, axis=1)[:, n_groups - self.k] - slack
+
+    def _merge(self, at: np.ndarray, scores: np.ndarray, names: np.ndarray) -> None:
+        """Put more candidates (B, M) beside those of the queries `at` (B,), and leave what may still be among the k best."""
+        scores = np.concatenate([self.scores[at], scores], axis=1)
+        names = np.concatenate([self.names[at], names], axis=1)
+        cut = scores.shape[1] - self.k
+        threshold = np.partition(scores, cut, axis=1)[:, cut] - self._slack(at)
+        hopeful = (scores >= threshold[:, None]) & (names >= 0)
+        crowded = np.flatnonzero(hopeful.sum(axis=1) > self.n_slots)
+        if len(crowded):
+            true, rows = self._compared(at[crowded], np.where(hopeful[crowded], names[crowded], -1))
+            scores[crowded], names[crowded] = -np.inf, -1
+            scores[crowded, : self.k], names[crowded, : self.k] = true, rows
+            threshold[crowded] = true[:, -1] - self._slack(at[crowded])
+        if scores.shape[1] > self.n_slots:
+            order = np.argpartition(scores, scores.shape[1] - self.n_slots, axis=1)[:, -self.n_slots :]
+            scores, names = np.take_along_axis(scores, order, axis=1), np.take_along_axis(names, order, axis=1)
+        self.scores[at], self.names[at], self.threshold[at] = scores, names, threshold
+
+    def _compared(self, at: np.ndarray, names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The k best of candidates (B, M), -1 for none, by their true similarity, ties by lower row."""
+        line, place = np.nonzero(names >= 0)
+        true = np.full(names.shape, -np.inf, np.float32)
+        true[line, place] = pair_products(self.queries, self.rows, at[line], names[line, place])
+        order = np.lexsort((names, -true), axis=1)[:, : self.k]
+        return np.take_along_axis(true, order, axis=1), np.take_along_axis(names, order, axis=1)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Rows checked.
+
+
+def _matrix(name: str, rows: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # a number beyond float32 becomes inf and is refused as such
+        rows = np.asarray(rows, np.float32)
+    if rows.ndim != 2 or rows.shape[1] < 1:
+        raise ValueError(f"nearest rows: want {name} (N, D), D at least 1, got {rows.shape}")
+    return rows
+
+
+def _lengths(name: str, rows: np.ndarray, first: int) -> np.ndarray:
+    """(N,) float64 lengths; `first` is the number of the first row, for the message."""
+    lengths = np.empty(len(rows))
+    for some in _pieces(len(rows), rows.shape[1]):
+        block = rows[some].astype(np.float64)
+        lengths[some] = np.sqrt(np.vecdot(block, block))
+    if not (lengths <= LONGEST).all():
+        row = int(np.argmin(lengths <= LONGEST))
+        raise ValueError(
+            f"nearest rows: {name} {first + row} has length {lengths[row]:g}; "
+            "want finite rows, best of unit length: look at the model that made them"
+        )
+    return lengths
+
+
+def _pieces(n: int, width: int) -> Iterator[slice]:
+    """0 … n - 1 in runs of as many rows of `width` numbers as are gathered at once."""
+    step = max(1, PAIR_CELLS // width)
+    return (slice(start, min(start + step, n)) for start in range(0, n, step))
