@@ -56,7 +56,8 @@ def test_the_command_line_wins_over_the_run_file_over_the_profile(tmp_path: Path
     ("gpus_per_actor=1.5", ["a share of one GPU", "1.5"]),                                             # Ray gives out none such
     ("allow_random_weights=1", ["True or False"]),
     ("device=tpu", ["auto or cpu or cuda"]),
-    ("search.steps=[{step: magic}]", ["{step: concat}"]),
+    ("search.steps=[{step: magic}]", ["search.steps[0]", "{step: NAME}", "k_reciprocal"]),
+    ("search.steps=[]", ["search.steps", "3 embedders", "add concat or rank_fusion"]),                 # nothing joins them
     ("detectors=[{name: '../x'}]", ["file names"]),
     ("storage.endpoint_url=http://me:secret@host", ["credentials do not belong"]),
     ("fusion.method", ["KEY=VALUE"]),                                                                  # no value
