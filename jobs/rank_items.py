@@ -43,14 +43,20 @@ def rank(run: Run, kind: str) -> Outcome:
     start = time.perf_counter()
     plan = Search.of(run)
     items = _concat(run, [f"items/{kind}/{shard.name}.parquet" for shard in run.selected.shards], None)
-    features = {model.name: _features(run, kind, model.name, items) for model in run.embedders}
-    there = np.logical_and.reduce([known for _, known in features.values()])
+    embedded = {
+        name: _concat(run, [f"embeddings/{kind}/{name}/{shard.name}.parquet" for shard in run.selected.shards], None)
+        for name in plan.models
+    }
+    places = {name: places_of(items, table) for name, table in embedded.items()}
+    there = np.logical_and.reduce([place >= 0 for place in places.values()])
     photos = _photos(run)
     is_user = np.isin(items.column("image_id").to_numpy(), photos["image_id"][photos["source"] == "user"])
-    queries, gallery = _side(items, there & is_user), _side(items, there & ~is_user)
-    asking = {name: matrix[queries.place] for name, (matrix, _) in features.items()}
-    answering = {name: matrix[gallery.place] for name, (matrix, _) in features.items()}
-    del features
+    queries, gallery = side_of(items, there & is_user), side_of(items, there & ~is_user)
+    asking, answering = (
+        {name: rows_at(table, places[name][side.place]) for name, table in embedded.items()}
+        for side in (queries, gallery)
+    )
+    del embedded
     read = time.perf_counter()
 
     found: dict[str, pa.Table] = {}
@@ -104,21 +110,23 @@ def _concat(run: Run, keys: list[str], columns: list[str] | None) -> pa.Table:
     return pa.concat_tables([tables.read(run.store, key, columns) for key in keys])
 
 
-def _features(run: Run, kind: str, model: str, items: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """One model's rows in the order of the items: (N, D) float32, and (N,) bool whether the item has one."""
-    table = _concat(run, [f"embeddings/{kind}/{model}/{shard.name}.parquet" for shard in run.selected.shards], None)
-    rows = tables.rows_of(table.column("embedding")).astype(np.float32)
-    place = {key: row for row, key in enumerate(_keys(items))}
-    target = np.array([place.get(key, -1) for key in _keys(table)], np.int64)
-    known = np.zeros(len(items), bool)
-    known[target[target >= 0]] = True
-    matrix = np.zeros((len(items), rows.shape[1]), np.float32)
-    matrix[target[target >= 0]] = rows[target >= 0]
-    return matrix, known
+def places_of(items: pa.Table, table: pa.Table) -> np.ndarray:
+    """(N,) int64: for each item the row of another table with the same image_id and item, -1 where it has none."""
+    images = [part.column("image_id").to_numpy() for part in (items, table)]
+    numbers = [part.column("item").to_numpy().astype(np.int64) for part in (items, table)]
+    _, photo = np.unique(np.concatenate(images), return_inverse=True)
+    keys = photo * (int(max([0, *(part.max(initial=0) for part in numbers)])) + 1) + np.concatenate(numbers)
+    wanted, held = keys[: len(items)], keys[len(items) :]
+    order = np.argsort(held, kind="stable")
+    found = np.searchsorted(held[order], wanted)
+    there = found < len(held)
+    there[there] = held[order[found[there]]] == wanted[there]
+    return np.where(there, order[np.minimum(found, len(held) - 1)] if len(held) else -1, -1)
 
 
-def _keys(table: pa.Table) -> list[tuple[int, int]]:
-    return list(zip(table.column("image_id").to_pylist(), table.column("item").to_pylist(), strict=True))
+def rows_at(embedded: pa.Table, places: np.ndarray) -> np.ndarray:
+    """The embeddings in these rows of a table, (len(places), D) float32."""
+    return tables.rows_of(embedded.column("embedding"))[places].astype(np.float32)
 
 
 def _photos(run: Run) -> dict[str, np.ndarray]:
@@ -137,7 +145,7 @@ def facts_of(gallery: Side, photos: Mapping[str, np.ndarray]) -> steps.Facts:
     return steps.Facts(gallery.category_id, gallery.score, photo, number.astype(np.int64))
 
 
-def _side(items: pa.Table, chosen: np.ndarray) -> Side:
+def side_of(items: pa.Table, chosen: np.ndarray) -> Side:
     place = np.flatnonzero(chosen)
     names = ("image_id", "item", "score", "category_id")
     columns = {name: items.column(name).to_numpy()[place] for name in names}
