@@ -11,7 +11,7 @@ import numpy as np
 
 BLOCK_CELLS = 1 << 22  # products held at once: 16 MB
 MOST_LINES = 1024  # queries in a block: enough for the matrix product to be at its fastest
-PAIR_CELLS = 1 << 16  # numbers gathered at once when single pairs are multiplied: they stay in a near cache
+PAIR_CELLS = 1 << 15  # numbers gathered at once when single pairs are multiplied: they stay in a near cache
 LONGEST = 1e18  # of a row: the product of two such rows is still far inside float32
 UNIT_TOLERANCE = 0.01  # rows stored in float16 are unit length within this
 

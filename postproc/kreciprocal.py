@@ -1,0 +1,193 @@
+"""k-reciprocal re-ranking: gallery rows whose neighbourhoods resemble the query's move up. Unit rows in, ranked lists out.
+
+Source: Zhong, Zheng, Cao and Li, "Re-ranking person re-identification with k-reciprocal encoding", arXiv:1701.08398, section 3; the
+numbers are those of the authors' published code on squared Euclidean distances. Sparse throughout: N x N is never held.
+"""
+
+import numpy as np
+from scipy import sparse
+
+from postproc.neighbours import nearest_and_lowest, pair_products, unit_rows
+
+CELLS_AT_ONCE = 1 << 18  # numbers of the queries x gallery sums that are worked on at once: they stay in a near cache
+SHARED_AT_ONCE = 1 << 20  # pairs of shared neighbours listed at once
+ALIKE = 1e-6  # distances below this are rounding
+
+
+def rerank(
+    query: np.ndarray,
+    gallery: np.ndarray,
+    k1: int = 20,
+    k2: int = 6,
+    lambda_value: float = 0.3,
+    top_k: int = 100,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rank the gallery anew for every query.
+
+    With d = 2 - 2 cos, each row divided by its maximum over all Q + G rows, and V a row's weights exp(-d) over its expanded set of
+    k1-reciprocal neighbours, averaged over its k2 nearest rows, the distance is
+    `(1 - lambda) * (1 - m / (2 - m)) + lambda * d`, m the sum of min(V_query, V_gallery): formulas 7 to 12 of the paper.
+
+    Args:
+        query: (Q, D) float, gallery: (G, D) float, unit rows within 0.01 (brought to exactly that); Q or G may be 0.
+        k1: reciprocal neighbours, at least 1; the row itself is counted besides. Half of it is rounded to even, as `np.around` does.
+        k2: rows averaged, the row itself counted, at least 1.
+        lambda_value: share of the original distance, in [0, 1].
+        top_k: results wanted, at least 1.
+
+    Returns:
+        indices (Q, K) int64, K = min(top_k, G), and distances (Q, K) float32 in [0, 1], rising. Equal distances: the lower row.
+        Neighbours too are by distance, then by lower row, queries before gallery.
+
+    Raises:
+        ValueError: k1, k2, top_k or lambda_value out of range; a row that is not finite or not of unit length, with its number.
+
+    Where we differ from the code: rows that are all alike have distance 0 where it divides 0 by 0.
+
+    >>> query, gallery = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0], [0.6, 0.8]])
+    >>> [part.round(3).tolist() for part in rerank(query, gallery, k1=1, k2=1, lambda_value=1.0)]    # (2 - 1.2) / 2, 2 / 2
+    [[[1, 0]], [[0.4000000059604645, 1.0]]]
+    """
+    if k1 < 1 or k2 < 1 or top_k < 1 or not 0 <= lambda_value <= 1:
+        raise ValueError(
+            f"re-ranking: k1 {k1}, k2 {k2}, top_k {top_k}, lambda {lambda_value}; want at least 1, and lambda in [0, 1]"
+        )
+    n_queries, top_k = len(query), min(top_k, len(gallery))
+    rows = unit_rows("re-ranking", query, gallery)
+    if not n_queries or not top_k:
+        return np.zeros((n_queries, top_k), np.int64), np.zeros((n_queries, top_k), np.float32)
+    ranked, near, largest = _neighbours(rows, n_queries, max(k1 + 1, k2), top_k)
+    weights = _encode(rows, ranked, largest, k1)
+    if k2 > 1:
+        weights = _mean_of_neighbours(weights, ranked[:, :k2])
+    if lambda_value == 0:  # all that share nothing are at 1, so the first of them are the lowest rows
+        near = np.broadcast_to(np.arange(top_k), near.shape)
+    return _best(rows, weights, near, largest, lambda_value)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Neighbours.
+
+
+def _neighbours(rows: np.ndarray, n_queries: int, k: int, top_k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every product of the N x N is formed once, and what is needed of it is kept.
+
+    Returns:
+        ranked: (N, min(k, N)) int64, each row's nearest rows, by distance, then by lower row.
+        near: (Q, top_k) int64, each query's nearest gallery rows, counted from 0.
+        largest: (N,) float64, each row's largest distance to any.
+    """
+    queries, gallery = rows[:n_queries], rows[n_queries:]
+    similarity, near, lowest = nearest_and_lowest(queries, gallery, max(top_k, min(k, len(gallery))))
+    own = nearest_and_lowest(queries, queries, min(k, n_queries))
+    both = np.concatenate([own[0], similarity], axis=1), np.concatenate([own[1], near + n_queries], axis=1)
+    order = np.argsort(-both[0], axis=1, kind="stable")[:, :k]
+    of_gallery = nearest_and_lowest(gallery, rows, min(k, len(rows)))
+    ranked = np.concatenate([np.take_along_axis(both[1], order, axis=1), of_gallery[1]])
+    lowest = np.concatenate([np.minimum(own[2], lowest), of_gallery[2]])
+    return ranked, near[:, :top_k], np.maximum(2 - 2 * lowest.astype(np.float64), ALIKE)
+
+
+def _distances(rows: np.ndarray, largest: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """(P,) float32, d of row i from row j, divided by row i's largest; 0 where it is rounding."""
+    apart = 2 - 2 * pair_products(rows, rows, i, j).astype(np.float64)
+    return (np.maximum(apart, 0) / largest[i]).astype(np.float32)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Encoding.
+
+
+def _encode(rows: np.ndarray, ranked: np.ndarray, largest: np.ndarray, k1: int) -> sparse.csr_array:
+    """(N, N) float32 weights V, each row's sum 1: formulas 3 to 7.
+
+    A candidate c of row i is a reciprocal neighbour of it. Where more than two thirds of c's own set, taken within k1 / 2, are
+    reciprocal neighbours of i, the whole of it joins: with both sets as 0/1 matrices, the overlaps are one sparse product.
+    """
+    mutual = _reciprocal(ranked[:, : k1 + 1])
+    half = _reciprocal(ranked[:, : int(np.around(k1 / 2)) + 1])
+    overlap = (
+        (mutual @ half).multiply(mutual).tocsr()
+    )  # `half` is symmetric: (i, c) counts what i and c's set have in common
+    sizes = np.diff(half.indptr)
+    overlap.data = (3 * overlap.data > 2 * sizes[overlap.indices]).astype(np.int32)
+    expanded = (mutual + overlap @ half).tocsr()
+    expanded.sort_indices()
+    i = np.repeat(np.arange(len(rows)), np.diff(expanded.indptr))
+    weights = np.exp(-_distances(rows, largest, i, expanded.indices)).astype(np.float64)
+    weights /= np.bincount(i, weights, minlength=len(rows))[i]
+    return sparse.csr_array((weights.astype(np.float32), expanded.indices, expanded.indptr), shape=expanded.shape)
+
+
+def _reciprocal(ranked: np.ndarray) -> sparse.csr_array:
+    """(N, N) int32, 1 where each of two rows is among the other's neighbours `ranked` (N, K)."""
+    n, k = ranked.shape
+    one_way = sparse.csr_array(
+        (np.ones(ranked.size, np.int32), ranked.ravel().astype(np.int32), np.arange(n + 1) * k), shape=(n, n)
+    )
+    return one_way.multiply(one_way.T).tocsr()
+
+
+def _mean_of_neighbours(weights: sparse.csr_array, ranked: np.ndarray) -> sparse.csr_array:
+    """Local query expansion, section 3.4: each row's weights become the mean of those of its nearest rows (N, k2)."""
+    n, k = ranked.shape
+    share = np.full(ranked.size, 1 / k, np.float32)
+    return (sparse.csr_array((share, ranked.ravel(), np.arange(n + 1) * k), shape=(n, n)) @ weights).tocsr()
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Ranking.
+
+
+def _best(
+    rows: np.ndarray, weights: sparse.csr_array, near: np.ndarray, largest: np.ndarray, lambda_value: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """The top_k of each query by final distance; `near` (Q, top_k) are its nearest gallery rows.
+
+    Only gallery rows that share a neighbour with the query, and `near`, are looked at. That is enough: let g be any other row.
+    It is at (1 - lambda) + lambda d, the most there is at that d, and top_k rows come before it in `near`: those at smaller d
+    have a smaller final distance, those at equal d and lower row no greater one. So top_k rows come before g in the end too.
+    """
+    n_queries, top_k = near.shape
+    n_gallery = len(rows) - n_queries
+    holders = weights[n_queries:].tocsc()  # by column: which gallery rows have this neighbour
+    pairs = np.concatenate([[0], np.cumsum(np.diff(holders.indptr)[weights.indices])])[weights.indptr[: n_queries + 1]]
+    indices, distances = np.empty((n_queries, top_k), np.int64), np.empty((n_queries, top_k), np.float32)
+    for some in _blocks(pairs, max(1, CELLS_AT_ONCE // n_gallery)):
+        shared = _shared(weights, holders, some)
+        wanted = shared > 0
+        wanted[np.arange(len(wanted))[:, None], near[some]] = True
+        line, row = np.divmod(np.flatnonzero(wanted), n_gallery)
+        common = shared[line, row]
+        original = _distances(rows, largest, some.start + line, n_queries + row)
+        final = ((1 - lambda_value) * (1 - common / (2 - common)) + lambda_value * original).astype(np.float32)
+        order = np.lexsort((final, line))  # stable: equal distances stay by row
+        first = np.searchsorted(line, np.arange(len(wanted)))
+        chosen = order[first[:, None] + np.arange(top_k)]
+        indices[some], distances[some] = row[chosen], final[chosen]
+    return indices, distances
+
+
+def _blocks(pairs: np.ndarray, most: int) -> list[slice]:
+    """Queries in runs of `most` that have SHARED_AT_ONCE pairs together, or of one; `pairs` (Q + 1,) are their running sums."""
+    blocks, start = [], 0
+    while start < len(pairs) - 1:
+        enough = int(np.searchsorted(pairs, pairs[start] + SHARED_AT_ONCE, side="right")) - 1
+        stop = min(max(enough, start + 1), start + most, len(pairs) - 1)
+        blocks.append(slice(start, stop))
+        start = stop
+    return blocks
+
+
+def _shared(weights: sparse.csr_array, holders: sparse.csc_array, some: slice) -> np.ndarray:
+    """(B, G) float64, the sum of the smaller weights of queries and gallery rows over the neighbours they share."""
+    n_lines, n_gallery = some.stop - some.start, holders.shape[0]
+    span = slice(weights.indptr[some.start], weights.indptr[some.stop])
+    column, weight = weights.indices[span], weights.data[span]
+    line = np.repeat(np.arange(n_lines), np.diff(weights.indptr[some.start : some.stop + 1]))
+    counts = np.diff(holders.indptr)[column]
+    ends = np.cumsum(counts)
+    place = np.arange(ends[-1] if len(ends) else 0) + np.repeat(holders.indptr[column] - (ends - counts), counts)
+    smaller = np.minimum(holders.data[place], np.repeat(weight, counts))
+    cell = holders.indices[place] + np.repeat(line * n_gallery, counts)
+    return np.bincount(cell, smaller, minlength=n_lines * n_gallery).reshape(n_lines, n_gallery)
