@@ -7,8 +7,8 @@ import numpy as np
 BLOCK = 16_384  # rows worked on at once: bounds memory, results do not depend on it
 
 
-def finite(rows: np.ndarray, first: int = 0) -> np.ndarray:
-    """(N, D) rows as float64, checked.
+def finite(rows: np.ndarray, first: int = 0, dtype: type = np.float64) -> np.ndarray:
+    """(N, D) rows, checked, as float64 or the type asked for.
 
     Args:
         rows: (N, D) float, N may be 0.
@@ -17,9 +17,11 @@ def finite(rows: np.ndarray, first: int = 0) -> np.ndarray:
     Raises:
         ValueError: another shape, or a row that is not finite, with its number.
     """
-    rows = np.asarray(rows, np.float64)
+    rows = np.asarray(rows, dtype)
     if rows.ndim != 2 or rows.shape[1] < 1:
         raise ValueError(f"rows: want (N, D), D at least 1, got {rows.shape}")
+    if np.isfinite(np.einsum("nd->", rows)):  # a sum is finite only where all numbers are; else they are looked at
+        return rows
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
         raise ValueError(
@@ -34,7 +36,7 @@ def unit(rows: np.ndarray) -> np.ndarray:
     >>> unit(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist()
     [[0.6, 0.8], [0.0, 0.0]]
     """
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
     return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 0)
 
 

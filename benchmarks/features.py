@@ -1,0 +1,153 @@
+"""What the steps on feature rows cost as the gallery grows, beside what a user would write or take instead.
+
+    OMP_NUM_THREADS=2 python benchmarks/features.py
+
+Gallery rows of 512 numbers, in clusters so that neighbours mean something; 2,000 queries for expansion. The peers: scikit-learn's
+PCA for the projections, and for augmentation and expansion the few lines with the whole N x N or Q x N matrix that one writes first.
+Every figure is a process of its own: seconds are the median of the rounds, megabytes how much its memory grew over the rows.
+Answers are compared before anything is timed.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+
+DIM, N_QUERIES = 512, 2000
+
+
+def drawn(n: int, seed: int) -> np.ndarray:
+    """(n, DIM) float32 unit rows about n / 4 centres."""
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(max(1, n // 4), DIM)).astype(np.float32)
+    rows = centres[rng.integers(len(centres), size=n)] + 0.7 * rng.normal(size=(n, DIM)).astype(np.float32)
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+# --- ours, and the peer -----------------------------------------------------------------------------------------------
+
+
+def whiten(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    from postproc.features import in_blocks
+    from postproc.whiten import learn
+
+    return learn(in_blocks(gallery), 256).apply(gallery)
+
+
+def sklearn_pca(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    from sklearn.decomposition import PCA
+
+    rows = PCA(256, whiten=True, svd_solver="covariance_eigh").fit_transform(gallery)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def power(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    from postproc.power import power_normalise
+
+    return power_normalise(gallery)
+
+
+def plain_power(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    rows = np.sign(gallery) * np.sqrt(np.abs(gallery))
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def dba(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    from postproc.dba import augment
+
+    return augment(gallery, 5)
+
+
+def plain_dba(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    similarity = gallery @ gallery.T
+    np.fill_diagonal(similarity, -2)
+    best = np.argsort(-similarity, axis=1)[:, :5]
+    rows = gallery + np.einsum("k,nkd->nd", np.arange(5, 0, -1) / 6, gallery[best])
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def alpha_qe(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    from postproc.query_expansion import alpha
+
+    return alpha(queries, gallery, 10)
+
+
+def plain_alpha_qe(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    similarity = queries @ gallery.T
+    best = np.argsort(-similarity, axis=1)[:, :10]
+    share = np.maximum(np.take_along_axis(similarity, best, axis=1), 0) ** 3
+    rows = queries + np.einsum("qk,qkd->qd", share, gallery[best])
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+Technique = Callable[[np.ndarray, np.ndarray], np.ndarray]
+PAIRS: dict[str, tuple[Technique, Technique]] = {
+    "power normalisation": (power, plain_power),
+    "whiten to 256": (whiten, sklearn_pca),
+    "augmentation, 5 neighbours": (dba, plain_dba),
+    "alpha query expansion, 10": (alpha_qe, plain_alpha_qe),
+}
+
+
+# --- measuring --------------------------------------------------------------------------------------------------------
+
+
+def measure(name: str, side: int, n: int, rounds: int) -> dict[str, float]:
+    """In this process: seconds, and MB on top of the rows."""
+    from jobs import run_log
+
+    gallery, queries = drawn(n, 0), drawn(N_QUERIES, 1)
+    technique = PAIRS[name][side]
+    technique(gallery[:600], queries[:10])  # imports
+    Path("/proc/self/clear_refs").write_text("5")
+    before, seconds = run_log.memory()["rss_mb"], []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        technique(gallery, queries)
+        seconds.append(time.perf_counter() - start)
+    return {"s": statistics.median(seconds), "mb": run_log.memory()["peak_mb"] - before}
+
+
+def apart(name: str, side: int, n: int, rounds: int) -> dict[str, float] | None:
+    """`measure` in a process of its own; None where the machine's memory did not suffice."""
+    line = [sys.executable, __file__, "--one", name, str(side), str(n), str(rounds)]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    return json.loads(done.stdout) if done.returncode == 0 else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 37_000])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(args.one[0], *map(int, args.one[1:]))))
+        return
+    gallery, queries = drawn(600, 0), drawn(50, 1)
+    for name, (ours, theirs) in PAIRS.items():
+        one, other = ours(gallery, queries), theirs(gallery, queries)
+        signs = np.sign((one * other).sum(axis=0)) if name.startswith("whiten") else 1.0  # an axis has no direction
+        np.testing.assert_allclose(one * signs, other, atol=2e-3, err_msg=name)
+    print(
+        f"| {'technique':27} | gallery | s | MB | peer's s | peer's MB | peer's s / ours |\n|---|--:|--:|--:|--:|--:|--:|"
+    )
+    for name in PAIRS:
+        for n in args.sizes:
+            ours, theirs = apart(name, 0, n, args.rounds), apart(name, 1, n, args.rounds if n < 30_000 else 1)
+            assert ours is not None
+            cells = ["out of memory", "–", "–"] if theirs is None else [
+                f"{theirs['s']:.3f}", f"{theirs['mb']:.0f}", f"{theirs['s'] / ours['s']:.2f}"]  # fmt: skip
+            print(f"| {name:27} | {n:,} | {ours['s']:.3f} | {ours['mb']:.0f} | {' | '.join(cells)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
