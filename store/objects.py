@@ -1,4 +1,4 @@
-"""Objects by key, on disk or in a bucket: read, write-then-publish, list, create-if-absent.
+"""Objects by key, on disk or in a bucket: read, write-then-publish, list, create-if-absent, swap-if-unchanged.
 
 In: a local path, `file://…` or `s3://bucket/prefix`. Out: an `ObjectStore` whose keys are relative paths with '/'. A
 key either holds all the bytes of one write or does not exist: local files are written under a hidden name, flushed
@@ -13,6 +13,7 @@ Stores can be pickled (connections are made where they are used) and shared betw
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import io
 import mimetypes
@@ -139,6 +140,13 @@ class ObjectStore(ABC):
         """
 
     @abstractmethod
+    def swap(self, key: str, data: bytes, expected: bytes) -> bool:
+        """Publish only if `key` holds exactly `expected`: of many racing callers that expect the same, exactly one gets True.
+
+        As with `create`, put something unique into `data`.
+        """
+
+    @abstractmethod
     def sub(self, prefix: str) -> "ObjectStore":
         """The store of the keys under `prefix/`."""
 
@@ -244,6 +252,24 @@ class LocalStore(ObjectStore):
                 return False
             raise
         return True
+
+    def swap(self, key: str, data: bytes, expected: bytes) -> bool:
+        path = self._path(key)
+        if not path.exists():
+            return False
+        with self._saying("writing", key):
+            lock = os.open(path.with_name(f"{HIDDEN}swap-{path.name}"), os.O_CREAT | os.O_RDWR, 0o666)
+        try:  # the system gives the lock back when its holder dies
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                if self.read(key) != expected:
+                    return False
+            except ObjectMissing:
+                return False
+            self.write(key, data)
+            return True
+        finally:
+            os.close(lock)
 
     def sub(self, prefix: str) -> "LocalStore":
         return LocalStore(self.local_path / _checked(prefix))
@@ -444,6 +470,32 @@ class S3Store(ObjectStore):
                         raise
             time.sleep(_pause_s(attempt))
         raise AssertionError("unreachable")
+
+    def swap(self, key: str, data: bytes, expected: bytes) -> bool:
+        from botocore.exceptions import ClientError
+
+        for attempt in range(1, ATTEMPTS + 1):
+            found: dict[str, Any] = {}
+            try:
+                if self._get(key, lambda reply, _, found=found: found.update(reply) or "") != expected:  # type: ignore[misc]
+                    return False
+            except ObjectMissing:
+                return False
+            with self._saying("swapping", key) as client:
+                more = _described(key, _digest(data)) | {"IfMatch": found["ETag"]}
+                try:
+                    client.put_object(Bucket=self.bucket, Key=self._name(key), Body=bytes(data), **more)
+                    return True
+                except ClientError as error:
+                    status = error.response["ResponseMetadata"].get("HTTPStatusCode")
+                    if status not in (404, 409, 412):
+                        raise
+            # changed since it was read: by another, or by ourselves where the reply to an earlier attempt was lost
+            with contextlib.suppress(ObjectMissing):
+                if self.read(key) == bytes(data):
+                    return True
+            time.sleep(_pause_s(attempt))
+        return False
 
     def sub(self, prefix: str) -> "S3Store":
         return S3Store(self.bucket, f"{self.prefix}/{_checked(prefix)}".lstrip("/"), self._connection)

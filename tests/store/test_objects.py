@@ -6,6 +6,7 @@ import os
 import pickle
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,22 @@ def test_create_only_if_absent(store: ObjectStore):
 def test_of_eight_racing_creators_one_wins(store: ObjectStore):
     one_of_eight_wins(store)
     assert len(store.list()) == 1
+
+
+def test_swap_only_what_is_expected(store: ObjectStore):
+    assert store.swap("pointer", b"first", b"") is False and not store.exists("pointer")  # nothing there to be swapped
+    store.create("pointer", b"first")
+    assert store.swap("pointer", b"second", b"another") is False and store.read("pointer") == b"first"
+    assert store.swap("pointer", b"second", b"first") is True and store.read("pointer") == b"second"
+    assert store.swap("pointer", b"second again", b"first") is False
+    assert [info.key for info in store.list()] == ["pointer"]
+
+
+def test_of_eight_racing_swappers_one_wins(store: ObjectStore):
+    store.write("pointer", b"before")
+    with ThreadPoolExecutor(8) as threads:
+        won = list(threads.map(lambda i: store.swap("pointer", b"%d" % i, b"before"), range(8)))
+    assert sum(won) == 1 and store.read("pointer") == b"%d" % won.index(True)
 
 
 def test_a_pickled_store_is_the_same_store(store: ObjectStore):
