@@ -7,9 +7,10 @@ numbers are those of the authors' published code on squared Euclidean distances.
 import numpy as np
 from scipy import sparse
 
-from postproc.neighbours import nearest_and_lowest, pair_products, unit_rows
+from postproc.neighbours import kth_at_least, nearest_and_lowest, rounding, unit_rows
 
-CELLS_AT_ONCE = 1 << 18  # numbers of the queries x gallery sums that are worked on at once: they stay in a near cache
+CELLS_AT_ONCE = 1 << 20  # of queries x gallery, worked on at once
+PAIR_CELLS = 1 << 16  # numbers gathered at once when single pairs are multiplied: they stay in a near cache
 SHARED_AT_ONCE = 1 << 20  # pairs of shared neighbours listed at once
 ALIKE = 1e-6  # distances below this are rounding
 
@@ -56,42 +57,35 @@ def rerank(
     rows = unit_rows("re-ranking", query, gallery)
     if not n_queries or not top_k:
         return np.zeros((n_queries, top_k), np.int64), np.zeros((n_queries, top_k), np.float32)
-    ranked, near, largest = _neighbours(rows, n_queries, max(k1 + 1, k2), top_k)
+    ranked, largest = _neighbours(rows, max(k1 + 1, k2))
     weights = _encode(rows, ranked, largest, k1)
     if k2 > 1:
         weights = _mean_of_neighbours(weights, ranked[:, :k2])
-    if lambda_value == 0:  # all that share nothing are at 1, so the first of them are the lowest rows
-        near = np.broadcast_to(np.arange(top_k), near.shape)
-    return _best(rows, weights, near, largest, lambda_value)
+    return _best(rows, weights, largest, n_queries, top_k, lambda_value)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # Neighbours.
 
 
-def _neighbours(rows: np.ndarray, n_queries: int, k: int, top_k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every product of the N x N is formed once, and what is needed of it is kept.
-
-    Returns:
-        ranked: (N, min(k, N)) int64, each row's nearest rows, by distance, then by lower row.
-        near: (Q, top_k) int64, each query's nearest gallery rows, counted from 0.
-        largest: (N,) float64, each row's largest distance to any.
-    """
-    queries, gallery = rows[:n_queries], rows[n_queries:]
-    similarity, near, lowest = nearest_and_lowest(queries, gallery, max(top_k, min(k, len(gallery))))
-    own = nearest_and_lowest(queries, queries, min(k, n_queries))
-    both = np.concatenate([own[0], similarity], axis=1), np.concatenate([own[1], near + n_queries], axis=1)
-    order = np.argsort(-both[0], axis=1, kind="stable")[:, :k]
-    of_gallery = nearest_and_lowest(gallery, rows, min(k, len(rows)))
-    ranked = np.concatenate([np.take_along_axis(both[1], order, axis=1), of_gallery[1]])
-    lowest = np.concatenate([np.minimum(own[2], lowest), of_gallery[2]])
-    return ranked, near[:, :top_k], np.maximum(2 - 2 * lowest.astype(np.float64), ALIKE)
+def _neighbours(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """ranked (N, min(k, N)) int64, each row's nearest, by distance, then by lower row; largest (N,) float64 distance to any."""
+    _, ranked, lowest = nearest_and_lowest(rows, rows, min(k, len(rows)))
+    return ranked, np.maximum(2 - 2 * lowest.astype(np.float64), ALIKE)
 
 
 def _distances(rows: np.ndarray, largest: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """(P,) float32, d of row i from row j, divided by row i's largest; 0 where it is rounding."""
-    apart = 2 - 2 * pair_products(rows, rows, i, j).astype(np.float64)
-    return (np.maximum(apart, 0) / largest[i]).astype(np.float32)
+    """(P,) float32, d of row i from row j, divided by row i's largest. Depends on the two rows only: copies tie."""
+    products, step = np.empty(len(i), np.float32), max(1, PAIR_CELLS // rows.shape[1])
+    for start in range(0, len(i), step):
+        some = slice(start, start + step)
+        np.vecdot(rows[i[some]], rows[j[some]], out=products[some])
+    return _scaled(products, largest[i])
+
+
+def _scaled(products: np.ndarray, largest: np.ndarray) -> np.ndarray:
+    """float32 distances in [0, 1] of cosines, `largest` beside them or beside their lines."""
+    return (np.maximum(2 - 2 * products.astype(np.float64), 0) / largest).astype(np.float32)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -140,32 +134,61 @@ def _mean_of_neighbours(weights: sparse.csr_array, ranked: np.ndarray) -> sparse
 
 
 def _best(
-    rows: np.ndarray, weights: sparse.csr_array, near: np.ndarray, largest: np.ndarray, lambda_value: float
+    rows: np.ndarray, weights: sparse.csr_array, largest: np.ndarray, n_queries: int, top_k: int, lambda_value: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The top_k of each query by final distance; `near` (Q, top_k) are its nearest gallery rows.
-
-    Only gallery rows that share a neighbour with the query, and `near`, are looked at. That is enough: let g be any other row.
-    It is at (1 - lambda) + lambda d, the most there is at that d, and top_k rows come before it in `near`: those at smaller d
-    have a smaller final distance, those at equal d and lower row no greater one. So top_k rows come before g in the end too.
-    """
-    n_queries, top_k = near.shape
-    n_gallery = len(rows) - n_queries
+    """indices (Q, top_k) and distances (Q, top_k), block by block."""
+    gallery = rows[n_queries:]
     holders = weights[n_queries:].tocsc()  # by column: which gallery rows have this neighbour
     pairs = np.concatenate([[0], np.cumsum(np.diff(holders.indptr)[weights.indices])])[weights.indptr[: n_queries + 1]]
     indices, distances = np.empty((n_queries, top_k), np.int64), np.empty((n_queries, top_k), np.float32)
-    for some in _blocks(pairs, max(1, CELLS_AT_ONCE // n_gallery)):
+    for some in _blocks(pairs, max(1, CELLS_AT_ONCE // len(gallery))):
         shared = _shared(weights, holders, some)
-        wanted = shared > 0
-        wanted[np.arange(len(wanted))[:, None], near[some]] = True
-        line, row = np.divmod(np.flatnonzero(wanted), n_gallery)
-        common = shared[line, row]
+        line, row = _hopeful(rows[some] @ gallery.T, shared, largest[some], rows.shape[1], top_k, lambda_value)
         original = _distances(rows, largest, some.start + line, n_queries + row)
-        final = ((1 - lambda_value) * (1 - common / (2 - common)) + lambda_value * original).astype(np.float32)
-        order = np.lexsort((final, line))  # stable: equal distances stay by row
-        first = np.searchsorted(line, np.arange(len(wanted)))
-        chosen = order[first[:, None] + np.arange(top_k)]
-        indices[some], distances[some] = row[chosen], final[chosen]
+        final = _final(shared[line, row], original, lambda_value)
+        table = _table(line, final, len(shared))
+        order = np.argsort(table, axis=1, kind="stable")[:, :top_k]  # equal distances stay by row
+        distances[some] = np.take_along_axis(table, order, axis=1)
+        indices[some] = row[np.searchsorted(line, np.arange(len(shared)))[:, None] + order]
     return indices, distances
+
+
+def _hopeful(
+    products: np.ndarray, shared: np.ndarray, largest: np.ndarray, width: int, top_k: int, lambda_value: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs (line, row), by line, then by row, that hold each line's top_k by final distance: few more than these.
+
+    First, only gallery rows that share a neighbour with the query, and the top_k nearest, need looking at. Let g be any other
+    row: it is at (1 - lambda) + lambda d, the most there is at that d. Each of the top_k nearest comes before it in the end: those
+    at smaller d have a smaller final distance, those at equal d and lower row no greater one. With lambda 0 all of these tie, and
+    the lowest rows take the place of the nearest. Then, what is worse than the top_k-th of these by more than rounding goes.
+    """
+    doubt = rounding(width)
+    wanted = products >= (kth_at_least(products, top_k) - np.float32(2 * doubt))[:, None]
+    wanted |= shared > 0
+    if lambda_value == 0:
+        wanted[:, :top_k] = True
+    flat = np.flatnonzero(wanted)
+    line, row = np.divmod(flat, products.shape[1])
+    final = _final(shared.ravel()[flat], _scaled(products.ravel()[flat], largest[line]), lambda_value)
+    table = _table(line, final, len(products))
+    worst = np.partition(table, top_k - 1, axis=1)[:, top_k - 1] + 2 * (2 * lambda_value * doubt / largest + ALIKE)
+    hopeful = final <= worst[line]
+    return line[hopeful], row[hopeful]
+
+
+def _table(line: np.ndarray, values: np.ndarray, n_lines: int) -> np.ndarray:
+    """(B, most) the values of each line, as `line` (P,), rising, has them, side by side; inf at the end of shorter ones."""
+    counts = np.bincount(line, minlength=n_lines)
+    place = np.arange(len(line)) - np.repeat(np.cumsum(counts) - counts, counts)
+    table = np.full((n_lines, int(counts.max())), np.inf, np.float32)
+    table[line, place] = values
+    return table
+
+
+def _final(shared: np.ndarray, original: np.ndarray, lambda_value: float) -> np.ndarray:
+    """(P,) float32, formula 12 of the paper, with formula 10's distance of the weights' sets."""
+    return ((1 - lambda_value) * (1 - shared / (2 - shared)) + lambda_value * original).astype(np.float32)
 
 
 def _blocks(pairs: np.ndarray, most: int) -> list[slice]:

@@ -93,6 +93,25 @@ def pair_products(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray) ->
     return products
 
 
+def kth_at_least(products: np.ndarray, k: int) -> np.ndarray:
+    """(B,) a value that at least k of each line's products (B, C) reach, k <= C, close to the k-th greatest and quicker to find.
+
+    It is the k-th greatest of the maxima of some 4 k disjoint groups of columns.
+
+    >>> kth_at_least(np.array([[1.0, 7, 3, 4]]), 2).tolist()
+    [4.0]
+    """
+    n_groups = max(k, min(products.shape[1], 4 * k))
+    size = products.shape[1] // n_groups
+    highest = products[:, : size * n_groups].reshape(len(products), size, n_groups).max(axis=1)
+    return np.partition(highest, n_groups - k, axis=1)[:, n_groups - k]
+
+
+def rounding(width: int) -> float:
+    """By how much a float32 inner product of two unit rows may be off at most, whatever the order of its `width` terms."""
+    return float(0.6 * np.finfo(np.float32).eps * (width + 4))
+
+
 # ----------------------------------------------------------------------------------------------------------------------
 # One pass over the products.
 
@@ -151,7 +170,7 @@ class _Kept:
         """Look through the products (B, C) of these queries with rows start … start + C - 1; `above` (B, C) is spare room."""
         threshold = self.threshold[some]
         if start == 0 and products.shape[1] > self.n_slots:
-            threshold = self._bound(products, self._slack(some))
+            threshold = kth_at_least(products, self.k) - self._slack(some)
         np.greater_equal(products, threshold[:, None], out=above)
         flat = np.flatnonzero(above)
         if not len(flat):
@@ -172,16 +191,11 @@ class _Kept:
         return self._compared(np.arange(len(self.queries))[some], np.where(hopeful, self.names[some], -1))
 
     def _slack(self, some: slice | np.ndarray) -> np.ndarray:
-        """(B,) float32, 2 doubt: (D + 4) rounding steps of float32, some more to be safe, and one for numbers near 0."""
-        step = 0.6 * np.finfo(np.float32).eps * (self.queries.shape[1] + 4)
-        return (2 * (step * self.length[some] * self.longest + 1e-37)).astype(np.float32)
-
-    def _bound(self, products: np.ndarray, slack: np.ndarray) -> np.ndarray:
-        """(B,) a threshold before any is known: of the maxima of at least k disjoint groups the k-th, less the slack."""
-        n_groups = max(self.k, min(products.shape[1], 4 * self.k))
-        size = products.shape[1] // n_groups
-        highest = products[:, : size * n_groups].reshape(len(products), size, n_groups).max(axis=1)
-        return np.partition(highest, n_groups - self.k, axis=1)[:, n_groups - self.k] - slack
+        """(B,) float32, 2 doubt."""
+        doubt = (
+            rounding(self.queries.shape[1]) * self.length[some] * self.longest + 1e-37
+        )  # the last for numbers near 0
+        return (2 * doubt).astype(np.float32)
 
     def _merge(self, at: np.ndarray, scores: np.ndarray, names: np.ndarray) -> None:
         """Put more candidates (B, M) beside those of the queries `at` (B,), and leave what may still be among the k best."""
