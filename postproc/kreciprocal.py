@@ -9,7 +9,7 @@ from scipy import sparse
 
 from postproc.neighbours import kth_at_least, nearest_and_lowest, rounding, unit_rows
 
-CELLS_AT_ONCE = 1 << 20  # of queries x gallery, worked on at once
+CELLS_AT_ONCE = 1 << 22  # of queries x gallery, worked on at once
 PAIR_CELLS = 1 << 16  # numbers gathered at once when single pairs are multiplied: they stay in a near cache
 SHARED_AT_ONCE = 1 << 20  # pairs of shared neighbours listed at once
 ALIKE = 1e-6  # distances below this are rounding
