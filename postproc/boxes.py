@@ -11,6 +11,7 @@ LARGEST_COORDINATE = (
 )
 NOWHERE = 4 * LARGEST_COORDINATE
 LEAST_AREA = 5e-324
+PAIRS_IN_MEMORY = 1_000_000  # of `overlapping`: some 200 MB at most
 PAIRS_AT_ONCE = 8_192  # what stays in a processor's nearest cache; results do not depend on it
 
 
@@ -55,6 +56,54 @@ def iou_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def iou_with(boxes: np.ndarray, box: np.ndarray) -> np.ndarray:
     """IoU of each of (N, 4) boxes with one box (4,): (N,) float64. See `iou_matrix`."""
     return iou_matrix(boxes, np.reshape(box, (1, 4)))[:, 0]
+
+
+def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """IoU of row i of one (N, 4) list with row i of another: (N,) float64 in [0, 1]. See `iou_matrix`."""
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+    shared = np.maximum(sides[:, 0], 0) * np.maximum(sides[:, 1], 0)
+    union = area(a) + area(b) - shared
+    return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
+
+
+def overlapping(
+    boxes: np.ndarray, groups: np.ndarray, kept: np.ndarray, iou_threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which boxes stand behind each kept one: itself, and those of its group that overlap it by more than the threshold.
+
+    Args:
+        boxes: (N, 4) x1 y1 x2 y2. groups: (N,) whole numbers. kept: (K,) rows of `boxes`.
+        iou_threshold: in [0, 1]; equal overlap does not count.
+
+    Returns:
+        place (P,) int64 in [0, K), rising, and row (P,) int64 in [0, N), rising within one place. A box may stand behind several
+        kept ones, or behind none.
+
+    >>> boxes = np.array([[0, 0, 9, 9], [0, 0, 9, 8], [20, 0, 29, 9]])
+    >>> [part.tolist() for part in overlapping(boxes, np.zeros(3, int), np.array([1, 2]), 0.5)]
+    [[0, 0, 1], [0, 1, 2]]
+    """
+    order = np.argsort(groups, kind="stable")
+    ranked = np.asarray(groups)[order]
+    begins, ends = (np.searchsorted(ranked, np.asarray(groups)[kept], side=side) for side in ("left", "right"))
+    found = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
+    for part in _runs(ends - begins, PAIRS_IN_MEMORY):
+        sizes = (ends - begins)[part]
+        place = np.repeat(np.arange(len(kept))[part], sizes)
+        within = np.arange(len(place)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        row = order[begins[place] + within]
+        near = (pairwise_iou(boxes[kept[place]], boxes[row]) > iou_threshold) | (row == kept[place])
+        found.append((place[near], row[near]))
+    place, row = (np.concatenate(column) for column in zip(*found, strict=True))
+    return place, row
+
+
+def _runs(sizes: np.ndarray, most: int) -> list[slice]:
+    """Places in runs of about `most` in all, one at least: what is worked on at once."""
+    number = np.cumsum(sizes) // most
+    ends = [*(np.flatnonzero(number[1:] != number[:-1]) + 1).tolist(), len(sizes)] if len(sizes) else []
+    return [slice(begin, end) for begin, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []
 
 
 def check(boxes: np.ndarray) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 Boxes, scores, labels and the model each came from in; fused boxes and how many models voted for each out. Going by
 falling score, a box joins the fused box of its label it overlaps most, if by more than the threshold, and moves it to
-the score-weighted mean; otherwise it starts a new one. `fuse_batch` does many images at once, `weighted_boxes_fusion`
-one. Source: Solovyev, Wang, Gabruseva, "Weighted boxes fusion", arXiv 1910.13302; same numbers as ensemble-boxes 1.0.9.
+the score-weighted mean; otherwise it starts a new one. `fuse_batch` does many images at once, `fuse_batch_members` also
+tells which box went where, `weighted_boxes_fusion` does one image. Source: Solovyev, Wang, Gabruseva, "Weighted boxes
+fusion", arXiv 1910.13302; same numbers as ensemble-boxes 1.0.9.
 
 Where we differ from that package:
 - coordinates in any unit, never clipped (there: fractions, clipped to [0, 1]);
@@ -20,7 +21,9 @@ from itertools import pairwise
 
 import numpy as np
 
-from postproc.boxes import Stacks, by_rank, check, chunks, edges, falling, narrow
+from postproc import candidates
+from postproc.boxes import Stacks, by_rank, chunks, edges, falling, narrow
+from postproc.candidates import Candidates
 
 CONF_TYPES = ("avg", "max", "box_and_model_avg", "absent_model_aware_avg")
 ROWS_AT_ONCE = 65_536  # bounds memory; results do not depend on it
@@ -64,31 +67,9 @@ def weighted_boxes_fusion(
     >>> boxes.round(2).tolist(), scores.round(2).tolist(), labels.tolist()    # 10.67 = (0.8 * 10 + 0.4 * 12) / 1.2
     ([[0.0, 0.0, 10.0, 10.67]], [0.6], [1])
     """
-    n_models = len(boxes_list)
-    if not len(scores_list) == len(labels_list) == n_models:
-        raise ValueError(
-            f"fusing boxes: {n_models} models in boxes_list, {len(scores_list)} in scores_list, "
-            f"{len(labels_list)} in labels_list; want the same number"
-        )
-    counts = [len(one) for one in boxes_list]
-    for model, count in enumerate(counts):
-        if not len(scores_list[model]) == len(labels_list[model]) == count:
-            raise ValueError(
-                f"fusing boxes: model {model} has {count} boxes, {len(scores_list[model])} scores, "
-                f"{len(labels_list[model])} labels; want the same number"
-            )
-    boxes, scores, labels, _, _ = _fuse(
-        np.concatenate([np.zeros((0, 4)), *(_checked_boxes(one, model) for model, one in enumerate(boxes_list))]),
-        _join(scores_list),
-        _join(labels_list),
-        np.zeros(sum(counts), np.int64),
-        np.repeat(np.arange(n_models), counts),
-        _checked_weights(weights, n_models),
-        iou_thr,
-        skip_box_thr,
-        conf_type,
-        allows_overflow,
-    )
+    found = candidates.in_one(boxes_list, scores_list, labels_list)
+    how = (len(boxes_list), weights, iou_thr, skip_box_thr)
+    boxes, scores, labels, _, _, _ = _fuse(candidates.checked(*found, *how), iou_thr, conf_type, allows_overflow)
     return boxes, scores, labels
 
 
@@ -124,136 +105,84 @@ def fuse_batch(
     Raises:
         ValueError: see the head of this file; names the row.
     """
-    if not 1 <= n_models <= 127:
+    fused = fuse_batch_members(
+        boxes, scores, labels, image, model, n_models, weights, iou_thr, skip_box_thr, conf_type, allows_overflow
+    )
+    return fused[:5]
+
+
+def fuse_batch_members(
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    image: np.ndarray,
+    model: np.ndarray,
+    n_models: int,
+    weights: Sequence[float] | None = None,
+    iou_thr: float = 0.55,
+    skip_box_thr: float = 0.0,
+    conf_type: str = "avg",
+    allows_overflow: bool = False,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """`fuse_batch`, and where each box went.
+
+    Returns:
+        boxes, scores, labels, image, votes: as there; members (N,) int64: the fused row that each row given is part of,
+        -1 where it was left out.
+
+    >>> same = np.array([[0, 0, 9, 9], [20, 0, 29, 9], [0, 0, 9, 9]])
+    >>> fuse_batch_members(same, [0.5, 0.9, 0.4], [1, 1, 1], [7, 7, 7], [0, 0, 1], 2)[5].tolist()
+    [1, 0, 1]
+    """
+    if n_models < 1:
         raise ValueError(f"fusing boxes: n_models is {n_models}; want 1 to 127")
-    model = _whole(model, "model")
-    if model.size and not 0 <= model.min() <= model.max() < n_models:
-        row = int(np.argmax((model < 0) | (model >= n_models)))
-        raise ValueError(f"fusing boxes: row {row} is of model {model[row]}; want 0 to {n_models - 1}")
-    numbers = _checked_weights(weights, n_models)
-    return _fuse(boxes, scores, labels, image, model, numbers, iou_thr, skip_box_thr, conf_type, allows_overflow)
-
-
-# --- checking ---------------------------------------------------------------------------------------------------------
-
-
-def _join(lists: Sequence) -> np.ndarray:
-    """The models' lists in one; those without boxes have no say in the type."""
-    filled = [np.asarray(one) for one in lists if len(one)]
-    return np.concatenate(filled) if filled else np.zeros(0)
-
-
-def _checked_boxes(boxes: Sequence, model: int) -> np.ndarray:
-    try:
-        return check(np.asarray(boxes))
-    except ValueError as error:
-        raise ValueError(f"fusing boxes: model {model}: {error}") from error
-
-
-def _whole(numbers: np.ndarray, name: str) -> np.ndarray:
-    numbers = np.asarray(numbers)
-    whole = np.where(np.isfinite(numbers), numbers, 0).astype(np.int64)
-    if (whole != numbers).any():
-        row = int(np.argmax(whole != numbers))
-        raise ValueError(f"fusing boxes: {name} in row {row} is {numbers[row]}; want whole numbers")
-    return whole
-
-
-def _checked_weights(weights: Sequence[float] | None, n_models: int) -> np.ndarray:
-    numbers = np.ones(n_models) if weights is None else np.asarray(weights, dtype=np.float64)
-    if numbers.shape != (n_models,):
-        raise ValueError(f"fusing boxes: {n_models} models but weights {weights}; want one weight per model")
-    if not (np.isfinite(numbers).all() and (numbers >= 0).all() and (n_models == 0 or numbers.sum() > 0)):
-        raise ValueError(f"fusing boxes: weights are {numbers.tolist()}; want numbers >= 0 that are not all 0")
-    return numbers
-
-
-def _checked_scores(scores: np.ndarray, skip_box_thr: float) -> np.ndarray:
-    """(N,) bool: the rows to use. Compared in the type given: a float32 0.7 is not below 0.7."""
-    if not np.isfinite(scores).all():
-        row = int(np.argmin(np.isfinite(scores)))
-        raise ValueError(f"fusing boxes: the score in row {row} is {scores[row]}; want a finite number")
-    used = scores >= float(skip_box_thr)
-    if (used & (scores < 0)).any():
-        row = int(np.argmax(used & (scores < 0)))
-        raise ValueError(f"fusing boxes: the score in row {row} is {scores[row]}; want scores >= 0 (or skip them)")
-    return used
+    found = candidates.checked(boxes, scores, labels, image, model, n_models, weights, iou_thr, skip_box_thr)
+    return _fuse(found, iou_thr, conf_type, allows_overflow)
 
 
 # --- fusing -----------------------------------------------------------------------------------------------------------
 
 
 def _fuse(
-    boxes: np.ndarray,
-    scores: np.ndarray,
-    labels: np.ndarray,
-    image: np.ndarray,
-    model: np.ndarray,
-    weights: np.ndarray,
-    iou_thr: float,
-    skip_box_thr: float,
-    conf_type: str,
-    allows_overflow: bool,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    found: Candidates, iou_thr: float, conf_type: str, allows_overflow: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     if conf_type not in CONF_TYPES:
         raise ValueError(f"fusing boxes: conf_type is {conf_type!r}; want one of {', '.join(CONF_TYPES)}")
-    if not 0 <= iou_thr <= 1 or np.isnan(skip_box_thr):
-        raise ValueError(f"fusing boxes: iou_thr is {iou_thr}, skip_box_thr {skip_box_thr}; want [0, 1], and a number")
-    boxes, labels = check(boxes), _whole(labels, "the label")
-    scores, image = np.asarray(scores), np.asarray(image)
-    shapes = {"scores": scores.shape, "labels": labels.shape, "image": image.shape, "model": model.shape}
-    if set(shapes.values()) != {(len(boxes),)}:
-        raise ValueError(f"fusing boxes: {len(boxes)} boxes, but {shapes}; want one of each per box")
-    used = _checked_scores(scores, skip_box_thr) & (_areas(boxes.T) > 0)
-    rows = _side_by_side(image, np.flatnonzero(used))
-    strength = scores.astype(np.float64) * weights[model]
-    parts = [
-        _fuse_part(boxes, strength, labels, image, model, rows[part], weights, iou_thr, conf_type, allows_overflow)
-        for part in chunks(image[rows], ROWS_AT_ONCE)
-    ]
+    members = np.full(len(found.boxes), -1)
+    parts, n_fused = [], 0
+    for part in chunks(found.image[found.rows], ROWS_AT_ONCE):
+        *columns, went = _fuse_part(found, found.rows[part], iou_thr, conf_type, allows_overflow)
+        members[found.rows[part]] = went + n_fused
+        parts.append(columns)
+        n_fused += len(columns[0])
     if not parts:
-        return np.zeros((0, 4)), np.zeros(0), labels[:0], image[:0], np.zeros(0, np.int8)
-    return tuple(np.concatenate(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]
-
-
-def _side_by_side(image: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The rows, with those of one image together, images by first appearance, otherwise in order."""
-    ids = image[rows]
-    if (ids[1:] >= ids[:-1]).all():
-        return rows
-    runs = 1 + np.count_nonzero(ids[1:] != ids[:-1])
-    unique, first, number = np.unique(ids, return_index=True, return_inverse=True)
-    if len(unique) >= runs:
-        return rows
-    return rows[np.argsort(first[number], kind="stable")]
+        return np.zeros((0, 4)), np.zeros(0), found.labels[:0], found.image[:0], np.zeros(0, np.int8), members
+    boxes, scores, labels, image, votes = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return boxes, scores, labels, image, votes, members
 
 
 def _fuse_part(
-    boxes: np.ndarray,
-    strength: np.ndarray,
-    labels: np.ndarray,
-    image: np.ndarray,
-    model: np.ndarray,
-    rows: np.ndarray,
-    weights: np.ndarray,
-    iou_thr: float,
-    conf_type: str,
-    allows_overflow: bool,
+    found: Candidates, rows: np.ndarray, iou_thr: float, conf_type: str, allows_overflow: bool
 ) -> tuple[np.ndarray, ...]:
-    """Fuse whole images that lie side by side in `rows`; the columns of `fuse_batch`."""
-    ids = image[rows]
+    """Fuse whole images that lie side by side in `rows` (U,); the columns of `fuse_batch_members`, members of these rows."""
+    ids = found.image[rows]
     number = narrow(np.cumsum(np.append(0, ids[1:] != ids[:-1])))  # of the image, in order
-    order, steps = by_rank(strength[rows], labels[rows], number)
+    order, steps = by_rank(found.strength[rows], found.labels[rows], number)
     place = rows[order]
-    strength, model = strength[place], model[place]
-    leader, fused, total = _cluster(np.take(boxes, place, axis=0), strength, steps, iou_thr)
-    found = np.flatnonzero(leader == np.arange(len(leader)))
-    scores, votes = _confidence(leader, strength, total, model, weights, conf_type, allows_overflow)
-    found = found[np.argsort(order[found])]  # input order, then stable: best score first, image by image
-    found = found[falling(scores[found])]
-    found = found[np.argsort(number[order[found]], kind="stable")]
-    place = place[found]
-    return np.take(fused, found, axis=0), scores[found], labels[place], image[place], votes[found].astype(np.int8)
+    strength, model = found.strength[place], found.model[place]
+    leader, fused, total = _cluster(np.take(found.boxes, place, axis=0), strength, steps, iou_thr)
+    first = np.flatnonzero(leader == np.arange(len(leader)))
+    scores, votes = _confidence(leader, strength, total, model, found.weights, conf_type, allows_overflow)
+    first = first[np.argsort(order[first])]  # input order, then stable: best score first, image by image
+    first = first[falling(scores[first])]
+    first = first[np.argsort(number[order[first]], kind="stable")]
+    row_of = np.empty(len(leader), np.int64)
+    row_of[first] = np.arange(len(first))
+    members = np.empty(len(leader), np.int64)
+    members[order] = row_of[leader]
+    place = place[first]
+    columns = np.take(fused, first, axis=0), scores[first], found.labels[place], found.image[place]
+    return *columns, votes[first].astype(np.int8), members
 
 
 def _cluster(
@@ -327,7 +256,3 @@ def _confidence(
         scores = np.divide(mean * count, weight, out=np.zeros(n), where=weight > 0)
         return scores * present / weights.sum(), votes
     return mean * count / np.where(count > 0, weight + (weights.sum() - present), 1), votes
-
-
-def _areas(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[2] - boxes[0]) * (boxes[3] - boxes[1])

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from postproc.boxes import Stacks, area, by_rank, check, chunks, edges, falling, iou_matrix, iou_with
+import postproc.boxes
+from postproc.boxes import Stacks, area, by_rank, check, chunks, edges, falling, iou_matrix, iou_with, overlapping
 
 
 @pytest.mark.parametrize(
@@ -98,3 +99,30 @@ def test_stacks_grow_and_compare_like_iou_with():
         stacks.put(stacks.height[some], some, edges(boxes[some]), some)
         for column in some:
             held[column].append(boxes[column])
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 4)] * 5), max_size=20), st.sampled_from([0.0, 1 / 3, 1.0]), st.data())
+def test_what_stands_behind_a_kept_box(rows, threshold, data):
+    boxes = np.array([(x, y, x + w, y + h) for x, y, w, h, _ in rows], float).reshape(-1, 4)
+    groups = np.array([row[4] for row in rows], int)
+    kept = np.array(data.draw(st.lists(st.integers(0, len(rows) - 1), unique=True)) if rows else [], int)
+    place, row = overlapping(boxes, groups, kept, threshold)
+    overlap = iou_matrix(boxes, boxes)
+    want = [
+        (k, other)
+        for k, own in enumerate(kept.tolist())
+        for other in range(len(rows))
+        if other == own or (groups[other] == groups[own] and overlap[own, other] > threshold)
+    ]
+    assert list(zip(place.tolist(), row.tolist(), strict=True)) == want
+
+
+def test_pairs_do_not_depend_on_how_many_are_held_at_once(monkeypatch):
+    rng = np.random.default_rng(1)
+    corner = rng.uniform(0, 1, (200, 2))
+    boxes, groups = np.concatenate([corner, corner + 0.5], axis=1), rng.integers(0, 4, 200)
+    whole = overlapping(boxes, groups, np.arange(200), 0.2)
+    for most in (1, 70, 1000):
+        monkeypatch.setattr(postproc.boxes, "PAIRS_IN_MEMORY", most)
+        for got, want in zip(overlapping(boxes, groups, np.arange(200), 0.2), whole, strict=True):
+            np.testing.assert_array_equal(got, want)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import postproc.wbf
-from postproc.wbf import CONF_TYPES, fuse_batch, weighted_boxes_fusion
+from postproc.wbf import CONF_TYPES, fuse_batch, fuse_batch_members, weighted_boxes_fusion
 
 UNIT = (0, 0, 1, 1)
 
@@ -262,6 +262,24 @@ def test_votes_are_distinct_models():
     np.testing.assert_allclose(boxes, [[0, 0, 1, 1], [3, 3, 4, 4]], rtol=1e-6)
     assert image.tolist() == [77, 77]
     assert votes.tolist() == [2, 1]
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 50, 65_536])
+def test_members_tell_where_each_box_went(rows_at_once, monkeypatch):
+    rng = np.random.default_rng(5)
+    batch = as_rows([random_image(rng, grid=[0, 8][k % 2])[0] for k in range(20)], rng.permutation(20))
+    boxes, scores, labels, image, model = (column[rng.permutation(len(batch[0]))] for column in batch)
+    monkeypatch.setattr(postproc.wbf, "ROWS_AT_ONCE", rows_at_once)
+    *fused, members = fuse_batch_members(boxes, scores, labels, image, model, 6, skip_box_thr=0.4)
+    for mine, want in zip(fused, fuse_batch(boxes, scores, labels, image, model, 6, skip_box_thr=0.4), strict=True):
+        np.testing.assert_array_equal(mine, want)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    np.testing.assert_array_equal(members >= 0, (scores >= 0.4) & (sides > 0).all(axis=1))
+    for place in range(len(fused[0])):
+        inside = members == place
+        np.testing.assert_allclose(fused[0][place], scores[inside] @ boxes[inside] / scores[inside].sum(), rtol=1e-6)
+        assert fused[4][place] == len(set(model[inside]))
+        assert {(fused[2][place], fused[3][place])} == set(zip(labels[inside], image[inside], strict=True))
 
 
 def test_an_empty_batch_and_an_image_of_which_nothing_is_left():
