@@ -168,14 +168,20 @@ class Detect:
 
 @dataclass(frozen=True)
 class Fusion:
-    """How the detectors' boxes become one set (arXiv:1910.13302)."""
+    """How the detectors' boxes become one set: each method is a file of `postproc`, with its source."""
 
-    method: str = setting("wbf", one_of("wbf", "nms"))
+    method: str = setting("wbf", one_of("wbf", "nms", "soft_nms_linear", "soft_nms_gaussian", "nmw", "voting"))
     iou_threshold: float = setting(0.55, number(0, 1))
+    sigma: float = setting(0.5, number(0.001))  # of soft_nms_gaussian; smaller is harsher
     skip_box_threshold: float = setting(0.01, number(0, 1))  # of a detector's boxes, before fusing
+    thresholds: tuple[float, ...] | None = setting(
+        None, optional(list_of(number(0, 1), least=1))
+    )  # one a detector, in order, instead of skip_box_threshold
     conf_type: str = setting("avg", one_of("avg", "max", "box_and_model_avg", "absent_model_aware_avg"))
     weights: tuple[float, ...] | None = setting(None, optional(list_of(number(0), least=1)))  # one a detector, in order
     score_threshold: float = setting(0.01, number(0, 1))  # of the fused boxes
+    min_votes: int = setting(1, whole(1, 127))  # detectors that must agree on a fused box
+    masks: bool = setting(True, one_of(True, False))  # fuse the masks of those detectors that have some
     max_per_image: int = setting(100, whole(1, 10_000))
 
 
@@ -430,6 +436,11 @@ def consistent(settings: Settings) -> Settings:
     ):
         if weights is not None and (len(weights) != len(models) or not sum(weights) > 0):
             raise refuse(where, f"{len(models)} weights, one a {noun} and not all 0", list(weights))
+    fusion, n_detectors = settings.fusion, len(settings.detectors)
+    if fusion.thresholds is not None and len(fusion.thresholds) != n_detectors:
+        raise refuse("fusion.thresholds", f"{n_detectors} thresholds, one a detector", list(fusion.thresholds))
+    if fusion.min_votes > max(n_detectors, 1):
+        raise refuse("fusion.min_votes", f"at most {n_detectors}, as many as there are detectors", fusion.min_votes)
     return settings
 
 

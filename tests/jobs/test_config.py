@@ -40,7 +40,13 @@ def test_the_command_line_wins_over_the_run_file_over_the_profile(tmp_path: Path
     ("fusion.iou_threshold=-0.1", ["0 to 1"]),                                                         # below
     ("fusion.iou_threshold=high", ["a number", "'high'"]),                                             # not a number
     ("fusion.iou_threshold=.nan", ["fusion.iou_threshold", "want a number", ".nan"]),                  # not one either
-    ("fusion.method=average", ["wbf or nms"]),
+    ("fusion.method=average", ["wbf or nms or soft_nms_linear", "nmw or voting"]),
+    ("fusion.thresholds=[0.1, 0.2]", ["5 thresholds"]),                                                # five detectors
+    ("fusion.thresholds=[0.1, 0.2, 0.3, 0.4, 1.5]", ["fusion.thresholds[4]", "0 to 1"]),
+    ("fusion.min_votes=6", ["at most 5"]),
+    ("fusion.min_votes=0", ["a whole number from 1"]),
+    ("fusion.sigma=0", ["fusion.sigma", "0.001"]),                                                     # would divide by nothing
+    ("fusion.masks=maybe", ["True or False"]),
     ("fusion.weights=[1, 2]", ["5 weights"]),                                                          # five detectors
     ("fusion.weights=[0, 0, 0, 0, 0]", ["not all 0"]),
     ("detect.batch_size=0", ["a whole number from 1"]),
