@@ -24,6 +24,7 @@ from detection import backbones, mmcv_ops
 from detection.categories import CATEGORIES
 from detection.detections import Detections, Rle
 from detection.models import DetectorSpec
+from detection.rle import mirrored
 
 
 class WeightsError(ValueError):
@@ -155,6 +156,10 @@ class Detector:
         category_ids = [CATEGORIES.index(name) + 1 for name in spec.categories]
         self._category_ids = np.array(category_ids, np.int8)
 
+    def view(self, spec: DetectorSpec) -> "Detector":
+        """Another view of the same detector (`detection.models.viewed`), around the same network."""
+        return Detector(spec, self.model, str(self.device), self.score_threshold, self.max_per_image)
+
     def detect(self, images: Sequence[np.ndarray], *, batch_size: int = 8) -> list[Detections]:
         """Find the garments in photos.
 
@@ -170,6 +175,8 @@ class Detector:
             ValueError: a photo that is not (H, W, 3) uint8.
         """
         fitted = [fit(image, self.spec.scale_px) for image in images]
+        if self.spec.flip:
+            fitted = [np.ascontiguousarray(image[:, ::-1]) for image in fitted]
         found: list[Detections | None] = [None] * len(images)
         for shape, members in _alike(fitted, self.spec.pad_multiple_px):
             for start in range(0, len(members), batch_size):
@@ -206,7 +213,7 @@ class Detector:
         return [self._convert(p.pred_instances, size) for p, size in zip(predicted, originals, strict=True)]
 
     def _convert(self, instances: Any, size: tuple[int, int]) -> Detections:
-        """mmdetection's record to ours: clipped to the photo, thresholded, best first."""
+        """mmdetection's record to ours: clipped to the photo, thresholded, best first, of the photo as it was given."""
         scores = instances.scores.float().cpu().numpy()
         boxes = instances.bboxes.float().cpu().numpy().reshape(-1, 4)
         labels = instances.labels.cpu().numpy()
@@ -221,6 +228,9 @@ class Detector:
         rows = np.flatnonzero(solid)
         rows = rows[np.argsort(-scores[rows], kind="stable")][: self.max_per_image]
         masks: list[Rle] | None = [instances.masks[r] for r in rows] if self.with_masks else None
+        if self.spec.flip:
+            boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+            masks = masks and [mirrored(mask) for mask in masks]
         return Detections(
             boxes[rows].astype(np.float32), scores[rows].astype(np.float32), self._category_ids[labels[rows]], masks
         )

@@ -1,7 +1,8 @@
 """The detectors by name: architecture, photo size, weights and licence of each. Plain data; `detection.detector` loads them.
 
 Adding one is one constant here (its architecture a function of `detection.architectures` or any mmdetection model
-configuration); a user's own goes in the run file with the same fields, see `from_fields`.
+configuration); a user's own goes in the run file with the same fields, see `from_fields`. NAME@flip looks at mirrored photos,
+NAME@0.8 at smaller ones, NAME@flip@0.8 at both: the same weights, one more detector.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ class DetectorSpec:
         sha256: of that file; "" accepts any (a user's own file, said in the log).
         licence: of the weights.
         fusion_weight: how much its scores count in fusion, against 1; the run's `fusion.weights` overrides it.
+        flip: it is shown mirrored photos; what it returns is of the upright ones. Set by `viewed` alone.
     """
 
     name: str
@@ -44,6 +46,7 @@ class DetectorSpec:
     sha256: str = ""
     licence: str = "Apache-2.0"
     fusion_weight: float = 1.0
+    flip: bool = False
 
 
 def _lite(name: str, **more: Any) -> arch.Config:
@@ -119,11 +122,50 @@ ALL: tuple[DetectorSpec, ...] = (*PROFILES["tiny"], *PROFILES["paper"], CENTERNE
 
 
 def named(name: str) -> DetectorSpec:
-    """The shipped detector of that name.
+    """The shipped detector of that name, or a view of it: `atss-tiny`, `atss-tiny@flip`, `atss-tiny@0.8`, `atss-tiny@flip@1.25`.
 
     Raises:
-        ValueError: no such name; the message lists those there are.
+        ValueError: no such name, or no such view; the message lists those there are.
     """
+    base, at, view = name.partition("@")
+    return viewed(_shipped(base), view) if at else _shipped(base)
+
+
+def viewed(spec: DetectorSpec, view: str) -> DetectorSpec:
+    """The detector as it sees mirrored photos (`flip`), photos of another size (a factor of `scale_px`), or both (`flip@1.25`).
+
+    Raises:
+        ValueError: none of these; a factor outside 0.25 to 4, of 1, or written in another way than Python would (0.80).
+
+    >>> half = viewed(ATSS_TINY, "flip@0.5")
+    >>> half.name, half.scale_px, half.flip, half.weights == ATSS_TINY.weights
+    ('atss-tiny@flip@0.5', (160, 160), True, True)
+    """
+    flip, factors = view.partition("@")[0] == "flip", view.split("@")
+    factors = factors[flip:]
+    if not (flip and not factors) and not (len(factors) == 1 and factors[0] in _written(factors[0], *FACTORS)):
+        low, high = FACTORS
+        raise ValueError(
+            f"detector {spec.name!r} has no view {view[:80]!r}; want flip, a factor of its size from {low:g} to {high:g} that is "
+            "not 1 (0.8), or flip@FACTOR"
+        )
+    long, short = (max(1, round(side * float(factors[0]))) if factors else side for side in spec.scale_px)
+    return dataclasses.replace(spec, name=f"{spec.name}@{view}", scale_px=(long, short), flip=flip)
+
+
+FACTORS = (0.25, 4.0)
+
+
+def _written(text: str, low: float, high: float) -> list[str]:
+    """The one way to write the number in `text`; none where it is no number, out of range, or changes nothing."""
+    try:
+        value = float(text)
+    except ValueError:
+        return []
+    return [f"{value:g}"] if low <= value <= high and value != 1 else []
+
+
+def _shipped(name: str) -> DetectorSpec:
     for spec in ALL:
         if spec.name == name:
             return spec
@@ -131,28 +173,31 @@ def named(name: str) -> DetectorSpec:
 
 
 def from_fields(fields: Mapping[str, Any]) -> DetectorSpec:
-    """A user's own detector from the run file: `DetectorSpec`'s fields, with `base: NAME` to start from a shipped one.
+    """A user's own detector from the run file: `DetectorSpec`'s fields but `flip`, with `base: NAME` to start from a shipped one
+    and `view: flip` or another of `viewed`'s.
 
     Raises:
         ValueError: unknown or missing field, category not of the 13, or a value of the wrong kind.
     """
-    allowed = [f.name for f in dataclasses.fields(DetectorSpec)]
+    allowed = [*(f.name for f in dataclasses.fields(DetectorSpec) if f.name != "flip"), "view"]
     unknown = sorted(str(key) for key in set(fields) - {*allowed, "base"})
     if unknown:
         raise ValueError(
             f"detector {fields.get('name', '?')!r}: unknown field {unknown[0]!r}; allowed: base, {', '.join(allowed)}"
         )
     values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in fields.items() if key != "base"
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in fields.items()
+        if key not in ("base", "view")
     }
-    base = named(fields["base"]) if "base" in fields else None
+    base = _shipped(fields["base"]) if "base" in fields else None
     if base is not None and "weights" in values and "sha256" not in values:
         values["sha256"] = ""  # the base's digest is of the base's file
     if base is None and not {"name", "model"} <= set(values):
         raise ValueError("a detector of your own needs at least `name` and `model`, or `name` and `base`")
     spec = dataclasses.replace(base, **values) if base is not None else DetectorSpec(**values)
     _check(spec)
-    return spec
+    return viewed(spec, str(fields["view"])) if "view" in fields else spec
 
 
 def _check(spec: DetectorSpec) -> None:

@@ -40,12 +40,12 @@ class DetectShard:
             "score_threshold": self.settings.detect.score_threshold,
             "max_per_image": self.settings.detect.max_per_image,
         }
-        self.loaded = {
-            model.name: self.catalogue.load_detector(
+        self.loaded = models.load_all(
+            self.detectors,
+            lambda model: self.catalogue.load_detector(
                 model.spec, self.device, weights=models.weight_file(model, folder), **how
-            )
-            for model in self.detectors
-        }
+            ),
+        )
         photos.limit_threads(self.settings.threads_per_actor)
         return versions() | {"device": self.device}
 

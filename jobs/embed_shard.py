@@ -54,14 +54,14 @@ class EmbedShard:
 
     def load(self) -> dict[str, Any]:
         folder = models.weights_folder(self.settings)
-        self.loaded = {
-            model.name: self.catalogue.load_embedder(
+        self.loaded = models.load_all(
+            self.embedders,
+            lambda model: self.catalogue.load_embedder(
                 model.spec, self.device, weights=models.weight_file(model, folder),
                 allow_random_weights=self.settings.allow_random_weights,
-            )
-            for model in self.embedders
-        }  # fmt: skip
-        self.sizes = {model.name: model.spec.input_size for model in self.embedders}
+            ),
+        )  # fmt: skip
+        self.looks = {m.name: (m.spec.input_size, getattr(m.spec, "margin", 0.0)) for m in self.embedders}
         photos.limit_threads(self.settings.threads_per_actor)
         return versions() | {"device": self.device}
 
@@ -131,13 +131,13 @@ class EmbedShard:
         boxes: np.ndarray,
     ) -> None:
         """Crop one photo's items for every model of this kind of boxes."""
-        cut: dict[int, np.ndarray] = {}  # by size: models of one size share the crops
+        cut: dict[tuple[int, float], np.ndarray] = {}  # by size and margin: models that agree in both share the crops
         for name in (name for boxes_kind, name in rows if boxes_kind == kind):
-            size = self.sizes[name]
-            if size not in cut:
-                cut[size] = crop(pixels, boxes, size)
+            look = self.looks[name]
+            if look not in cut:
+                cut[look] = crop(pixels, boxes, *look)
             rows[kind, name].ids += [(image_id, int(number)) for number in numbers]
-            rows[kind, name].crops += list(cut[size])
+            rows[kind, name].crops += list(cut[look])
 
     def _run_batches(self, name: str, rows: Rows, n: int) -> None:
         for batch in rows.take(n):

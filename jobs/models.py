@@ -18,6 +18,11 @@ from jobs.config import ROOT, Settings
 from store.cached import cached
 from store.objects import ObjectMissing, ObjectStore, open_store
 
+NO_VIEW = {
+    "flip": False,
+    "margin": 0.0,
+}  # fields that say nothing so: what was made before there were views stays valid
+
 
 @dataclass(frozen=True)
 class Catalogue:
@@ -55,6 +60,9 @@ class Model:
         """What the model's results follow from: the weights, and the spec but for where they lie and their licence."""
         elsewhere = {"weights", "sha256", "licence", "fusion_weight"}
         fields = {f.name: getattr(self.spec, f.name) for f in dataclasses.fields(self.spec) if f.name not in elsewhere}
+        for name, plain in NO_VIEW.items():
+            if fields.get(name) == plain:
+                del fields[name]
         text = json.dumps(_plain(fields), sort_keys=True).encode()
         return {"name": self.name, "spec": hashlib.blake2b(text, digest_size=16).hexdigest(), "weights": self.weights}
 
@@ -97,6 +105,18 @@ def chosen(settings: Settings, catalogue: Catalogue) -> tuple[tuple[Model, ...],
     return detectors, _choose("embedders", settings.embedders, catalogue.embedder, folder, settings)
 
 
+def load_all(models: tuple[Model, ...], load: Callable[[Model], Any]) -> dict[str, Any]:
+    """Every model by its name; views of one model (NAME@…) are made around the network that is loaded first, where it can."""
+    loaded: dict[str, Any] = {}
+    first: dict[tuple[str, str], Any] = {}
+    for model in models:
+        base = model.name.partition("@")[0], model.weights
+        view = getattr(first.get(base), "view", None)
+        loaded[model.name] = load(model) if view is None else view(model.spec)
+        first.setdefault(base, loaded[model.name])
+    return loaded
+
+
 def with_fusion_weights(settings: Settings, detectors: tuple[Model, ...]) -> Settings:
     """The settings with `fusion.weights` filled in from the detectors' specs, unless the user set them or all are 1."""
     weights = tuple(float(getattr(model.spec, "fusion_weight", 1.0)) for model in detectors)
@@ -112,9 +132,11 @@ def weights_folder(settings: Settings) -> ObjectStore:
 
 def _choose(where: str, entries: tuple, find: Callable, folder: ObjectStore, settings: Settings) -> tuple[Model, ...]:
     models: list[Model] = []
+    own = {entry["name"]: entry for entry in entries if isinstance(entry, Mapping) and "name" in entry}
     for i, entry in enumerate(entries):
+        base, at, view = entry.partition("@") if isinstance(entry, str) else ("", "", "")
         try:
-            spec = find(entry)
+            spec = find({**own[base], "view": view} if at and base in own else entry)
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{where}[{i}]: {error}") from error
         if any(spec.name == model.name for model in models):

@@ -3,7 +3,8 @@
 The rule, the same in training and in use:
 
 1. The box is widened by `margin` of its own width on the left and on the right and of its own height above and below,
-   then cut to the photo and rounded to whole pixels (half up), at least one.
+   then cut to the photo and rounded to whole pixels (half up), at least one. A margin below 0 makes what the photo shows
+   of the box narrower instead.
 2. What is inside keeps its proportions: its longer side becomes `size` pixels (by area where it shrinks, bilinearly where it
    grows), it stands in the middle, and the rest of the square is white.
 
@@ -28,7 +29,7 @@ def crop(image: np.ndarray, boxes: np.ndarray, size: int, margin: float = MARGIN
         image: (H, W, 3) uint8, RGB, upright; not changed.
         boxes: (N, 4) float, x1 y1 x2 y2 in pixels of `image`; N may be 0. Parts outside the photo are ignored.
         size: side of the crops in pixels.
-        margin: share of the box's width and height added on each side, at least 0.
+        margin: share of the box's width and height added on each side, above -0.5; below 0 it is taken away.
 
     Returns:
         (N, size, size, 3) uint8, RGB, rows as in `boxes`.
@@ -68,8 +69,8 @@ def areas_of(boxes: np.ndarray, width: int, height: int, margin: float = MARGIN)
         boxes = boxes.reshape(0, 4)
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"crop: want boxes (N, 4), got {boxes.shape}")
-    if not 0 <= margin < np.inf:
-        raise ValueError(f"crop: want a margin of 0 or more, got {margin}")
+    if not -0.5 < margin < np.inf:
+        raise ValueError(f"crop: want a margin above -0.5, got {margin}")
     frame = np.array([width, height, width, height], np.float64)
     visible = np.clip(boxes, 0, frame)
     covers = np.isfinite(boxes).all(axis=1) & (visible[:, 2:] > visible[:, :2]).all(axis=1)
@@ -77,6 +78,7 @@ def areas_of(boxes: np.ndarray, width: int, height: int, margin: float = MARGIN)
         raise ValueError(
             f"crop: box {row} {boxes[row].tolist()} covers nothing of a photo of {width} x {height} pixels"
         )
+    boxes = visible if margin < 0 else boxes  # so that what is left lies within the photo
     more = (boxes[:, 2:] - boxes[:, :2]) * margin
     wide = np.clip(np.concatenate([boxes[:, :2] - more, boxes[:, 2:] + more], axis=1), 0, frame)
     low = np.minimum(np.floor(wide[:, :2] + 0.5), frame[:2] - 1)

@@ -85,11 +85,16 @@ class Embedder:
         self._mean = torch.tensor(spec.mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(spec.std, device=self.device).view(1, 3, 1, 1)
 
+    def view(self, spec: EmbedderSpec) -> "Embedder":
+        """Another view of the same embedder (`retrieval.models.viewed`), around the same network."""
+        return Embedder(spec, self.model, str(self.device))
+
     def embed(self, crops: np.ndarray, *, batch_size: int = 32) -> np.ndarray:
         """Rows of crops, the same for the same crops and batches.
 
         Args:
-            crops: (N, S, S, 3) uint8, RGB, S = `spec.input_size`; N may be 0.
+            crops: (N, S, S, 3) uint8, RGB, S = `spec.input_size`, of the margin `spec.margin`; N may be 0. A view that
+                mirrors does so itself.
             batch_size: crops at once; halved, and noted, when the GPU's memory does not suffice.
 
         Returns:
@@ -105,6 +110,7 @@ class Embedder:
             )
         if batch_size < 1:
             raise ValueError(f"{self.spec.name}: want a batch size of at least 1, got {batch_size}")
+        crops = crops[:, :, ::-1] if self.spec.flip else crops
         rows = np.empty((len(crops), self.spec.dim), np.float32)
         start = 0
         while start < len(crops):

@@ -1,7 +1,8 @@
 """The embedders by name: backbone, CGD branches, size and weights of each. Plain data; `retrieval.embedder` loads them.
 
 Adding one is one constant here; a user's own goes in the run file with the same fields, see `from_fields`. How a box
-becomes a crop is one rule for all of them (`retrieval.crops`), so that models of one input size share the crops.
+becomes a crop is one rule for all of them (`retrieval.crops`), so that models of one input size share the crops. NAME@flip looks
+at mirrored crops, NAME@margin0.1 at wider ones, NAME@flip@margin0.1 at both: the same weights, rows of their own.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ class EmbedderSpec:
         weights: our fine-tuned safetensors under the weights folder; "" means the backbone as published.
         sha256: of that file, checked before the first batch; "" accepts any (a user's own file).
         licence: of the weights.
+        flip: it is shown mirrored crops; margin: of its crops, as `retrieval.crops.crop` takes it. Set by `viewed` alone.
     """
 
     name: str
@@ -45,6 +47,8 @@ class EmbedderSpec:
     weights: str = ""
     sha256: str = ""
     licence: str = "Apache-2.0"
+    flip: bool = False
+    margin: float = 0.0
 
 
 _TINY: dict[str, Any] = dict(dim=512, input_size=160, mean=LITE_MEAN, std=LITE_STD)
@@ -88,11 +92,50 @@ ALL: tuple[EmbedderSpec, ...] = (*PROFILES["tiny"], *PROFILES["paper"])
 
 
 def named(name: str) -> EmbedderSpec:
-    """The shipped embedder of that name.
+    """The shipped embedder of that name, or a view of it: `lite0-sg`, `lite0-sg@flip`, `lite0-sg@margin0.1`, `lite0-sg@flip@margin0.1`.
 
     Raises:
-        ValueError: no such name; the message lists those there are.
+        ValueError: no such name, or no such view; the message lists those there are.
     """
+    base, at, view = name.partition("@")
+    return viewed(_shipped(base), view) if at else _shipped(base)
+
+
+def viewed(spec: EmbedderSpec, view: str) -> EmbedderSpec:
+    """The embedder as it sees mirrored crops (`flip`), wider or narrower ones (`margin0.1`, `margin-0.1`), or both (`flip@margin0.1`).
+
+    Raises:
+        ValueError: none of these; a margin outside -0.2 to 1, of 0, or written in another way than Python would (0.10).
+
+    >>> wide = viewed(LITE0_SG, "flip@margin0.1")
+    >>> wide.name, wide.margin, wide.flip, wide.weights == LITE0_SG.weights
+    ('lite0-sg@flip@margin0.1', 0.1, True, True)
+    """
+    flip, margins = view.partition("@")[0] == "flip", view.split("@")
+    margins = margins[flip:]
+    if not (flip and not margins) and not (len(margins) == 1 and margins[0] in _written(margins[0], *MARGINS)):
+        low, high = MARGINS
+        raise ValueError(
+            f"embedder {spec.name!r} has no view {view[:80]!r}; want flip, marginSHARE with a share of the box from {low:g} to "
+            f"{high:g} that is not 0 (margin0.1), or flip@marginSHARE"
+        )
+    margin = float(margins[0].removeprefix("margin")) if margins else spec.margin
+    return dataclasses.replace(spec, name=f"{spec.name}@{view}", flip=flip, margin=margin)
+
+
+MARGINS = (-0.2, 1.0)
+
+
+def _written(text: str, low: float, high: float) -> list[str]:
+    """The one way to write the margin in `text`; none where it is no margin, out of range, or changes nothing."""
+    try:
+        value = float(text.removeprefix("margin"))
+    except ValueError:
+        return []
+    return [f"margin{value:g}"] if low <= value <= high and value != 0 else []
+
+
+def _shipped(name: str) -> EmbedderSpec:
     for spec in ALL:
         if spec.name == name:
             return spec
@@ -100,31 +143,34 @@ def named(name: str) -> EmbedderSpec:
 
 
 def from_fields(fields: Mapping[str, Any]) -> EmbedderSpec:
-    """A user's own embedder from the run file: `EmbedderSpec`'s fields, with `base: NAME` to start from a shipped one.
+    """A user's own embedder from the run file: `EmbedderSpec`'s fields but `flip` and `margin`, with `base: NAME` to start from a
+    shipped one and `view: flip` or another of `viewed`'s.
 
     Raises:
         ValueError: unknown or missing field, or a value of the wrong kind.
     """
-    allowed = [f.name for f in dataclasses.fields(EmbedderSpec)]
+    allowed = [*(f.name for f in dataclasses.fields(EmbedderSpec) if f.name not in ("flip", "margin")), "view"]
     unknown = sorted(str(key) for key in set(fields) - {*allowed, "base"})
     if unknown:
         raise ValueError(
             f"embedder {fields.get('name', '?')!r}: unknown field {unknown[0]!r}; allowed: base, {', '.join(allowed)}"
         )
     values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in fields.items() if key != "base"
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in fields.items()
+        if key not in ("base", "view")
     }
     if "base" not in fields and not {"name", "timm_id"} <= set(values):
         raise ValueError("an embedder of your own needs at least `name` and `timm_id`, or `name` and `base`")
     if "base" in fields:
-        base = named(fields["base"])
+        base = _shipped(fields["base"])
         if "weights" in values and "sha256" not in values:
             values["sha256"] = ""  # the base's digest is of the base's file
         spec = dataclasses.replace(base, **values)
     else:
         spec = EmbedderSpec(**values)
     _check(spec)
-    return spec
+    return viewed(spec, str(fields["view"])) if "view" in fields else spec
 
 
 def _check(spec: EmbedderSpec) -> None:

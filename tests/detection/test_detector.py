@@ -226,3 +226,48 @@ def test_paper_models_build_and_see_photos(spec: DetectorSpec) -> None:
     found = ours.detect(drawn_photos(2))
     assert [len(f) for f in found] == [5, 5]
     assert (found[0].masks is not None) == ("mask" in spec.name)
+
+
+def agree_in_the_mirror(plain: Any, photos: list[np.ndarray]) -> tuple[int, int]:
+    """(how many of the plain detector's boxes from 0.3 up the flipped one finds mirrored, within 1 px and 0.01; how many there are)."""
+    flipped = plain.view(models.viewed(plain.spec, "flip"))
+    mirrored = [np.ascontiguousarray(photo[:, ::-1]) for photo in photos]
+    matched = total = 0
+    for photo, want, found in zip(photos, plain.detect(photos), flipped.detect(mirrored), strict=True):
+        width = photo.shape[1]
+        for k in np.flatnonzero(want.scores >= 0.3):
+            x1, y1, x2, y2 = want.boxes[k]
+            near = np.abs(found.boxes - [width - x2, y1, width - x1, y2]).max(axis=1) <= 1
+            near &= (np.abs(found.scores - want.scores[k]) <= 0.01) & (found.categories == want.categories[k])
+            if want.masks is not None and near.any():
+                from pycocotools import mask as coco
+
+                ours = coco.decode(found.masks[int(np.argmax(near))])
+                theirs = coco.decode(want.masks[k])[:, ::-1]
+                near &= (ours != theirs).sum() <= 0.03 * max(theirs.sum(), 1)
+            matched, total = matched + bool(near.any()), total + 1
+    return matched, total
+
+
+@pytest.mark.parametrize("name", ["atss-tiny", "cascade-mask-rcnn-tiny"])
+def test_a_flipped_detector_finds_the_mirrored_boxes_of_a_mirrored_photo(name: str, loaded: dict[str, Any]) -> None:
+    matched, total = agree_in_the_mirror(loaded[name], drawn_photos(8))
+    assert total >= 4 and matched >= 0.95 * total
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spec", TINY, ids=lambda spec: spec.name)
+def test_a_flipped_detector_on_real_photos(spec: DetectorSpec, loaded: dict[str, Any], ccp_df2: Path) -> None:
+    matched, total = agree_in_the_mirror(loaded[spec.name], real_photos(ccp_df2, 30))
+    assert total >= 20 and matched >= 0.95 * total
+
+
+def test_views_share_the_network_and_answer_within_the_photo(loaded: dict[str, Any]) -> None:
+    plain, photo = loaded["atss-tiny"], drawn_photos(1)[0]
+    for view in ("flip", "0.8", "flip@1.25"):
+        other = plain.view(models.viewed(plain.spec, view))
+        assert other.model is plain.model
+        found = other.detect([photo])[0]
+        height, width = photo.shape[:2]
+        assert len(found) and found.boxes.min() >= 0 and (found.boxes[:, 2:].max(axis=0) <= [width, height]).all()
+        assert found.boxes.dtype == np.float32 and (found.boxes[:, 2:] > found.boxes[:, :2]).all()

@@ -61,3 +61,31 @@ def test_a_model_of_ones_own_takes_the_rest_from_its_base() -> None:
 def test_the_digest_of_the_base_does_not_judge_another_file() -> None:
     assert models.from_fields({"name": "mine", "base": "atss-tiny", "weights": "mine.safetensors"}).sha256 == ""
     assert models.from_fields({"name": "mine", "base": "atss-tiny"}).sha256 == models.ATSS_TINY.sha256
+
+
+@pytest.mark.parametrize("view, scale_px, flip", [
+    ("flip", (320, 320), True), ("0.8", (256, 256), False), ("flip@1.25", (400, 400), True), ("0.333", (107, 107), False),
+])  # fmt: skip
+def test_a_view_is_the_same_detector_looking_otherwise(view: str, scale_px: tuple[int, int], flip: bool) -> None:
+    spec = models.named(f"atss-tiny@{view}")
+    same = dataclasses.replace(spec, name="atss-tiny", scale_px=(320, 320), flip=False)
+    assert same == models.ATSS_TINY and (spec.scale_px, spec.flip) == (scale_px, flip)
+    mine = models.from_fields({"name": "mine", "base": "atss-tiny", "scale_px": [320, 320], "view": view})
+    assert mine == dataclasses.replace(spec, name=f"mine@{view}")
+
+
+@pytest.mark.parametrize(
+    "view", ["", "flop", "flip@flip", "0.8@flip", "0.80", "1", "1.0", "0.2", "4.1", "-0.8", "nan", "inf", "flip@", "0.8@0.9"]
+)  # fmt: skip
+def test_a_view_there_is_not_is_refused_and_says_which_there_are(view: str) -> None:
+    with pytest.raises(ValueError, match=r"'atss-tiny' has no view .* want flip, a factor of its size from 0\.25 to 4"):
+        models.named(f"atss-tiny@{view}")
+
+
+def test_a_view_of_nothing_and_a_mirror_by_hand_are_refused() -> None:
+    with pytest.raises(ValueError, match="no detector named 'atss'; there are"):
+        models.named("atss@flip")
+    with pytest.raises(ValueError, match="unknown field 'flip'"):
+        models.from_fields({"name": "mine", "base": "atss-tiny", "flip": True})
+    with pytest.raises(ValueError, match="no detector named 'atss-tiny@flip'"):
+        models.from_fields({"name": "mine", "base": "atss-tiny@flip"})

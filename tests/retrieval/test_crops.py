@@ -25,6 +25,8 @@ def halves(height: int, width: int) -> np.ndarray:
         ((10, 20, 30, 60), 0.1, (8, 16, 32, 64)),  # 10 % of 20 left and right, of 40 above and below
         ((-5, -5, 30, 60), 0.0, (0, 0, 30, 60)),  # cut to the photo
         ((90, 70, 100, 80), 0.5, (85, 65, 100, 80)),  # the margin too
+        ((10, 20, 30, 60), -0.1, (12, 24, 28, 56)),  # 10 % less on each side
+        ((-60, 20, 10, 60), -0.2, (2, 28, 8, 52)),  # of what the photo shows: 0 to 10
         ((50.1, 40.1, 50.2, 40.2), 0.0, (50, 40, 51, 41)),  # never less than a pixel
         ((99.9, 79.9, 100, 80), 0.0, (99, 79, 100, 80)),  # nor beyond the last one
     ],
@@ -60,7 +62,7 @@ def test_nothing_in_nothing_out():
 
 @settings(max_examples=80, deadline=None)
 @given(
-    width=st.integers(1, 70), height=st.integers(1, 70), size=st.integers(1, 40), margin=st.sampled_from([0.0, 0.05, 0.7]),
+    width=st.integers(1, 70), height=st.integers(1, 70), size=st.integers(1, 40), margin=st.sampled_from([-0.49, -0.2, 0.0, 0.05, 0.7]),
     corners=st.tuples(*[st.floats(-20, 90) for _ in range(4)]),
 )  # fmt: skip
 def test_every_box_that_touches_the_photo_gives_a_crop_of_its_pixels(width, height, size, margin, corners):
@@ -87,7 +89,7 @@ def test_every_box_that_touches_the_photo_gives_a_crop_of_its_pixels(width, heig
         (np.zeros((4, 4, 3), np.uint8), [[0, 0, np.nan, 1]], {}, "box 0"),
         (np.zeros((4, 4, 3), np.uint8), [[4, 0, 9, 1]], {}, "photo of 4 x 4 pixels"),  # wholly outside
         (np.zeros((4, 4, 3), np.uint8), [[0, 0, 1]], {}, r"boxes \(N, 4\)"),
-        (np.zeros((4, 4, 3), np.uint8), [[0, 0, 1, 1]], {"margin": -0.1}, "margin"),
+        (np.zeros((4, 4, 3), np.uint8), [[0, 0, 1, 1]], {"margin": -0.5}, "margin"),
         (np.zeros((4, 4, 3), np.uint8), [[0, 0, 1, 1]], {"size": 0}, "size"),
     ],
 )

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from retrieval import embedder
 from retrieval.embedder import WeightsError, build, load
-from retrieval.models import LITE0_SG, PROFILES
+from retrieval.models import LITE0_SG, PROFILES, viewed
 
 SMALL = dataclasses.replace(LITE0_SG, name="small", input_size=48, dim=16, stride=32, sha256="")
 PUBLISHED = dataclasses.replace(SMALL, weights="")
@@ -161,3 +161,11 @@ def test_paper_models_embed_a_real_photo(spec, ccp_df2):
 def test_no_faiss_comes_along():
     code = "import sys, retrieval.embedder; sys.exit('faiss' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(embedder.__file__).parents[1]).returncode == 0
+
+
+def test_a_view_mirrors_its_crops_and_shares_the_network(weights, crops):
+    ours = load(SMALL, "cpu", weights=weights)
+    mirror = ours.view(viewed(SMALL, "flip"))
+    assert mirror.model is ours.model and mirror.notes is not ours.notes
+    np.testing.assert_array_equal(mirror.embed(crops), ours.embed(np.ascontiguousarray(crops[:, :, ::-1])))
+    assert np.abs(mirror.embed(crops) - ours.embed(crops)).max() > 1e-3

@@ -1,5 +1,6 @@
 """The table of embedders and a user's own entries."""
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -43,8 +44,6 @@ def test_a_users_own_embedder():
 
 
 def test_other_weights_for_a_shipped_one_do_not_inherit_its_digest(monkeypatch):
-    import dataclasses
-
     monkeypatch.setattr(models, "ALL", (dataclasses.replace(LITE0_SG, sha256="ab" * 32),))
     assert from_fields({"base": "lite0-sg", "name": "other", "weights": "other.safetensors"}).sha256 == ""
     assert from_fields({"base": "lite0-sg", "name": "same"}).sha256 == "ab" * 32
@@ -83,3 +82,27 @@ def test_branches_are_those_there_are():
     from retrieval.descriptors import DESCRIPTORS
 
     assert sorted(models.BRANCHES) == sorted(DESCRIPTORS)
+
+
+@pytest.mark.parametrize(
+    "view, margin, flip", [("flip", 0, True), ("margin0.1", 0.1, False), ("flip@margin-0.2", -0.2, True)]
+)
+def test_a_view_is_the_same_embedder_looking_otherwise(view, margin, flip):
+    spec = named(f"lite0-sg@{view}")
+    assert spec == dataclasses.replace(LITE0_SG, name=f"lite0-sg@{view}", margin=margin, flip=flip)
+    assert from_fields({"base": "lite0-sg", "name": "mine", "view": view}).name == f"mine@{view}"
+
+
+@pytest.mark.parametrize(
+    "view", ["", "flop", "0.1", "margin", "margin0", "margin0.10", "margin-0.3", "margin2", "marginnan", "margin0.1@flip"]
+)  # fmt: skip
+def test_a_view_there_is_not_is_refused_and_says_which_there_are(view):
+    with pytest.raises(ValueError, match=r"'lite0-sg' has no view .* want flip, marginSHARE"):
+        named(f"lite0-sg@{view}")
+
+
+def test_a_view_of_nothing_and_a_margin_by_hand_are_refused():
+    with pytest.raises(ValueError, match="no embedder named 'lite9'"):
+        named("lite9@flip")
+    with pytest.raises(ValueError, match="unknown field 'margin'"):
+        from_fields({"base": "lite0-sg", "name": "x", "margin": 0.1})
