@@ -5,6 +5,7 @@ an interval. COCO's matching of boxes is done once; a draw only changes how ofte
 over the boxes sorted by score. Source: percentile bootstrap, as in `postproc.bootstrap`; AP as in `detection.metrics`.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,37 +50,67 @@ def paired_interval(
     Raises:
         ValueError: no photo or no true item of AP10's categories, or what `evaluate_boxes` refuses.
     """
+    photos = np.unique(image_ids)
+    sides = [Curves(matches(truth, found, photos), photos, at_50=at_50) for found in (ours, theirs)]
+    return interval(*sides, confidence=confidence, n_draws=n_draws, seed=seed)
+
+
+def interval(
+    ours: "Curves", theirs: "Curves", *, confidence: float = 0.95, n_draws: int = 500, seed: int = 0
+) -> Interval:
+    """`paired_interval` of boxes that are matched already, over the same photos; the AP is that of the curves' categories.
+
+    Raises:
+        ValueError: other photos, none of them, or no true item of these categories.
+    """
     if not 0 < confidence < 1:
         raise ValueError(f"AP interval: want a confidence between 0 and 1, got {confidence}")
-    photos = np.unique(image_ids)
-    sides = [_Curves(truth, found, photos, at_50) for found in (ours, theirs)]
-    whole = [side.ap10(np.ones(len(photos))) for side in sides]
+    photos, sides = ours.photos, (ours, theirs)
+    if not np.array_equal(photos, theirs.photos):
+        raise ValueError("AP interval: the two are of different photos; want the same ones")
+    whole = [side.ap() for side in sides]
     if not len(photos) or np.isnan(whole).any():
         raise ValueError("AP interval: no photo with a true item of AP10's categories; nothing to judge by")
     rng = np.random.default_rng(seed)
     differences = np.empty(n_draws)
     for draw in range(n_draws):
         times = np.bincount(rng.integers(len(photos), size=len(photos)), minlength=len(photos)).astype(np.float64)
-        differences[draw] = sides[0].ap10(times) - sides[1].ap10(times)
+        differences[draw] = sides[0].ap(times) - sides[1].ap(times)
     tail = (1 - confidence) / 2
     low, high = np.nanquantile(differences, [tail, 1 - tail])
     return Interval(whole[0], whole[1], whole[0] - whole[1], float(low), float(high))
 
 
-class _Curves:
-    """One detector's boxes of AP10's categories, matched and sorted by score."""
+class Curves:
+    """One detector's boxes of some categories, matched and sorted by score.
 
-    def __init__(self, truth: Arrays, found: Arrays, photos: np.ndarray, at_50: bool) -> None:
+    Args:
+        matched: what `detection.metrics.matches` or `detection.matching.Truth.matches` says of them.
+        photos: (I,) ids of the judged photos, rising.
+        at_50: at IoU 0.5 alone.
+        categories: whose APs are averaged; those without a true item are left out.
+    """
+
+    def __init__(
+        self,
+        matched: Mapping[int, Mapping[str, np.ndarray]],
+        photos: np.ndarray,
+        *,
+        at_50: bool = False,
+        categories: Iterable[int] = AP10_IDS,
+    ) -> None:
+        self.photos = photos
         self._categories: list[dict[str, Any]] = []
-        for category, matched in matches(truth, found, photos).items():
-            if category in AP10_IDS:
-                order = np.argsort(-matched["score"], kind="mergesort")
-                right = matched["right"][: 1 if at_50 else None, order]
-                kept = {"right": right, "photo": np.searchsorted(photos, matched["image_id"])[order]}
-                self._categories.append(kept | {"items": matched["items"]})
+        for category in categories:
+            one = matched[category]
+            order = np.argsort(-one["score"], kind="mergesort")
+            right = one["right"][: 1 if at_50 else None, order]
+            kept = {"right": right, "photo": np.searchsorted(photos, one["image_id"])[order]}
+            self._categories.append(kept | {"items": one["items"]})
 
-    def ap10(self, times: np.ndarray) -> float:
-        """AP10 when photo i counts times[i] times; nan without any item."""
+    def ap(self, times: np.ndarray | None = None) -> float:
+        """The mean AP when photo i counts times[i] times, once for None; nan without any item."""
+        times = np.ones(len(self.photos)) if times is None else times
         aps = [ap for one in self._categories if (ap := self._ap(one, times)) is not None]
         return float(np.mean(aps)) if aps else float("nan")
 
