@@ -222,8 +222,9 @@ class Storage:
 
 @dataclass(frozen=True)
 class Report:
-    queries: int = setting(40, whole(0, 10_000))
+    queries: int = setting(500, whole(0, 10_000))  # with pictures; all are listed
     top: int = setting(10, whole(1, 100))
+    compare: str | None = setting(None, optional(address))  # OUTPUT of an earlier run over the same photos
 
 
 @dataclass(frozen=True)
@@ -288,6 +289,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--check", action="store_true", help="look at versions, devices, storage and weights; start nothing"
     )
     parser.add_argument("--retry-failed", action="store_true", help="do again the shards that hold failed photos")
+    parser.add_argument("--compare", metavar="OUTPUT2", help="an earlier run: the report shows what changed since")
 
 
 def load(args: argparse.Namespace) -> Settings:
@@ -304,6 +306,8 @@ def load(args: argparse.Namespace) -> Settings:
     merge(given, {"imageset": str(args.imageset), "output": str(args.output), "profile": args.profile})
     if args.limit is not None:
         given["limit"] = args.limit
+    if args.compare is not None:
+        merge(given, {"report": {"compare": str(args.compare)}})
     layers: dict[str, Any] = read_yaml(PROFILES / f"{args.profile}.yaml", "profile")
     if given.get("allow_random_weights") is True:
         merge(layers, RANDOM_WEIGHTS)
@@ -311,6 +315,8 @@ def load(args: argparse.Namespace) -> Settings:
     settings = consistent(build(Settings, layers, ""))
     lasting(settings.imageset, "--imageset")
     lasting(settings.output, "--output")
+    if settings.report.compare is not None:
+        lasting(settings.report.compare, "--compare")
     return settings
 
 

@@ -1,8 +1,9 @@
-"""File names, product ids and captions that try to be HTML: both pages have the very tags they have with plain names."""
+"""File names, product ids and captions that try to be HTML: pages have the very tags they have with plain names, data is JSON."""
 
 import html.parser
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import stand_ins
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs import report_page
+from jobs.reporting import site
+from jobs.reporting.script_data import content_of
 from jobs.training import report
 from store.imageset import Photo, open_imageset, write_imageset
 from store.objects import open_store
@@ -18,6 +20,7 @@ from tests.fuzz import guard
 
 N_PHOTOS = 20  # of a page, half of them consumers'; each takes two names
 N_NAMES = 2 * N_PHOTOS
+PAGES = ("index", "detection", "retrieval", "queries", "run")
 EVIL_FOLDER = "<img src=x onerror=alert(1)> '\"&"
 HOSTILE = [
     "<script>alert(1)</script>", "</bdi><img src=x onerror=alert(1)>", "\"><svg onload=alert(1)>", "' onmouseover='alert(1)", "javascript:alert(1)",
@@ -90,12 +93,29 @@ def finished(tmp_path, full, calls) -> Path:
     return box
 
 
-def run_page(box: Path, names: list[str]) -> Page:
-    """The run's page again, its photos named otherwise."""
+def run_pages(box: Path, names: list[str]) -> list[Page]:
+    """The run's pages again, its photos named otherwise; last what their scripts are fed, as the texts of one more page."""
     imageset(box / "set", names)
     with guard.watched(box / "run"):
-        report_page.build(open_store(box / "run"), open_imageset(box / "set"), queries=N_PHOTOS, top=N_PHOTOS)
-    return Page((box / "run" / "report" / "index.html").read_bytes())
+        site.build(open_store(box / "run"), open_imageset(box / "set"), queries=N_PHOTOS, top=N_PHOTOS)
+    report = box / "run" / "report"
+    fed = Page(b"")
+    for path in sorted((report / "data").iterdir()):
+        data = path.read_bytes()
+        assert data.startswith(f'(window.REPORT ??= {{}})["{path.stem}"] = '.encode()) and data.endswith(b";\n")
+        assert not set(data) & set(b"<>&") and data.isascii() and data.count(b"\n") == 1, (
+            "nothing in it ends a script or begins a tag"
+        )
+        fed.texts += texts_of(content_of(data))
+    return [*(Page((report / f"{name}.html").read_bytes()) for name in PAGES), fed]
+
+
+def texts_of(content: Any) -> list[str]:
+    """Every text in a JSON value."""
+    if isinstance(content, str):
+        return [content]
+    parts = content.values() if isinstance(content, dict) else content if isinstance(content, list) else ()
+    return [text for part in parts for text in texts_of(part)]
 
 
 def training_page(box: Path, names: list[str]) -> Page:
@@ -114,19 +134,19 @@ def training_page(box: Path, names: list[str]) -> Page:
     return Page((box / "training" / "report" / "index.html").read_bytes())
 
 
-def agrees(box: Path, names: list[str], plain: tuple[Page, Page]) -> None:
-    pages = run_page(box, names), training_page(box, names)
+def agrees(box: Path, names: list[str], plain: list[Page]) -> None:
+    pages = [*run_pages(box, names), training_page(box, names)]
     assert [page.tags for page in pages] == [page.tags for page in plain]
-    texts = set(pages[0].texts)
+    texts = set(pages[len(PAGES)].texts)
     asked, found = names[1:N_PHOTOS:2], names[N_PHOTOS::2]  # consumers' files, shops' products
-    lost = [name for name in map(shown, (*asked, *found)) if name and name not in texts]
+    lost = [name for name in (*asked, *found) if name and name not in texts and shown(name) not in texts]
     assert not lost, "each is there to be read, letter by letter"
 
 
-def plain_pages(box: Path) -> tuple[Page, Page]:
+def plain_pages(box: Path) -> list[Page]:
     names = [f"name-{i}" for i in range(N_NAMES)]
-    pages = run_page(box, names), training_page(box, names)
-    assert pages[0].tags.count(("article", "class")) == N_PHOTOS // 2 and "name-1" in pages[0].texts
+    pages = [*run_pages(box, names), training_page(box, names)]
+    assert "name-1" in pages[len(PAGES)].texts and all(page.tags for page in pages[: len(PAGES)])
     return pages
 
 

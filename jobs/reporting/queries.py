@@ -1,6 +1,6 @@
-"""Which queries the report shows, and which of their shop results are right.
+"""The queries of a run: how each ended, which of their shop results are right, which of them get pictures.
 
-In: an image set's ground truth and `rankings/BOXES.parquet` of a run. Out: at most n `Example` records.
+In: an image set's ground truth and `rankings/BOXES.parquet` of a run. Out: `Standings` over all queries, an `Example` of each.
 The judgement is `retrieval.metrics`', the benchmark's own; this file only chooses and gathers.
 """
 
@@ -19,6 +19,7 @@ from store.objects import ObjectStore
 
 LIST_LENGTH = max(metrics.KS)  # results further down are not read
 BATCH_ROWS = 4096
+SUREST_SHARE = 5  # one picture in so many is of a surest mistake, the others of queries as they come
 LISTS = ("gallery_image_id", "gallery_item", "gallery_bbox", "similarity")  # the columns that hold a list per query
 
 Box = tuple[float, float, float, float]
@@ -96,6 +97,37 @@ class Ranking:
     similarity: np.ndarray  # (R, K)
 
 
+@dataclass(frozen=True)
+class Standings:
+    """Every query and how it ended; the columns have an entry per query.
+
+    Attributes:
+        row: (Q,) row of the ranking that stands for it; -1 for a missed garment.
+        asked: (Q,) row of the truth's `query_gt`; -1 where the set has no ground truth.
+        first: (Q,) 1-based rank of the first right result; 0 for none.
+        right: (R, K) bool, of the ranking's rows, which results are right; None without ground truth.
+        length: K, to which lists are judged.
+    """
+
+    row: np.ndarray
+    asked: np.ndarray
+    first: np.ndarray
+    right: np.ndarray | None
+    length: int
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the image set says about one photo; `digest` of its bytes, hex."""
+
+    file_name: str
+    product_id: str
+    digest: str
+
+
 def read_truth(imageset: ImageSet, taken: Mapping[str, Sequence[int]] | None = None) -> Truth:
     """Read ids and items, one shard at a time; pictures stay where they are.
 
@@ -118,10 +150,10 @@ def read_truth(imageset: ImageSet, taken: Mapping[str, Sequence[int]] | None = N
     return Truth(shard_ids, query_gt, gallery_gt)
 
 
-def read_ranking(output: ObjectStore, boxes: str, length: int = LIST_LENGTH) -> Ranking:
+def read_ranking(output: ObjectStore, key: str, length: int = LIST_LENGTH) -> Ranking:
     """Read a ranking batch by batch, at most `length` results of each list, best first."""
     parts: dict[str, list[np.ndarray]] = {}
-    with output.open(f"rankings/{boxes}.parquet") as file:
+    with output.open(key) as file:
         table = pq.ParquetFile(file)
         for batch in table.iter_batches(batch_size=BATCH_ROWS):
             for name, values in _columns(batch, length).items():
@@ -133,33 +165,79 @@ def read_ranking(output: ObjectStore, boxes: str, length: int = LIST_LENGTH) -> 
     return Ranking(metrics.Results(**columns), **beside)
 
 
-def pick_examples(ranking: Ranking, truth: Truth, *, n: int, top: int) -> tuple[list[Example], int]:
-    """Choose n queries of a ranking, judged, with their first `top` results.
+def judge(ranking: Ranking, truth: Truth) -> Standings:
+    """How every query ended, the surest mistakes first.
 
-    With ground truth the queries are its items of style > 0, those without a box included, lined up by the rank of their
-    first right result (none, then missed, last), then in the set's order; n are taken at even steps, both ends among
-    them, so right and wrong ones come in their true shares. Without, the ranking's rows at even steps.
-
-    Returns:
-        the examples by image id, and how many queries they were chosen from.
+    With ground truth the queries are its items of style > 0, those without a box included; without, the ranking's rows. In order:
+    wrong ones (none right in the list), those right later than first, missed ones, those right at once; in each by falling
+    similarity of the first result, then in the set's order.
     """
     rows = truth.queries
-    if not len(rows):
-        order = np.lexsort((ranking.query_item, ranking.results.query_image_id))
-        examples = [_ranked(ranking, row, None, top) for row in _even(order, n).tolist()]
-        return _by_photo(examples), len(order)
     length = max(1, ranking.results.gallery_image_id.shape[1])
-    judged = metrics.hits(ranking.results, truth.query_gt, truth.gallery_gt, k=length)
-    standing = np.full(len(truth.query_gt), -1)
-    standing[judged.item[judged.stands]] = np.flatnonzero(judged.stands)
-    standing = standing[rows]
-    first = metrics.first_hit_ranks(ranking.results, truth.query_gt, truth.gallery_gt, k=length)
-    order = np.lexsort((rows, standing < 0, np.where(first > 0, first, length + 1)))
-    examples = [
-        _ranked(ranking, row, judged.right[row], top) if row >= 0 else _missed(truth.query_gt[asked])
-        for row, asked in ((int(standing[place]), int(rows[place])) for place in _even(order, n))
-    ]
-    return _by_photo(examples), len(rows)
+    if not len(rows):
+        found = np.lexsort((ranking.query_item, ranking.results.query_image_id))
+        nothing = np.full(len(found), -1)
+        standings = Standings(found, nothing, np.zeros(len(found), np.int64), None, length)
+    else:
+        judged = metrics.hits(ranking.results, truth.query_gt, truth.gallery_gt, k=length)
+        standing = np.full(len(truth.query_gt), -1)
+        standing[judged.item[judged.stands]] = np.flatnonzero(judged.stands)
+        first = metrics.first_hit_ranks(ranking.results, truth.query_gt, truth.gallery_gt, k=length)
+        standings = Standings(standing[rows], rows, first, judged.right, length)
+    order = np.lexsort((np.arange(len(standings)), -similarities(ranking, standings), _badness(standings)))
+    return Standings(standings.row[order], standings.asked[order], standings.first[order], standings.right, length)
+
+
+def similarities(ranking: Ranking, standings: Standings) -> np.ndarray:
+    """(Q,) float64 similarity of each query's first result; -1, the least there is, without any."""
+    if not len(ranking.results):
+        return np.full(len(standings), -1.0)
+    some = (standings.row >= 0) & (ranking.results.gallery_count[standings.row] > 0)
+    return np.where(some, ranking.similarity[standings.row, 0].astype(np.float64), -1.0)
+
+
+def _badness(standings: Standings) -> np.ndarray:
+    """(Q,) 0 wrong, 1 right later than first, 2 missed, 3 right at once; 0 where nothing is judged."""
+    if standings.right is None:
+        return np.zeros(len(standings), np.int64)
+    later = np.where(standings.first == 1, 3, np.where(standings.first > 1, 1, 0))
+    return np.where(standings.row < 0, 2, later)
+
+
+def pick(standings: Standings, n: int) -> np.ndarray:
+    """Which queries get pictures: places in `standings`, rising.
+
+    Four fifths of n are taken at even steps of all queries, lined up by the rank of their first right result (none, then missed,
+    last), then in the set's order, both ends among them, so right and wrong ones come in their true shares; the rest are the surest
+    mistakes not yet among them.
+    """
+    if n <= 0:
+        return np.zeros(0, np.int64)
+    judged = standings.right is not None
+    rank = np.where(standings.first > 0, standings.first, standings.length + 1)
+    key = standings.asked if judged else standings.row
+    lined_up = np.lexsort((key, standings.row < 0, rank))
+    chosen = _even(lined_up, n - n // SUREST_SHARE if judged else n)
+    more = np.setdiff1d(np.arange(len(standings)), chosen)  # the surest mistakes come first in `standings`
+    return np.sort(np.r_[chosen, more[: n - len(chosen)]])
+
+
+def example(ranking: Ranking, truth: Truth, standings: Standings, place: int, top: int) -> Example:
+    """One query with its first `top` results, judged."""
+    row, asked = int(standings.row[place]), int(standings.asked[place])
+    if row < 0:
+        return _missed(truth.query_gt[asked])
+    return _ranked(ranking, row, None if standings.right is None else standings.right[row], top)
+
+
+def read_sources(imageset: ImageSet, truth: Truth, image_ids: Iterable[int]) -> dict[int, Source]:
+    """What the set says about some photos, a shard at a time and without their pictures."""
+    sources: dict[int, Source] = {}
+    for shard, ids in truth.shards_of(image_ids).items():
+        table = imageset.read(shard, columns=["image_id", "file_name", "product_id", "digest"])
+        for row in table.filter(pc.is_in(table["image_id"], value_set=pa.array(ids, pa.int64()))).to_pylist():
+            sources[row["image_id"]] = Source(row["file_name"] or "", row["product_id"] or "", row["digest"].hex())
+    return sources
 
 
 def _columns(batch: pa.RecordBatch | pa.Table, length: int) -> dict[str, np.ndarray]:
@@ -234,7 +312,3 @@ def _even(order: np.ndarray, n: int) -> np.ndarray:
     if len(order) <= n:
         return order
     return order[np.linspace(0, len(order) - 1, n).round().astype(int)] if n > 1 else order[:n]
-
-
-def _by_photo(examples: list[Example]) -> list[Example]:
-    return sorted(examples, key=lambda e: (e.image_id, e.missed, e.item or 0, e.bbox))
