@@ -14,6 +14,7 @@ Exit status: 0 done; 2 a mistake in the line or its input; 3 done, but a techniq
 """
 
 import argparse
+import dataclasses
 import fnmatch
 import json
 import sys
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 CODE = 1  # raise it when the same variant would be judged otherwise
 TABLE = "ablation.parquet"
+NEED_MB = 800.0  # of a task that judges boxes
+TUNING_SEED = 0  # of the halves and the order in which numbers are tried
 KEPT = "ablation/"  # folder of what is judged already, a file a variant
 
 
@@ -118,7 +121,7 @@ class Bench:
             try:
                 answer = ray.get(done)
             except ray.exceptions.RayError as error:
-                self.failed[f"{on}, {name}"] = cli.one_line(str(error).strip().splitlines()[-1])
+                self.failed[f"{on}, {name}"] = reason_of(error)
                 say(f"ablation: {on}, {name} could not be judged: {self.failed[f'{on}, {name}']}")
                 continue
             self.folder.store.write(f"{KEPT}{keys[name]}.json", as_json(answer))
@@ -133,6 +136,13 @@ class Bench:
         cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
         room = 0.8 * ray.cluster_resources().get("memory", 4e9) / 1e6
         return self.n_parallel or max(1, min(cores, int(room / need_mb)))
+
+
+def reason_of(error: Exception) -> str:
+    """In one line what a Ray task ended with: what it raised, else the first line of what Ray says."""
+    cause = getattr(error, "cause", None)
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return cli.one_line(f"{type(cause).__name__}: {cause}" if cause is not None else (lines or [repr(error)])[0])[:300]
 
 
 def read_known(folder: "Folder") -> dict[str, dict[str, Any]]:
@@ -248,6 +258,87 @@ class Told:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Boxes.
+
+
+def boxes(bench: Bench, only: Sequence[str], *, tune: bool) -> list[dict[str, Any]]:
+    """The rows of the ways to fuse boxes, and of the tuned weights and thresholds."""
+    from jobs.ablation import boxes as fusions
+
+    folder = bench.folder
+    if not folder.record["detectors"]:
+        return []
+    shared = (folder.store, folder.images, dict(folder.record))
+    if not folder.record["imageset"]["selected"]["items"]:
+        say("ablation: boxes: no ground truth to judge by")
+        return []
+    known = fusions.variants(folder.record)
+    kept = [one for one in known[1:] if not only or any(fnmatch.fnmatch(one.name, pattern) for pattern in only)]
+    what = {one.name: {"variant": dataclasses.asdict(one)} for one in [known[0], *kept]}
+    found = bench.judge("boxes", what, judge_boxes, lambda: shared, NEED_MB)
+    rows = [box_row(found[name], "base" if name == known[0].name else "single") for name in what if name in found]
+    if tune:
+        found = bench.judge("boxes", {"tuned": {"seed": TUNING_SEED}}, tune_boxes, lambda: shared, NEED_MB)
+        rows += [tuned_row(answer) for answer in found.values()]
+        for answer in found.values():
+            folder.store.write(f"{KEPT}tuned-fusion.yaml", answer["yaml"].encode())
+            say(
+                f"ablation: the tuned settings are in {folder.store.uri}/{KEPT}tuned-fusion.yaml; jobs/full_eval.py --config takes them:"
+            )
+            print(answer["yaml"], flush=True)
+    return rows
+
+
+def judge_boxes(shared: tuple, variant: Mapping[str, Any]) -> dict[str, Any]:
+    """`jobs.ablation.boxes.judge` as a task: everything but what is shared is plain JSON."""
+    from jobs.ablation import boxes as fusions
+    from jobs.config import Fusion
+
+    store, images, record = shared
+    fusion = variant["fusion"] and Fusion(**variant["fusion"])
+    one = fusions.BoxVariant(variant["name"], tuple(variant["detectors"]), fusion)
+    return fusions.judge(store, images, record, one)
+
+
+def tune_boxes(shared: tuple, seed: int) -> dict[str, Any]:
+    from jobs.ablation import boxes as fusions
+
+    store, images, record = shared
+    return fusions.tune(store, images, record, seed)
+
+
+def box_row(answer: Mapping[str, Any], group: str) -> dict[str, Any]:
+    row = {
+        "part": "boxes",
+        "boxes": "",
+        "group": group,
+        "steps": "",
+        "metric": "AP10",
+        "value": answer["AP10"],
+        "helped": [],
+        "hurt": [],
+    }
+    kept = (
+        ("name", "seconds", "peak_mb")
+        if group == "base"
+        else ("name", "seconds", "peak_mb", "difference", "low", "high")
+    )
+    return row | {name: answer[name] for name in kept}
+
+
+def tuned_row(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Chosen on half A; what half B says is what counts."""
+    told = {f"half_{name}": answer[name] for name in ("difference", "low", "high")} | {
+        "half_value": answer["AP10"]["tuned"]["B"]
+    }
+    return {
+        "part": "boxes", "boxes": "", "name": "weights and thresholds", "group": "tuned", "steps": json.dumps(answer["settings"]),
+        "metric": "AP10", "value": answer["AP10"]["tuned"]["A"], "seconds": answer["seconds"], "peak_mb": answer["peak_mb"],
+        "helped": [], "hurt": [],
+    } | told  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 def show(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -324,9 +415,7 @@ def main(argv: list[str] | None = None) -> int:
         bench = Bench(folder, basis, args.parallel, read_known(folder))
         rows = []
         if args.part != "retrieval":
-            from jobs.ablation import boxes
-
-            rows += boxes.rows(bench, args.only, tune=args.tune_fusion)
+            rows += boxes(bench, args.only, tune=args.tune_fusion)
         if args.part != "boxes":
             rows += [row for kind in folder.kinds for row in retrieval(bench, kind, args.only)]
         if not rows:

@@ -34,6 +34,8 @@ def power_normalise(rows: np.ndarray, alpha: float = 0.5, out: np.ndarray | None
     for start in range(0, len(rows), BLOCK):
         block = finite(rows[start : start + BLOCK], start, np.float32)
         size = np.abs(block)
-        size = np.sqrt(size, out=size) if alpha == 0.5 else np.power(size, np.float32(alpha), out=size)  # roots are far cheaper
+        size = (
+            np.sqrt(size, out=size) if alpha == 0.5 else np.power(size, np.float32(alpha), out=size)
+        )  # roots are far cheaper
         result[start : start + BLOCK] = unit(np.copysign(size, block, out=size))
     return result

@@ -93,7 +93,8 @@ class Folder:
             for info in self.store.list(f"done/{stage}/"):
                 mark = read_json(self.store, info.key) or {}
                 parts[info.key] = mark.get("outputs")
-        text = json.dumps([self.images.digest, parts, self.record.get("settings", {}).get("items")], sort_keys=True)
+        settings = self.record.get("settings", {})
+        text = json.dumps([self.images.digest, parts, settings.get("items"), settings.get("fusion")], sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def truth(self) -> pa.Table:
