@@ -1,11 +1,12 @@
 """Neighbours, re-ranking, diffusion and rank fusion, each beside what a user would take instead, in the same run.
 
-    python benchmarks/reranking.py                                  # everything but the last line: some fifteen minutes
-    python benchmarks/reranking.py --only published --repeats 3     # k-reciprocal beside the published algorithm, full matrices
-    python benchmarks/reranking.py --only large                     # 12,500 x 37,000 x 1,024 against its neighbour pass, and memory
+    python benchmarks/reranking.py                                   # all but the last two: some fifteen minutes
+    python benchmarks/reranking.py --only nearest published          # beside faiss, beside the published algorithm
+    OMP_NUM_THREADS=1 python benchmarks/reranking.py --only published      # one thread: then CPU and wall seconds mean the same
+    python benchmarks/reranking.py --only large                      # 12,500 x 37,000 x 1,024: the neighbour pass, then all of it
 
 Drawn unit rows around centres, eight to a centre, as garments are; the answers of both sides are compared before a time is told.
-Wall seconds, medians, sides taking turns; peak memory is the process's own (VmHWM, Linux), each case in a fresh process.
+Medians, sides taking turns; peak memory is the process's own (VmHWM, Linux), drawn rows included, each case in a fresh process.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,13 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from postproc.diffusion import diffuse
 from postproc.kreciprocal import rerank
 from postproc.neighbours import nearest
+from postproc.rank_fusion import fuse_lists
+
+SIZES = (1_000, 10_000, 37_000)
+QUERIES, WIDTH = 2_000, 512
 
 
 def drawn(n: int, width: int, seed: int = 0) -> np.ndarray:
@@ -40,7 +48,9 @@ def drawn(n: int, width: int, seed: int = 0) -> np.ndarray:
     return rows
 
 
-def published(query: np.ndarray, gallery: np.ndarray, k1: int = 20, k2: int = 6, lambda_value: float = 0.3) -> np.ndarray:
+def published(
+    query: np.ndarray, gallery: np.ndarray, k1: int = 20, k2: int = 6, lambda_value: float = 0.3
+) -> np.ndarray:
     """(Q, G) final distances by the steps of the authors' code, as published: full N x N matrices, a loop over rows."""
     rows, n_query = np.concatenate([query, gallery]), len(query)
     n = len(rows)
@@ -78,19 +88,49 @@ def published(query: np.ndarray, gallery: np.ndarray, k1: int = 20, k2: int = 6,
     return (jaccard * (1 - lambda_value) + distance * lambda_value)[:, n_query:]
 
 
+# ----------------------------------------------------------------------------------------------------------------------
+# Beside others.
+
+
+def against_faiss(repeats: int) -> None:
+    import faiss
+
+    print(
+        f"\nnearest beside faiss {faiss.__version__} IndexFlatIP.search, {QUERIES:,} queries of {WIDTH}; wall seconds\n"
+    )
+    print("| gallery | k | faiss | nearest | nearest / faiss |")
+    print("|--:|--:|--:|--:|--:|")
+    rows = drawn(QUERIES + max(SIZES), WIDTH)
+    for n_gallery in SIZES:
+        query, gallery = rows[:QUERIES], rows[QUERIES : QUERIES + n_gallery]
+        index = faiss.IndexFlatIP(WIDTH)
+        index.add(gallery)
+        for k in (20, 100):
+            theirs, ours = in_turn([partial(index.search, query, k), partial(nearest, query, gallery, k)], repeats)
+            np.testing.assert_allclose(ours.answer[0], theirs.answer[0], atol=1e-5)
+            print(
+                f"| {n_gallery:,} | {k} | {theirs.wall_s:.3f} | {ours.wall_s:.3f} | {ours.wall_s / theirs.wall_s:.2f} |",
+                flush=True,
+            )
+
+
 def against_published(repeats: int) -> None:
-    print("\nk-reciprocal, top 100, beside the published algorithm on full matrices, distances included on both sides; seconds\n")
-    print("| queries | gallery | width | published | rerank | nearest alone | published / rerank |")
+    print("\nrerank, top 100, beside the published algorithm, distances included on both sides; CPU (wall) seconds\n")
+    print("| queries | gallery | width | published | rerank | its neighbour pass alone | published / rerank |")
     print("|--:|--:|--:|--:|--:|--:|--:|")
     for n_query, n_gallery, width in ((1000, 3000, 256), (2000, 6000, 256)):
         rows = drawn(n_query + n_gallery, width)
         query, gallery = rows[:n_query], rows[n_query:]
-        theirs, ours, pass_ = in_turn(
-            [lambda: published(query, gallery), lambda: rerank(query, gallery), lambda: nearest(rows, rows, 21)], repeats
-        )
-        compare_distances(ours[1], theirs[1])
+        works: list[Callable[[], Any]] = [
+            partial(published, query, gallery),
+            partial(rerank, query, gallery),
+            partial(nearest, rows, rows, 21),
+        ]
+        theirs, ours, neighbours = in_turn(works, repeats)
+        compare_distances(ours.answer, theirs.answer)
         print(
-            f"| {n_query:,} | {n_gallery:,} | {width} | {theirs[0]:.1f} | {ours[0]:.2f} | {pass_[0]:.2f} | {theirs[0] / ours[0]:.1f} |",
+            f"| {n_query:,} | {n_gallery:,} | {width} | {theirs} | {ours} | {neighbours} | "
+            f"{theirs.cpu_s / ours.cpu_s:.1f} ({theirs.wall_s / ours.wall_s:.1f}) |",
             flush=True,
         )
 
@@ -102,26 +142,156 @@ def compare_distances(ours: tuple[np.ndarray, np.ndarray], theirs: np.ndarray) -
     off = np.abs(distances - want).max(axis=1) > 1e-5
     off |= np.abs(np.take_along_axis(theirs, indices, axis=1) - want).max(axis=1) > 2e-5
     if off.mean() > 1 / 200:
-        raise SystemExit(f"the two disagree for {off.sum()} of {len(off)} queries, by up to {np.abs(distances - want).max()}")
+        raise SystemExit(
+            f"the two disagree for {off.sum()} of {len(off)} queries, by up to {np.abs(distances - want).max()}"
+        )
 
 
-def in_turn(works: list[Callable[[], Any]], repeats: int) -> list[tuple[float, Any]]:
-    """(median wall seconds, last answer) of each, taking turns, so that what else the machine does falls on all."""
-    taken: list[list[float]] = [[] for _ in works]
+def against_ranx(repeats: int) -> None:
+    import ranx
+
+    n_queries, n_lists, length = 12_000, 3, 100
+    rng = np.random.default_rng(0)
+    lists = [
+        (
+            np.argsort(rng.random((n_queries, 300)), axis=1)[:, :length],
+            -np.sort(-rng.random((n_queries, length)), axis=1).astype(np.float32),
+        )
+        for _ in range(n_lists)
+    ]
+    names = [f"q{q:05d}" for q in range(n_queries)]
+    runs = [
+        ranx.Run(
+            {
+                q: dict(zip(map(str, one), scores.tolist(), strict=True))
+                for q, one, scores in zip(names, ids.tolist(), values, strict=True)
+            }
+        )
+        for ids, values in lists
+    ]
+    print(
+        f"\nfuse_lists beside ranx, {n_queries:,} queries x {n_lists} lists x {length}, functions compiled before; wall seconds\n"
+    )
+    print("| method | ranx | fuse_lists, top 100 | ranx / fuse_lists |")
+    print("|---|--:|--:|--:|")
+    for method, name, norm in (("rrf", "rrf", None), ("combsum", "sum", "min-max"), ("combmnz", "mnz", "min-max")):
+        few = [ranx.Run({q: dict(run[q]) for q in names[:2]}) for run in runs]
+        ranx.fuse(few, norm=norm, method=name)  # compiles
+        works: list[Callable[[], Any]] = [
+            partial(ranx.fuse, runs, norm=norm, method=name),
+            partial(fuse_lists, lists, method),
+        ]
+        theirs, ours = in_turn(works, repeats)
+        for q in range(0, n_queries, 100):
+            best = sorted(theirs.answer.run[names[q]].values(), reverse=True)[:100]
+            np.testing.assert_allclose(ours.answer[1][q], best, rtol=1e-5, atol=1e-6)
+        print(f"| {method} | {theirs.wall_s:.2f} | {ours.wall_s:.2f} | {theirs.wall_s / ours.wall_s:.1f} |", flush=True)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# As the gallery grows.
+
+CASES: dict[str, Callable[[np.ndarray, np.ndarray], Any]] = {
+    "rows alone": lambda query, gallery: None,
+    "nearest, k 20": lambda query, gallery: nearest(query, gallery, 20),
+    "neighbour pass": lambda query, gallery: nearest(
+        np.concatenate([query, gallery]), np.concatenate([query, gallery]), 21
+    ),
+    "rerank": lambda query, gallery: rerank(query, gallery),
+    "diffuse": lambda query, gallery: diffuse(query, gallery),
+    "diffuse, truncate 1,000": lambda query, gallery: diffuse(query, gallery, truncate=1000),
+}
+
+
+def growth() -> None:
+    print(f"\nAs the gallery grows: {QUERIES:,} queries, {WIDTH} wide; wall seconds and peak MB, one run each\n")
+    print("| | " + " | ".join(f"{n:,} rows" for n in SIZES) + " |")
+    print("|---|" + "--:|" * len(SIZES))
+    for name in CASES:
+        print(f"| {name} | " + " | ".join(told(name, QUERIES, n, WIDTH) for n in SIZES) + " |", flush=True)
+
+
+def large() -> None:
+    print("\n12,500 queries, 37,000 gallery rows, 1,024 wide; wall seconds and peak MB, one run each\n")
+    print("| | s, MB |")
+    print("|---|--:|")
+    for name in ("rows alone", "neighbour pass", "rerank"):
+        print(f"| {name} | {told(name, 12_500, 37_000, 1_024)} |", flush=True)
+
+
+def told(name: str, n_query: int, n_gallery: int, width: int) -> str:
+    """The case in a process of its own: seconds and peak memory."""
+    arguments = ["--case", json.dumps([name, n_query, n_gallery, width])]
+    done = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True)
+    seconds, peak_mb = json.loads(done.stdout)
+    return f"{seconds:.2f} s, {peak_mb:,.0f} MB"
+
+
+def case(name: str, n_query: int, n_gallery: int, width: int) -> None:
+    rows = drawn(n_query + n_gallery, width)
+    start = time.perf_counter()
+    CASES[name](rows[:n_query], rows[n_query:])
+    seconds = time.perf_counter() - start
+    lines = Path("/proc/self/status").read_text().splitlines()
+    print(json.dumps([seconds, next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024]))
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Measuring.
+
+
+@dataclass
+class Taken:
+    """Medians, and the last answer."""
+
+    wall_s: float
+    cpu_s: float
+    answer: Any
+
+    def __str__(self) -> str:
+        return f"{self.cpu_s:.2f} ({self.wall_s:.2f})"
+
+
+def in_turn(works: list[Callable[[], Any]], repeats: int) -> list[Taken]:
+    """Each of the works `repeats` times, taking turns, so that what else the machine does falls on all."""
+    wall: list[list[float]] = [[] for _ in works]
+    cpu: list[list[float]] = [[] for _ in works]
     answers: list[Any] = [None] * len(works)
     for _ in range(repeats):
         for number, work in enumerate(works):
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             answers[number] = work()
-            taken[number].append(time.perf_counter() - start)
-    return [(statistics.median(seconds), answer) for seconds, answer in zip(taken, answers, strict=True)]
+            wall[number].append(time.perf_counter() - start)
+            cpu[number].append(time.process_time() - cpu_start)
+    return [Taken(statistics.median(wall[n]), statistics.median(cpu[n]), answers[n]) for n in range(len(works))]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
+    parts = ("nearest", "published", "growth", "fusion", "large")
+    parser.add_argument(
+        "--only", nargs="+", choices=parts, default=parts[:-1], help="which tables (default all but large)"
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="runs of each side, of which the median is told (default 3)"
+    )
+    parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    against_published(args.repeats)
+    if args.case:
+        return case(*json.loads(args.case))
+    threads = os.environ.get("OMP_NUM_THREADS", "not set")
+    print(
+        f"{os.cpu_count()} cores, OMP_NUM_THREADS {threads}, load {os.getloadavg()[0]:.1f} at the start; NumPy {np.__version__}"
+    )
+    tables: dict[str, Callable[[], None]] = {
+        "nearest": lambda: against_faiss(args.repeats),
+        "published": lambda: against_published(args.repeats),
+        "growth": growth,
+        "fusion": lambda: against_ranx(args.repeats),
+        "large": large,
+    }
+    for name in args.only:
+        tables[name]()
 
 
 if __name__ == "__main__":

@@ -4,14 +4,17 @@ Source: Zhong, Zheng, Cao and Li, "Re-ranking person re-identification with k-re
 numbers are those of the authors' published code on squared Euclidean distances. Sparse throughout: N x N is never held.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from scipy import sparse
 
 from postproc.neighbours import kth_at_least, nearest_and_lowest, rounding, unit_rows
 
-CELLS_AT_ONCE = 1 << 22  # of queries x gallery, worked on at once
+PRODUCTS_AT_ONCE = 1 << 22  # of queries x gallery: enough for the matrix product to be at its fastest
+CELLS_AT_ONCE = 1 << 20  # of these, looked through at once
 PAIR_CELLS = 1 << 16  # numbers gathered at once when single pairs are multiplied: they stay in a near cache
-SHARED_AT_ONCE = 1 << 20  # pairs of shared neighbours listed at once
+SHARED_AT_ONCE = 1 << 19  # pairs of shared neighbours listed at once
 ALIKE = 1e-6  # distances below this are rounding
 
 
@@ -141,9 +144,15 @@ def _best(
     holders = weights[n_queries:].tocsc()  # by column: which gallery rows have this neighbour
     pairs = np.concatenate([[0], np.cumsum(np.diff(holders.indptr)[weights.indices])])[weights.indptr[: n_queries + 1]]
     indices, distances = np.empty((n_queries, top_k), np.int64), np.empty((n_queries, top_k), np.float32)
-    for some in _blocks(pairs, max(1, CELLS_AT_ONCE // len(gallery))):
+    at_once = max(1, PRODUCTS_AT_ONCE // len(gallery))
+    products, begin = np.empty((0, len(gallery)), np.float32), 0
+    for some in _blocks(pairs, max(1, CELLS_AT_ONCE // len(gallery)), at_once):
+        if some.start >= begin + len(products):
+            begin = some.start
+            products = rows[begin : min(begin + at_once, n_queries)] @ gallery.T
         shared = _shared(weights, holders, some)
-        line, row = _hopeful(rows[some] @ gallery.T, shared, largest[some], rows.shape[1], top_k, lambda_value)
+        here = products[some.start - begin : some.stop - begin]
+        line, row = _hopeful(here, shared, largest[some], rows.shape[1], top_k, lambda_value)
         original = _distances(rows, largest, some.start + line, n_queries + row)
         final = _final(shared[line, row], original, lambda_value)
         table = _table(line, final, len(shared))
@@ -191,15 +200,18 @@ def _final(shared: np.ndarray, original: np.ndarray, lambda_value: float) -> np.
     return ((1 - lambda_value) * (1 - shared / (2 - shared)) + lambda_value * original).astype(np.float32)
 
 
-def _blocks(pairs: np.ndarray, most: int) -> list[slice]:
-    """Queries in runs of `most` that have SHARED_AT_ONCE pairs together, or of one; `pairs` (Q + 1,) are their running sums."""
-    blocks, start = [], 0
-    while start < len(pairs) - 1:
+def _blocks(pairs: np.ndarray, most: int, never_across: int) -> Iterator[slice]:
+    """Queries in runs of up to `most` that have SHARED_AT_ONCE pairs together, or of one, each within a run of `never_across`.
+
+    `pairs` (Q + 1,) are the running sums of the queries' pairs.
+    """
+    start, n_queries = 0, len(pairs) - 1
+    while start < n_queries:
         enough = int(np.searchsorted(pairs, pairs[start] + SHARED_AT_ONCE, side="right")) - 1
-        stop = min(max(enough, start + 1), start + most, len(pairs) - 1)
-        blocks.append(slice(start, stop))
+        border = (start // never_across + 1) * never_across
+        stop = min(max(enough, start + 1), start + most, border, n_queries)
+        yield slice(start, stop)
         start = stop
-    return blocks
 
 
 def _shared(weights: sparse.csr_array, holders: sparse.csc_array, some: slice) -> np.ndarray:

@@ -89,6 +89,7 @@ def test_blocks_do_not_matter(cells, pairs, monkeypatch):
     query, gallery = drawn(23, 91, 8, 5, groups=9)
     want = rerank(query, gallery, 8, 4, 0.3, 30)
     monkeypatch.setattr(postproc.kreciprocal, "CELLS_AT_ONCE", cells)
+    monkeypatch.setattr(postproc.kreciprocal, "PRODUCTS_AT_ONCE", 5 * cells)
     monkeypatch.setattr(postproc.kreciprocal, "SHARED_AT_ONCE", pairs)
     for mine, other in zip(rerank(query, gallery, 8, 4, 0.3, 30), want, strict=True):
         np.testing.assert_array_equal(mine, other)
