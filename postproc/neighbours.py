@@ -23,7 +23,8 @@ def nearest(
 
     Args:
         queries: (Q, D) float32, finite, D at least 1; Q may be 0.
-        rows: (N, D) float32, finite; N may be 0. May be memory-mapped: read once from start to end, then here and there.
+        rows: (N, D) float32, finite; N may be 0. May be memory-mapped: read once from start to end, then here and there. Where it
+            is the very array `queries` is, each pair's product is formed once, in half the time.
         k: at least 1; may exceed N.
         block_cells: products held at once, at least 1; the answer does not depend on it.
 
@@ -93,17 +94,20 @@ def pair_products(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray) ->
     return products
 
 
-def kth_at_least(products: np.ndarray, k: int) -> np.ndarray:
-    """(B,) a value that at least k of each line's products (B, C) reach, k <= C, close to the k-th greatest and quicker to find.
+def kth_at_least(products: np.ndarray, k: int, axis: int = 1) -> np.ndarray:
+    """(B,) a value that at least k of each line's C products reach, k <= C, close to the k-th greatest and quicker to find.
 
-    It is the k-th greatest of the maxima of some 4 k disjoint groups of columns.
+    It is the k-th greatest of the maxima of some 4 k disjoint groups. `products` is (B, C) with axis 1, (C, B) with axis 0.
 
     >>> kth_at_least(np.array([[1.0, 7, 3, 4]]), 2).tolist()
     [4.0]
     """
-    n_groups = max(k, min(products.shape[1], 4 * k))
-    size = products.shape[1] // n_groups
-    highest = products[:, : size * n_groups].reshape(len(products), size, n_groups).max(axis=1)
+    n_groups = max(k, min(products.shape[axis], 4 * k))
+    size = products.shape[axis] // n_groups
+    if axis == 1:
+        highest = products[:, : size * n_groups].reshape(len(products), size, n_groups).max(axis=1)
+    else:
+        highest = np.ascontiguousarray(products[: size * n_groups].reshape(size, n_groups, -1).max(axis=0).T)
     return np.partition(highest, n_groups - k, axis=1)[:, n_groups - k]
 
 
@@ -127,24 +131,14 @@ def _search(
         raise ValueError(
             f"nearest rows: queries of {queries.shape[1]} numbers, rows of {rows.shape[1]}; were they made by another model?"
         )
-    length = _lengths("query", queries, 0)
-    kept = _Kept(queries, rows, min(k, len(rows)), length)
-    lines = max(1, min(len(queries), MOST_LINES, isqrt(block_cells)))
-    columns = max(1, min(len(rows), block_cells // lines))
-    scores, above = np.empty(lines * columns, np.float32), np.empty(lines * columns, bool)
-    for start in range(0, len(rows), columns):  # each row is read once, so that a file can stream through
-        block = rows[start : start + columns]
-        kept.longest = max(kept.longest, float(_lengths("row", block, start).max()))
-        for first in range(0, len(queries), lines):
-            some = slice(first, min(first + lines, len(queries)))
-            shape, n = (some.stop - first, len(block)), (some.stop - first) * len(block)
-            products = np.matmul(queries[some], block.T, out=scores[:n].reshape(shape))
-            if lowest is not None:
-                np.minimum(lowest[some], products.min(axis=1), out=lowest[some])
-            kept.take(some, products, start, above[:n].reshape(shape))
+    kept = _Kept(queries, rows, min(k, len(rows)), _lengths("query", queries, 0), lowest)
+    if queries is rows:
+        kept.look_through_half(max(1, min(len(rows), isqrt(block_cells) // 2)))
+    else:
+        lines = max(1, min(len(queries), MOST_LINES, isqrt(block_cells)))
+        kept.look_through(lines, max(1, min(len(rows), block_cells // lines)))
     similarity, found = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
-    for first in range(0, len(queries), MOST_LINES):
-        some = slice(first, first + MOST_LINES)
+    for some in _runs(len(queries), MOST_LINES):
         similarity[some, : kept.k], found[some, : kept.k] = kept.best(some)
     return similarity, found
 
@@ -158,30 +152,67 @@ class _Kept:
     are compared at once, and the k best stay.
     """
 
-    def __init__(self, queries: np.ndarray, rows: np.ndarray, k: int, length: np.ndarray) -> None:
-        self.queries, self.rows, self.k, self.length = queries, rows, k, length
+    def __init__(
+        self, queries: np.ndarray, rows: np.ndarray, k: int, length: np.ndarray, lowest: np.ndarray | None
+    ) -> None:
+        self.queries, self.rows, self.k, self.length, self.lowest = queries, rows, k, length, lowest
         self.longest = 0.0  # of the rows seen
         self.n_slots = k + max(16, k // 4)
         self.scores = np.full((len(queries), self.n_slots), -np.inf, np.float32)
         self.names = np.full((len(queries), self.n_slots), -1, np.int64)
         self.threshold = np.full(len(queries), -np.inf, np.float32)
 
-    def take(self, some: slice, products: np.ndarray, start: int, above: np.ndarray) -> None:
-        """Look through the products (B, C) of these queries with rows start … start + C - 1; `above` (B, C) is spare room."""
+    def look_through(self, lines: int, columns: int) -> None:
+        """All products, in blocks; each row is read once, so that a file can stream through."""
+        scores, above = np.empty(lines * columns, np.float32), np.empty(lines * columns, bool)
+        for start in range(0, len(self.rows), columns):
+            block = self.rows[start : start + columns]
+            self.longest = max(self.longest, float(_lengths("row", block, start).max()))
+            for some in _runs(len(self.queries), lines):
+                shape, n = (some.stop - some.start, len(block)), (some.stop - some.start) * len(block)
+                products = np.matmul(self.queries[some], block.T, out=scores[:n].reshape(shape))
+                self._take(some, products, start, above[:n].reshape(shape), axis=1)
+
+    def look_through_half(self, side: int) -> None:
+        """All products of rows with themselves: a block (a, b) is what b has with a, too, read the other way."""
+        self.longest = float(self.length.max(initial=0))
+        scores, above = np.empty(side * side, np.float32), np.empty(side * side, bool)
+        for a in _runs(len(self.rows), side):
+            for b in _runs(len(self.rows), side):
+                if b.start > a.start:
+                    continue
+                shape, n = (a.stop - a.start, b.stop - b.start), (a.stop - a.start) * (b.stop - b.start)
+                products = np.matmul(self.rows[a], self.rows[b].T, out=scores[:n].reshape(shape))
+                self._take(a, products, b.start, above[:n].reshape(shape), axis=1)
+                if b.start < a.start:
+                    self._take(b, products, a.start, above[:n].reshape(shape), axis=0)
+
+    def _take(self, some: slice, products: np.ndarray, start: int, above: np.ndarray, axis: int) -> None:
+        """Look through the products of these queries with the rows from `start` on.
+
+        Args:
+            products: (B, C) with axis 1, the rows along it; (C, B) with axis 0. above: spare room of that shape.
+        """
+        if self.lowest is not None:
+            np.minimum(self.lowest[some], products.min(axis=axis), out=self.lowest[some])
         threshold = self.threshold[some]
-        if start == 0 and products.shape[1] > self.n_slots:
-            threshold = kth_at_least(products, self.k) - self._slack(some)
-        np.greater_equal(products, threshold[:, None], out=above)
+        if np.isneginf(threshold[0]) and products.shape[axis] > self.n_slots:
+            threshold = kth_at_least(products, self.k, axis) - self._slack(some)
+        np.greater_equal(products, np.expand_dims(threshold, axis), out=above)
         flat = np.flatnonzero(above)
         if not len(flat):
             return
         line, column = np.divmod(flat, products.shape[1])
-        counts = np.bincount(line, minlength=len(products))
+        values = products.ravel()[flat]
+        if axis == 0:
+            order = np.argsort(column, kind="stable")
+            line, column, values = column[order], line[order], values[order]
+        counts = np.bincount(line, minlength=some.stop - some.start)
         lines = np.flatnonzero(counts)
         place = np.arange(len(flat)) - np.repeat(np.cumsum(counts)[lines] - counts[lines], counts[lines])
         shape, which = (len(lines), int(counts.max())), np.repeat(np.arange(len(lines)), counts[lines])
         scores, names = np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64)
-        scores[which, place] = products.ravel()[flat]
+        scores[which, place] = values
         names[which, place] = column + start
         self._merge(some.start + lines, scores, names)
 
@@ -253,5 +284,9 @@ def _lengths(name: str, rows: np.ndarray, first: int) -> np.ndarray:
 
 def _pieces(n: int, width: int) -> Iterator[slice]:
     """0 … n - 1 in runs of as many rows of `width` numbers as are gathered at once."""
-    step = max(1, PAIR_CELLS // width)
-    return (slice(start, min(start + step, n)) for start in range(0, n, step))
+    return _runs(n, max(1, PAIR_CELLS // width))
+
+
+def _runs(n: int, most: int) -> Iterator[slice]:
+    """0 … n - 1 in runs of `most`, the last one of what is left."""
+    return (slice(start, min(start + most, n)) for start in range(0, n, most))

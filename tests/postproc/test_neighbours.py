@@ -51,6 +51,19 @@ def test_against_sorting_everything(k, block_cells):
     np.testing.assert_array_equal(similarity, want)
 
 
+@pytest.mark.parametrize("block_cells", [300, 3000, 40_000, 1 << 22])
+@pytest.mark.parametrize("k", [1, 7, 60, 400])
+def test_rows_among_themselves(k, block_cells):
+    """The very same array on both sides takes another way through the products."""
+    rows = drawn(330, 9, 12)
+    rows[200:260] = rows[20:80]
+    rows[300:] = rows[5]
+    similarity, found, lowest = nearest_and_lowest(rows, rows, k, block_cells=block_cells)
+    for mine, want in zip((similarity, found), nearest(rows.copy(), rows, k), strict=True):
+        np.testing.assert_array_equal(mine, want)
+    np.testing.assert_allclose(lowest, (rows @ rows.T).min(axis=1), rtol=1e-5)
+
+
 @pytest.mark.parametrize("block_cells", [100, 3000, 1 << 22])
 def test_many_copies_come_in_row_order(block_cells):
     """More copies than there is room for candidates: the border of the list runs through them."""
