@@ -50,7 +50,7 @@ def checked(
         ValueError: different lengths, weights that do not fit, thresholds out of range, a NaN, x2 < x1, a label or model that
             is not a whole number, a negative score that passes the threshold; names the row.
     """
-    model, weights = _models(model, n_models), checked_weights(weights, n_models)
+    model, shares = _models(model, n_models), checked_weights(weights, n_models)
     if not 0 <= iou_thr <= 1 or np.isnan(skip_box_thr):
         raise ValueError(f"fusing boxes: iou_thr is {iou_thr}, skip_box_thr {skip_box_thr}; want [0, 1], and a number")
     boxes, labels = check(boxes), _whole(labels, "the label")
@@ -60,7 +60,7 @@ def checked(
         raise ValueError(f"fusing boxes: {len(boxes)} boxes, but {shapes}; want one of each per box")
     used = _usable(scores, skip_box_thr) & (area(boxes) > 0)
     rows = _side_by_side(image, np.flatnonzero(used))
-    return Candidates(boxes, scores.astype(np.float64) * weights[model], labels, image, model, rows, weights)
+    return Candidates(boxes, scores.astype(np.float64) * shares[model], labels, image, model, rows, shares)
 
 
 def in_one(

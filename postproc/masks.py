@@ -73,7 +73,7 @@ def vote_batch(
     order = np.argsort(place, kind="stable")
     for members in np.split(order, np.flatnonzero(np.diff(place[order])) + 1):
         if len(members):
-            fused[int(place[members[0]])] = vote([masks[k] for k in members], weights[members])
+            fused[int(place[members[0]])] = vote([masks[k] for k in members], weights[members].tolist())
     return fused
 
 

@@ -73,8 +73,8 @@ def box_voting_batch(
         raise ValueError(f"box voting: voting_threshold is {voting_threshold}; want a number in [0, 1]")
     kept = nms_batch(boxes, scores, groups, iou_threshold=iou_threshold)
     if (scores < 0).any():
-        row = int(np.argmax(scores < 0))
-        raise ValueError(f"box voting: the score in row {row} is {scores[row]}; want scores >= 0, for they are weights")
+        worst = int(np.argmax(scores < 0))
+        raise ValueError(f"box voting: the score in row {worst} is {scores[worst]}; want scores >= 0, to weigh by")
     if not len(kept):
         return kept, np.zeros((0, 4))
     boxes = np.asarray(boxes, dtype=np.float64)
