@@ -84,8 +84,8 @@
 
   const layoutOf = (chart, series, width) => {
     const rows = chart.kind === "heat" || chart.kind === "dots" ? series[0].y.length : 0;
-    const height = heightOf(chart, rows);
     const beside = chart.labels === "ends" && width >= NARROW;
+    const height = heightOf(chart, rows) + (width < NARROW && chart.kind !== "heat" ? 19 * series.length : 0); // names stand one above the other
     const margin = { l: 52, r: beside ? 130 : 12, t: beside || chart.kind === "heat" ? 12 : 34, b: 46 };
     const y = axisOf(chart.y);
     if (chart.kind === "lines") y.range = rangeOf(series.flatMap((one) => one.y), chart.y.range);
