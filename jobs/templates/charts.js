@@ -14,6 +14,12 @@
   const dashOf = (colour) => (typeof colour === "number" && colour > N_COLOURS ? "dot" : "solid");
   const escaped = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;"); // plotly reads some tags
 
+  // The square of the middle of a logarithmic axis: names stand on the side of their point that has room.
+  const middleOf = (series) => {
+    const all = series.flatMap((one) => one.x).filter((x) => x > 0);
+    return Math.min(...all) * Math.max(...all);
+  };
+
   // ---- one function a kind: series -> plotly's traces -----------------------------------------------------------
 
   const traces = {
@@ -32,8 +38,9 @@
       type: "bar", name: escaped(one.name), x: one.x, y: one.y, opacity: 0.7, marker: { color: colourOf(one.colour), line: { width: 0 } },
       hovertemplate: "%{y}<extra>%{fullData.name}</extra>",
     })),
-    points: (series) => series.map((one) => ({
-      type: "scatter", mode: "markers+text", name: escaped(one.name), x: one.x, y: one.y, text: one.text.map(escaped), textposition: "top center",
+    points: (series, width) => series.map((one) => ({
+      type: "scatter", mode: width < NARROW ? "markers" : "markers+text", name: escaped(one.name), x: one.x, y: one.y, text: one.text.map(escaped),
+      textposition: one.x.map((x) => (x * x < middleOf(series) ? "middle right" : "middle left")), cliponaxis: false,
       textfont: { size: 11, color: style("--soft") }, marker: { color: colourOf(one.colour), size: 9 },
       error_y: {
         type: "data", symmetric: false, thickness: 1, width: 3, color: colourOf(one.colour),

@@ -416,7 +416,7 @@ def test_an_ablation_has_its_page(four):
         "[+2.5, +22.5]",
         "[−5.0, +25.0]",
         "12.25",
-        "1 queries helped, 1 hurt",
+        "1 helped, 1 hurt",
         "none → 2",
         "1 → none",
     ):
