@@ -21,7 +21,7 @@ from jobs.config import ROOT, Settings
 from jobs.lock import Lock
 from jobs.models import Catalogue, Model
 from jobs.run_log import RunLog
-from jobs.selection import Selected, select
+from jobs.selection import Selected, choose, select
 from store.objects import ObjectMissing, ObjectStore, open_store
 
 if TYPE_CHECKING:
@@ -196,8 +196,16 @@ class Run:
 class Opened:
     """Context of an open run: lock held, marks read."""
 
-    def __init__(self, settings: Settings, catalogue: Catalogue, *, retry_failed: bool = False) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        catalogue: Catalogue,
+        *,
+        retry_failed: bool = False,
+        rows: Mapping[str, Sequence[int]] | None = None,
+    ) -> None:
         self.settings, self.catalogue, self.retry_failed = settings, catalogue, retry_failed
+        self.rows = rows  # shard -> the photos to take of it; None: as `settings.limit` says
 
     def __enter__(self) -> Run:
         from store.imageset import open_imageset
@@ -226,7 +234,8 @@ class Opened:
             )
         detectors, embedders = models.chosen(settings, self.catalogue)
         settings = models.with_fusion_weights(settings, detectors)
-        selected = select(images, settings.limit, known.get("selected"))
+        chosen = self.rows is not None
+        selected = choose(images, self.rows) if chosen else select(images, settings.limit, known.get("selected"))  # type: ignore[arg-type]
         run = Run(settings, store, images, self.catalogue, detectors, embedders, selected, self.retry_failed)
         run.lock = self.lock
         run.versions = before.get("versions", {}) | {"driver": versions()}

@@ -4,7 +4,7 @@ A limited run takes half its photos from consumers and half from shops (consumer
 other fills up), each in the set's order: N street photos alone would have no gallery to search.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,8 @@ class Selected:
 
     def as_json(self) -> dict[str, Any]:
         """For run.json, from which the next start takes it instead of reading every shard."""
-        rows = None if self.limit is None else {shard.name: list(shard.rows or ()) for shard in self.shards}
+        chosen = self.limit is not None or any(shard.rows is not None for shard in self.shards)
+        rows = {shard.name: list(shard.rows or ()) for shard in self.shards} if chosen else None
         return {"limit": self.limit, "rows": rows, "users": self.users, "shops": self.shops, "items": self.items}
 
 
@@ -68,6 +69,22 @@ def select(images: "ImageSet", limit: int | None, known: Mapping[str, Any] | Non
         elif taken := tuple(rows.get(shard.name, ())):
             shards.append(ShardTaken(shard.name, shard.digest, len(taken), taken, shard.bytes))
     return Selected(tuple(shards), limit, *counts)
+
+
+def choose(images: "ImageSet", rows: Mapping[str, Sequence[int]]) -> Selected:
+    """Take exactly these rows: shard name -> row numbers, rising; shards without any are left out."""
+    shards = [
+        ShardTaken(shard.name, shard.digest, len(rows[shard.name]), tuple(rows[shard.name]), shard.bytes)
+        for shard in images.shards
+        if rows.get(shard.name)
+    ]
+    users = shops = items = 0
+    for shard in shards:
+        table = images.read(shard.name, columns=["source", "items"]).take(list(shard.rows or ()))
+        sources = table.column("source").to_pylist()
+        users, shops = users + sources.count("user"), shops + sources.count("shop")
+        items += sum(len(one or ()) for one in table.column("items").to_pylist())
+    return Selected(tuple(shards), None, users, shops, items)
 
 
 def _look(images: "ImageSet", limit: int | None) -> tuple[dict[str, list[int]] | None, tuple[int, int, int]]:

@@ -4,6 +4,8 @@ Query and gallery rows in, query rows out. Sources: average query expansion, Chu
 alpha query expansion, Radenović, Tolias and Chum, arXiv:1711.02512, section 3 (weights cosine ** alpha).
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from postproc.dba import weighted_sum
@@ -22,13 +24,19 @@ def average(queries: np.ndarray, gallery: np.ndarray, k: int = 3) -> np.ndarray:
     return alpha(queries, gallery, k, exponent=0.0)
 
 
-def alpha(queries: np.ndarray, gallery: np.ndarray, k: int = 3, exponent: float = 3.0) -> np.ndarray:
+Find = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+
+
+def alpha(
+    queries: np.ndarray, gallery: np.ndarray, k: int = 3, exponent: float = 3.0, *, find: Find | None = None
+) -> np.ndarray:
     """Each query, its k best gallery rows added with weight cosine ** exponent, at unit length.
 
     Args:
         queries: (Q, D) float32 unit rows; Q may be 0.
         gallery: (N, D) float32 unit rows; may be memory-mapped; N may be under k, or 0.
         k: rows added, at least 0.
+        find: (queries, k) -> similarity, rows of the gallery, as `postproc.neighbours.nearest` returns them: an index; None: that.
         exponent: at least 0; 0 weighs all alike. A row of negative cosine is not added, whatever the exponent but 0.
 
     Returns:
@@ -47,7 +55,8 @@ def alpha(queries: np.ndarray, gallery: np.ndarray, k: int = 3, exponent: float 
         block = queries[start : start + BLOCK]
         total = finite(block, start)
         if k and len(gallery):
-            similarity, rows = nearest(block, gallery, min(k, len(gallery)))
+            similarity, rows = find(block, k) if find else nearest(block, gallery, min(k, len(gallery)))
+            similarity = np.where(rows >= 0, similarity, 0)
             share = np.maximum(similarity.astype(np.float64), 0) ** exponent if exponent else np.ones(rows.shape)
             total = total + weighted_sum(gallery, rows, share)
         result[start : start + BLOCK] = unit(total)

@@ -213,6 +213,7 @@ class Fitted:
         rows: model -> (N, D) float32, one entry where the models are joined.
         learned: place of the step -> model -> what it learned (`postproc.whiten.Projection`).
         seconds: place of the step -> seconds it took, asking included.
+        find: (queries, k) -> similarity, rows: an index over the one entry of `rows`, for expansion; None: all rows are compared.
     """
 
     steps: tuple[Step, ...]
@@ -220,6 +221,7 @@ class Fitted:
     rows: Rows
     learned: dict[int, dict[str, Any]] = field(default_factory=dict)
     seconds: dict[int, float] = field(default_factory=dict)
+    find: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]] | None = None
 
     def ask(
         self, queries: Rows, query_category: np.ndarray, facts: Facts, *, top_k: int, pool: int
@@ -273,7 +275,7 @@ class Fitted:
 
             exponent = step.options.get("alpha", 0.0)
             return {
-                name: query_expansion.alpha(rows, self.rows[name], step.options["k"], exponent)
+                name: query_expansion.alpha(rows, self.rows[name], step.options["k"], exponent, find=self.find)
                 for name, rows in queries.items()
             }
         return _on_rows(step, queries, self.weights, self.learned.get(i, {})) if place < GALLERY else queries
@@ -284,7 +286,10 @@ class Fitted:
         start, lists = time.perf_counter(), {}
         for name, rows in queries.items():
             gallery = self.rows[name]
-            if ranking is None:
+            if ranking is None and self.find is not None:
+                similarity, found = self.find(rows, k)
+                lists[name] = (found, similarity)
+            elif ranking is None:
                 from retrieval import index
 
                 similarity, found = index.search(index.build(gallery), rows, k)

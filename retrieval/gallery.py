@@ -1,0 +1,314 @@
+"""A published gallery: open it, ask it, follow it. What `jobs/reindex_gallery.py` writes every night and shops read all day.
+
+In: GALLERY, a folder or `s3://BUCKET/PREFIX`. Out: `Gallery`, one version, held until `refresh`:
+
+    gallery = open_gallery("s3://BUCKET/gallery")
+    similarity, ids = gallery.search(vectors, k=10)      # vectors (Q, D): each model's unit rows side by side
+    gallery.lookup(ids[0])                               # image, box, category, product of each
+
+    GALLERY/CURRENT              JSON: {"version", "published", "token", "history"}; replaced by conditional write
+    GALLERY/versions/NAME/       version.json, written last, names every other file with its digest:
+        vectors.npy ids.npy index.faiss dead.npy      `retrieval.ann`
+        items.parquet                                 a row for each living id
+        steps.safetensors                             what the search's steps learned
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from retrieval import steps
+from retrieval.ann import AnnIndex
+from retrieval.ann_plan import Plan
+from retrieval.steps import JOINED, Facts, Fitted
+from store.cached import cache_folder
+from store.objects import ObjectMissing, ObjectStore, StorageError, open_store
+
+CURRENT, VERSIONS, RECORD = "CURRENT", "versions", "version.json"
+ITEMS = pa.schema(
+    [
+        ("id", pa.int64()), ("image_id", pa.int64()), ("bbox", pa.list_(pa.float32(), 4)), ("category_id", pa.int8()),
+        ("score", pa.float32()), ("product_id", pa.string()), ("file_name", pa.string()), ("digest", pa.binary(16)),
+    ]
+)  # fmt: skip
+COPY = 1 << 24  # bytes
+
+
+class GalleryError(ValueError):
+    """A gallery that cannot be used: one line with the place and the reason."""
+
+    user_facing = True
+
+
+def open_gallery(
+    uri: str | Path, *, version: str | None = None, endpoint_url: str | None = None, check: bool = True
+) -> "Gallery":
+    """Open a gallery's current version, or one by name.
+
+    Args:
+        uri: folder or s3://BUCKET/PREFIX. A bucket's files are fetched once a machine and kept by their digests.
+        check: compare every file with its digest, which reads them once; False leaves a folder's files unread.
+
+    Raises:
+        GalleryError: nothing published there, no such version, files that are not what was published.
+    """
+    store = open_store(uri, endpoint_url=endpoint_url)
+    return Gallery(store, version or current(store)[0], check=check)
+
+
+def current(store: ObjectStore) -> tuple[str, bytes]:
+    """The name of the current version, and CURRENT's bytes, from which a conditional write starts.
+
+    Raises:
+        GalleryError: nothing is published, or CURRENT is no such file.
+    """
+    try:
+        data = store.read(CURRENT)
+    except ObjectMissing:
+        raise GalleryError(f"{store.uri}: no gallery is published there; run jobs/reindex_gallery.py") from None
+    try:
+        name = json.loads(data)["version"]
+        if isinstance(name, str) and name and "/" not in name:
+            return name, data
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise GalleryError(f"{store.uri}/{CURRENT}: {len(data)} bytes that name no version; `--rollback` or publish anew")
+
+
+def read_record(store: ObjectStore, name: str) -> dict[str, Any]:
+    """version.json of one version.
+
+    Raises:
+        GalleryError: it is not there or not readable.
+    """
+    try:
+        record = json.loads(store.read(f"{VERSIONS}/{name}/{RECORD}"))
+    except ObjectMissing:
+        raise GalleryError(f"{store.uri}: no version {name}; `--list` names those there are") from None
+    except ValueError as error:
+        raise GalleryError(f"{store.uri}/{VERSIONS}/{name}/{RECORD}: not readable: {error}") from None
+    if not isinstance(record, dict) or record.get("schema") != 1:
+        raise GalleryError(
+            f"{store.uri}/{VERSIONS}/{name}: schema {record.get('schema') if isinstance(record, dict) else '?'}; this version reads 1"
+        )
+    return record
+
+
+class Gallery:
+    """One version of a gallery. Reading it is safe from several threads; `refresh` is for one.
+
+    Attributes:
+        version: its name. record: version.json.
+        dims: model -> numbers a row; `vectors` of a search are these models' unit rows side by side, in this order.
+    """
+
+    def __init__(self, store: ObjectStore, version: str, *, check: bool = True) -> None:
+        self._store, self._check = store, check
+        self._open(version)
+
+    def _open(self, version: str) -> None:
+        record = read_record(self._store, version)
+        folder = fetch(self._store, version, record, check=self._check)
+        try:
+            index = AnnIndex.open(folder, Plan(**record["index"]), parameters=record["parameters"])
+            items = pq.read_table(folder / "items.parquet", memory_map=True)
+            models = [model["name"] for model in record["models"]]
+            plan = steps.parse(record["search"]["steps"], models)
+            learned = (folder / "steps.safetensors").read_bytes() if "steps.safetensors" in record["files"] else None
+            rows = {JOINED: index.vectors} if _joins(plan) else {steps.bases(models)[0]: index.vectors}
+            fitted = Fitted(plan, record["search"]["weights"], rows)
+            if learned is not None:
+                fitted = steps.load(plan, rows, learned, record["search"]["weights"])
+        except (KeyError, TypeError, OSError, pa.ArrowException) as error:
+            raise GalleryError(f"{self._store.uri}/{VERSIONS}/{version}: {type(error).__name__}: {error}") from None
+        fitted.find = self._find
+        self.version, self.record, self._index, self._items, self._fitted = version, record, index, items, fitted
+        self.dims: dict[str, int] = {model["name"]: model["dim"] for model in record["models"]}
+        self._by_id = np.argsort(index.ids, kind="stable")  # rows by rising id
+        self._item_order = np.argsort(items["id"].to_numpy(), kind="stable")
+        self._facts: Facts | None = None
+
+    def __len__(self) -> int:
+        """Garments that can be found."""
+        return self._index.rows
+
+    def search(
+        self, vectors: np.ndarray, k: int, *, category: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The best garments for every query, after the same steps as the evaluation.
+
+        Args:
+            vectors: (Q, D) float32, D the sum of `dims`: each model's unit row side by side.
+            k: at least 1.
+            category: (Q,) int, for steps that look at it (`category`); needed only then.
+
+        Returns:
+            similarity (Q, k) float32, falling; ids (Q, k) int64, equal ones within 1e-5 by lower id; -inf and -1 where there are fewer.
+
+        Raises:
+            GalleryError: vectors of another width or type, not finite, or no category where one is needed.
+        """
+        vectors = np.asarray(vectors)
+        width = sum(self.dims.values())
+        if vectors.ndim != 2 or vectors.shape[1] != width or vectors.dtype != np.float32 or k < 1:
+            models = " + ".join(f"{name} {dim}" for name, dim in self.dims.items())
+            raise GalleryError(
+                f"gallery: want vectors (Q, {width}) float32 ({models}) and k from 1, got {vectors.shape} {vectors.dtype}, {k}"
+            )
+        if not np.isfinite(vectors).all():
+            row = int(np.argmin(np.isfinite(vectors).all(axis=1)))
+            raise GalleryError(
+                f"gallery: vector {row} has numbers that are not finite; look at the model that made them"
+            )
+        fitted = self._fitted
+        listed = any(steps.KINDS[step.name].place >= steps.RANKS for step in fitted.steps)
+        queries = {name: vectors[:, start : start + dim] for name, start, dim in self._columns()}
+        if not listed:
+            (moved,) = fitted.transform(queries).values()
+            return self._index.search(np.ascontiguousarray(moved, np.float32), k)
+        return self._on_lists(queries, k, category)
+
+    def _on_lists(self, queries: steps.Rows, k: int, category: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Steps that rank anew or change lists: they work on rows and know what the items are."""
+        n = len(next(iter(queries.values())))
+        if category is None and any(step.name == "category" for step in self._fitted.steps):
+            raise GalleryError("gallery: its search has a category rule; give the category of each query")
+        asked = np.zeros(n, np.int64) if category is None else np.asarray(category, np.int64)
+        pool = self.record["search"]["pool"]
+        rows, similarity = self._fitted.ask(queries, asked, self.facts, top_k=k, pool=max(pool, k))
+        return similarity, np.where(rows >= 0, self._index.ids[np.maximum(rows, 0)] if len(self._index.ids) else -1, -1)
+
+    def _find(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The index, answering with rows instead of ids: what expansion and lists want."""
+        similarity, ids = self._index.search(np.ascontiguousarray(queries, np.float32), k)
+        if not len(self._by_id):
+            return similarity, ids
+        place = np.searchsorted(self._index.ids, np.maximum(ids, 0), sorter=self._by_id)
+        return similarity, np.where(ids >= 0, self._by_id[np.minimum(place, len(self._by_id) - 1)], -1)
+
+    def _columns(self) -> list[tuple[str, int, int]]:
+        starts = np.cumsum([0, *self.dims.values()]).tolist()
+        return [(name, start, dim) for (name, dim), start in zip(self.dims.items(), starts, strict=False)]
+
+    @property
+    def facts(self) -> Facts:
+        """What steps on lists want to know of every row, dead ones included."""
+        if self._facts is None:
+            ids = self._index.ids
+            items = self._items.take(pa.array(self._item_order))
+            known, place = items["id"].to_numpy(), np.zeros(len(ids), np.int64)
+            if len(known):
+                place = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+            columns = {
+                name: items[name].to_numpy()[place] if len(known) else np.zeros(0)
+                for name in ("category_id", "score", "image_id")
+            }
+            names, product = np.unique(
+                items["product_id"].to_numpy(zero_copy_only=False).astype(str)[place], return_inverse=True
+            )
+            product = np.where(names[product] == "", -1, product) if len(names) else product
+            self._facts = Facts(columns["category_id"], columns["score"], columns["image_id"], product)
+        return self._facts
+
+    def lookup(self, ids: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        """What the garments are: image_id, bbox x1 y1 x2 y2 px, category_id, score, product_id, file_name, digest; {} for an id not here.
+
+        Args:
+            ids: (N,) int64, as `search` returns them; -1 gives {}.
+        """
+        wanted = np.asarray(ids, np.int64).reshape(-1)
+        known = self._items["id"].to_numpy()
+        if not len(known):
+            return [{} for _ in wanted]
+        place = self._item_order[np.minimum(np.searchsorted(known, wanted, sorter=self._item_order), len(known) - 1)]
+        rows = self._items.take(pa.array(place)).to_pylist()
+        return [row if row["id"] == one else {} for row, one in zip(rows, wanted.tolist(), strict=True)]
+
+    def vectors(self, ids: np.ndarray) -> np.ndarray:
+        """(N, D') float32: the stored rows, after the steps, of ids that are here."""
+        place = np.searchsorted(self._index.ids, ids, sorter=self._by_id)
+        return np.asarray(self._index.vectors[self._by_id[place]], np.float32)
+
+    @property
+    def index(self) -> AnnIndex:
+        return self._index
+
+    @property
+    def items(self) -> pa.Table:
+        return self._items
+
+    def refresh(self) -> bool:
+        """Follow to the version that is current now; True if it is another. Searches begun before end on the old one."""
+        name = current(self._store)[0]
+        if name == self.version:
+            return False
+        self._open(name)
+        return True
+
+
+def _joins(plan: Sequence[steps.Step]) -> bool:
+    return any(step.name == "concat" for step in plan)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files of a version on this machine.
+
+
+def fetch(store: ObjectStore, name: str, record: Mapping[str, Any], *, check: bool = True) -> Path:
+    """The folder of a version's files: a folder's own, or a bucket's as they were fetched, each checked.
+
+    Raises:
+        GalleryError: a file that is missing or not what was published.
+    """
+    if store.local_path is not None:
+        folder = store.local_path / VERSIONS / name
+        for file, digest in record["files"].items() if check else ():
+            found = digest_of(folder / file) if (folder / file).is_file() else "missing"
+            if found != digest:
+                raise GalleryError(f"{folder / file}: {found}, published as {digest}; `--rollback`, then publish anew")
+        return folder
+    text = json.dumps(record["files"], sort_keys=True)
+    folder = (
+        cache_folder()
+        / "galleries"
+        / hashlib.blake2b(f"{store.uri} {name} {text}".encode(), digest_size=16).hexdigest()
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the process ends, however it ends
+        for file, digest in record["files"].items():
+            if not ((folder / file).is_file() and digest_of(folder / file) == digest):
+                _download(store, f"{VERSIONS}/{name}/{file}", folder / file, digest)
+    return folder
+
+
+def _download(store: ObjectStore, key: str, path: Path, digest: str) -> None:
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with store.open(key) as source, open(part, "wb") as target:
+            while block := source.read(COPY):
+                target.write(block)
+    except ObjectMissing as error:
+        raise GalleryError(
+            f"{store.uri}/{key}: not there, though published; `--rollback`, then publish anew"
+        ) from error
+    found = digest_of(part)
+    if found != digest:
+        part.unlink()
+        raise StorageError(f"{store.uri}/{key}: digest {found}, published as {digest}; restore it, or `--rollback`")
+    os.replace(part, path)
+
+
+def digest_of(path: Path) -> str:
+    """BLAKE2b-128 of a file's bytes, hex."""
+    with open(path, "rb") as file:
+        make: Callable[[], Any] = lambda: hashlib.blake2b(digest_size=16)  # noqa: E731
+        return hashlib.file_digest(file, make).hexdigest()
