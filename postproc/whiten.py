@@ -71,11 +71,19 @@ def learn(
     >>> learn([rows], 1, whiten=False).apply(rows).tolist()
     [[1.0], [-1.0], [0.0], [0.0]]
     """
+    return from_moments(moments(blocks), dim, whiten=whiten, power=power)
+
+
+Moments = tuple[int, np.ndarray, np.ndarray]  # rows, their mean (D,), the (D, D) sum of squares about it; float64
+
+
+def from_moments(found: Moments, dim: int | None = None, *, whiten: bool = True, power: float = 1.0) -> Projection:
+    """`learn` from what `moments` gathered."""
     if dim is not None and dim < 1:
         raise ValueError(f"learning a projection: want at least 1 column, got {dim}")
     if not 0 <= power <= 1:
         raise ValueError(f"learning a projection: power {power}; want 0 to 1")
-    n, mean, scatter = moments(blocks)
+    n, mean, scatter = found
     variance, axes = np.linalg.eigh(scatter / n)
     variance, axes = variance[::-1].clip(min=0), axes[:, ::-1]
     if not variance[0] > 0:
@@ -88,24 +96,34 @@ def learn(
     return Projection(mean, axes, float(variance[:keep].sum() / variance.sum()))
 
 
-def moments(blocks: Iterable[np.ndarray]) -> tuple[int, np.ndarray, np.ndarray]:
-    """How many rows, their mean (D,), and the (D, D) sum of squares about it, float64, in one pass."""
-    n, mean, scatter = 0, np.zeros(0), np.zeros((0, 0))
+def moments(blocks: Iterable[np.ndarray]) -> Moments:
+    """How many rows, their mean, and the sum of squares about it, in one pass.
+
+    Raises:
+        ValueError: no rows, widths that differ, a row that is not finite.
+    """
+    total: Moments | None = None
     for block in blocks:
-        rows = finite(block, n)
-        if not len(rows):
-            continue
-        if not n:
-            mean, scatter = np.zeros(rows.shape[1]), np.zeros((rows.shape[1], rows.shape[1]))
-        if rows.shape[1] != len(mean):
-            raise ValueError(f"learning a projection: rows of {rows.shape[1]} numbers after rows of {len(mean)}")
-        here = rows.mean(axis=0)
-        step = here - mean
-        centred = rows - here
-        # Chan, Golub and LeVeque's update: the sums of two parts become the sums of both without cancelling
-        scatter += centred.T @ centred + np.outer(step, step) * (n * len(rows) / (n + len(rows)))
-        mean = mean + step * (len(rows) / (n + len(rows)))
-        n += len(rows)
-    if not n:
+        if len(block):
+            here = moments_of(block, 0 if total is None else total[0])
+            total = here if total is None else together(total, here)
+    if total is None:
         raise ValueError("learning a projection: no rows; want at least one")
-    return n, mean, scatter
+    return total
+
+
+def moments_of(block: np.ndarray, first: int = 0) -> Moments:
+    """Of rows at hand; `first` is the number of the first one, for the message."""
+    rows = finite(block, first)
+    mean = rows.mean(axis=0)
+    centred = rows - mean
+    return len(rows), mean, centred.T @ centred
+
+
+def together(one: Moments, other: Moments) -> Moments:
+    """Of two parts' rows: Chan, Golub and LeVeque's update, which does not cancel."""
+    if one[1].shape != other[1].shape:
+        raise ValueError(f"learning a projection: rows of {len(other[1])} numbers after rows of {len(one[1])}")
+    n, step = one[0] + other[0], other[1] - one[1]
+    scatter = one[2] + other[2] + np.outer(step, step) * (one[0] * other[0] / n)
+    return n, one[1] + step * (other[0] / n), scatter

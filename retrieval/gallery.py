@@ -245,6 +245,10 @@ class Gallery:
     def items(self) -> pa.Table:
         return self._items
 
+    @property
+    def fitted(self) -> Fitted:
+        return self._fitted
+
     def refresh(self) -> bool:
         """Follow to the version that is current now; True if it is another. Searches begun before end on the old one."""
         name = current(self._store)[0]

@@ -278,7 +278,7 @@ class Fitted:
                 name: query_expansion.alpha(rows, self.rows[name], step.options["k"], exponent, find=self.find)
                 for name, rows in queries.items()
             }
-        return _on_rows(step, queries, self.weights, self.learned.get(i, {})) if place < GALLERY else queries
+        return on_rows(step, queries, self.weights, self.learned.get(i, {})) if place < GALLERY else queries
 
     def _search(self, queries: Rows, k: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Each model's list: by inner product, or as a ranking step does it."""
@@ -323,11 +323,52 @@ def fit(steps: tuple[Step, ...], gallery: Rows, weights: Sequence[float] | None 
         elif KINDS[step.name].place < GALLERY:
             if step.name in ("pca", "whiten"):
                 fitted.learned[i] = {name: _learn(step, rows) for name, rows in fitted.rows.items()}
-            fitted.rows = _on_rows(step, fitted.rows, weights, fitted.learned.get(i, {}))
+            fitted.rows = on_rows(step, fitted.rows, weights, fitted.learned.get(i, {}))
         else:
             continue
         fitted.seconds[i] = time.perf_counter() - start
     return fitted
+
+
+def learn_from(
+    steps: tuple[Step, ...], blocks: Callable[[], Iterable[Rows]], weights: Sequence[float] | None = None
+) -> dict[int, dict[str, Any]]:
+    """What `fit` would learn, from rows that do not fit in memory: one pass over them for each step that learns.
+
+    Args:
+        blocks: called for each pass; gives the gallery's rows, some of them at a time. None of the steps may be `dba`, whose rows
+            need all others, before one that learns.
+    """
+    learned: dict[int, dict[str, Any]] = {}
+    for i, step in enumerate(steps):
+        if step.name in ("pca", "whiten"):
+            before = [(j, one) for j, one in enumerate(steps[:i]) if KINDS[one.name].place < GALLERY]
+            sums: dict[str, Any] = {}
+            for rows in blocks():
+                for j, one in before:
+                    rows = on_rows(one, rows, weights, learned.get(j, {}))
+                for name, block in rows.items():
+                    if len(block):
+                        sums[name] = _added(sums.get(name), block)
+            learned[i] = {name: _projection_of(step, moments) for name, moments in sums.items()}
+    return learned
+
+
+def _added(moments: Any, block: np.ndarray) -> Any:
+    from postproc.whiten import moments_of, together
+
+    here = moments_of(block)
+    return here if moments is None else together(moments, here)
+
+
+def _projection_of(step: Step, moments: Any) -> Any:
+    from postproc.whiten import from_moments
+
+    if moments[0] < 2 or not moments[2].any():
+        return None
+    return from_moments(
+        moments, step.options["dim"], whiten=step.name == "whiten", power=step.options.get("power", 1.0)
+    )
 
 
 def save(fitted: Fitted) -> bytes:
@@ -382,7 +423,7 @@ def _learn(step: Step, rows: np.ndarray) -> Any:
     )
 
 
-def _on_rows(step: Step, rows: Rows, weights: Sequence[float] | None, learned: Mapping[str, Any]) -> Rows:
+def on_rows(step: Step, rows: Rows, weights: Sequence[float] | None, learned: Mapping[str, Any]) -> Rows:
     """A step that treats gallery and query rows alike."""
     if step.name == "views":
         from postproc.views import average_views
