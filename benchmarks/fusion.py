@@ -1,6 +1,7 @@
-"""How fast boxes fuse: `postproc.wbf` beside ensemble-boxes, in the same run, on one core.
+"""How fast boxes and masks fuse: `postproc.wbf` and its siblings beside ensemble-boxes, in the same run, on one core.
 
     python benchmarks/fusion.py                      # 5 models x 20 boxes, 10,000 images: some three minutes
+    python benchmarks/fusion.py --table methods      # suppression, soft suppression, NMW, voting: a minute; or masks: seconds
     python benchmarks/fusion.py --images 1000 --package-images 50
 
 Drawn boxes go in, a table comes out. Each image holds a few objects that every model sees, a little displaced, and as
@@ -13,6 +14,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import argparse
+import functools
 import platform
 import statistics
 import subprocess
@@ -22,10 +24,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from ensemble_boxes import nms, non_maximum_weighted, soft_nms
 from ensemble_boxes import weighted_boxes_fusion as package
+from pycocotools import mask as coco
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from detection.rle import from_lengths, lengths
+from postproc.masks import vote
+from postproc.nms import nms_batch
+from postproc.nmw import nmw_batch
+from postproc.soft_nms import soft_nms_batch
+from postproc.voting import box_voting_batch
 from postproc.wbf import fuse_batch, weighted_boxes_fusion
 
 MODELS, PER_MODEL = 5, 20
@@ -94,6 +104,93 @@ def measure(images: int, package_images: int, labels: int, objects: int, repeats
     )
 
 
+def each_alone(fuse: Callable | None, boxes: np.ndarray, scores: np.ndarray, label: np.ndarray, some: range) -> None:
+    """The package's own function on some images, if it has one."""
+    for k in some if fuse else ():
+        fuse(boxes[k], scores[k], label[k])  # type: ignore[misc]
+
+
+def measure_methods(images: int, package_images: int, labels: int, objects: int, repeats: int, seed: int) -> list[str]:
+    """A row a method: milliseconds an image, and those of the package's own; boxes of the package's images compared first."""
+    boxes, scores, label = draw(images, labels, objects, seed)
+    image = np.repeat(np.arange(images), MODELS * PER_MODEL)
+    model = np.tile(np.repeat(np.arange(MODELS), PER_MODEL), images)
+    flat, flat_scores, groups = boxes.reshape(-1, 4), scores.ravel(), 1000 * image + label.ravel()
+    soft: dict[str, dict] = {
+        kind: {"kind": kind, "iou_threshold": 0.5, "sigma": 0.5} for kind in ("linear", "gaussian")
+    }
+
+    def rows_of(kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return flat[kept], image[kept]
+
+    def nmw() -> tuple[np.ndarray, np.ndarray]:
+        fused = nmw_batch(flat, flat_scores, label.ravel(), image, model, MODELS)
+        return fused[0], fused[3]
+
+    def voted() -> tuple[np.ndarray, np.ndarray]:
+        kept, moved = box_voting_batch(flat, flat_scores, groups)
+        return moved, image[kept]
+
+    ways: dict[str, tuple[Callable, Callable | None]] = {
+        "nms": (lambda: rows_of(nms_batch(flat, flat_scores, groups)), nms),
+        "soft nms, linear": (
+            lambda: rows_of(soft_nms_batch(flat, flat_scores, groups, **soft["linear"])[0]),
+            lambda *one: soft_nms(*one, method=1),
+        ),
+        "soft nms, gaussian": (
+            lambda: rows_of(soft_nms_batch(flat, flat_scores, groups, **soft["gaussian"])[0]),
+            lambda *one: soft_nms(*one, method=2),
+        ),
+        "nmw": (nmw, non_maximum_weighted),
+        "voting": (voted, None),
+    }
+    some, lines = range(min(package_images, images)), []
+    for name, (ours, theirs) in ways.items():
+        fused, of_image = ours()
+        for k in some if theirs else ():
+            want = theirs(boxes[k], scores[k], label[k])[0]  # type: ignore[misc]
+            got = fused[of_image == k]
+            np.testing.assert_allclose(
+                got[np.lexsort(got.round(4).T)], want[np.lexsort(want.round(4).T)], atol=1e-5, rtol=0
+            )
+        one_by_one = functools.partial(each_alone, theirs, boxes, scores, label, some)
+        taken, package_taken = [], []
+        for _ in range(repeats):
+            taken += seconds(ours, 1)
+            package_taken += seconds(one_by_one, 1)
+        batch_ms = statistics.median(taken) / images * 1e3
+        package_ms = statistics.median(package_taken) / len(some) * 1e3 if theirs else None
+        beside = f"{package_ms:.2f} | {package_ms / batch_ms:.0f}x" if package_ms else "– | –"
+        lines.append(f"| {name} | {labels} | {objects} | {len(fused) / images:.1f} | {batch_ms:.3f} | {beside} |")
+    return lines
+
+
+def measure_masks(side_px: int, members: int, repeats: int, seed: int) -> str:
+    """One row: milliseconds for a fused mask of several photo-sized ones, on run lengths and on pixels."""
+    rng = np.random.default_rng(seed)
+    down, right = np.mgrid[:side_px, :side_px] / side_px
+    masks, weights = [], rng.uniform(0.1, 1, members)
+    for _ in range(members):  # a garment: a wavy blob somewhat displaced
+        x, y = 0.5 + rng.normal(0, 0.02, 2)
+        blob = np.hypot(down - y, right - x) < 0.25 + 0.02 * np.sin(20 * np.arctan2(down - y, right - x))
+        masks.append(coco.encode(np.asfortranarray(blob.astype(np.uint8))))
+
+    def on_runs() -> dict:
+        return dict(from_lengths(vote([lengths(mask) for mask in masks], weights.tolist()), (side_px, side_px)))
+
+    def on_pixels() -> dict:
+        drawn = sum(weight * coco.decode(mask) for weight, mask in zip(weights, masks, strict=True))
+        return dict(coco.encode(np.asfortranarray((drawn > weights.sum() / 2).astype(np.uint8))))
+
+    assert on_runs() == on_pixels()
+    ours, theirs = [], []
+    for _ in range(repeats):
+        ours += seconds(lambda: [on_runs() for _ in range(50)], 1)
+        theirs += seconds(lambda: [on_pixels() for _ in range(5)], 1)
+    ms, pixel_ms = statistics.median(ours) / 50 * 1e3, statistics.median(theirs) / 5 * 1e3
+    return f"| {side_px} x {side_px} | {members} | {ms:.2f} | {pixel_ms:.2f} | {pixel_ms / ms:.0f}x |"
+
+
 def commit() -> str:
     asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return asked.stdout.strip() or "no commit"
@@ -112,6 +209,7 @@ def main() -> None:
     parser.add_argument("--package-images", type=int, default=100, help="of these, fused one by one too (default 100)")
     parser.add_argument("--repeats", type=int, default=5, help="the median of so many is shown (default 5)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--table", choices=("wbf", "methods", "masks"), help="this one alone (default: all)")
     args = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -120,10 +218,21 @@ def main() -> None:
     print(f"{processor()}, one used, load {load} at the start; {versions}; commit {commit()}")
     print(f"{MODELS} models x {PER_MODEL} boxes x {args.images:,} images; single ones: the first {args.package_images}")
     print(f"CPU milliseconds an image, median of {args.repeats}; batch: CPU seconds; first call: milliseconds\n")
-    print("| labels | objects | fused | batch | fuse_batch | one by one | ensemble-boxes | ratio | first call |")
-    print("|---|---|---|---|---|---|---|---|---|")
-    for labels, objects in ((13, 6), (13, 20), (4, 6), (1, 20), (1, 6)):
-        print(measure(args.images, args.package_images, labels, objects, args.repeats, args.seed), flush=True)
+    if args.table in (None, "wbf"):
+        print("| labels | objects | fused | batch | fuse_batch | one by one | ensemble-boxes | ratio | first call |")
+        print("|---|---|---|---|---|---|---|---|---|")
+        for labels, objects in ((13, 6), (13, 20), (4, 6), (1, 20), (1, 6)):
+            print(measure(args.images, args.package_images, labels, objects, args.repeats, args.seed), flush=True)
+    if args.table in (None, "methods"):
+        print("\n| method | labels | objects | left | batch, ms an image | ensemble-boxes | ratio |")
+        print("|---|---|---|---|---|---|---|")
+        for labels, objects in ((13, 6), (1, 20)):
+            for line in measure_methods(args.images, args.package_images, labels, objects, args.repeats, args.seed):
+                print(line, flush=True)
+    if args.table in (None, "masks"):
+        print("\n| photo | members | run lengths, ms a mask | pixels, ms | ratio |\n|---|---|---|---|---|")
+        for side_px, members in ((640, 2), (640, 5), (1600, 5)):
+            print(measure_masks(side_px, members, args.repeats, args.seed), flush=True)
 
 
 if __name__ == "__main__":
