@@ -25,7 +25,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -57,6 +57,7 @@ class ObjectMissing(FileNotFoundError):
 class ObjectInfo:
     key: str
     size: int  # bytes
+    etag: str = field(default="", compare=False)  # of this version, as a bucket tells it; "" in a folder
 
 
 Objects = list[ObjectInfo]
@@ -441,7 +442,7 @@ class S3Store(ObjectStore):
                 for entry in page.get("Contents", ()):
                     key = entry["Key"].removeprefix(root)
                     if key and not key.endswith("/") and not _is_hidden(key):  # "folder/": some consoles' marker
-                        found.append(ObjectInfo(key, entry["Size"]))
+                        found.append(ObjectInfo(key, entry["Size"], entry.get("ETag", "")))
         return sorted(found)
 
     def delete(self, key: str) -> None:
