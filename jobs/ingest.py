@@ -10,11 +10,14 @@
     # a plain folder, into a bucket
     python jobs/ingest.py folder photos/shop s3://BUCKET/shop --source shop --metadata products.csv
 
+    # the same set, night after night: only what changed is read and written
+    python jobs/ingest.py folder photos/shop s3://BUCKET/shop --source shop --metadata products.csv --update
+
     # drawn pictures with ground truth, no download
     python jobs/ingest.py drawn runs/demo/imageset --users 40 --shops 80 --seed 1
 
 What cannot be taken becomes a row of IMAGESET/failures.parquet. Stopped half-way, start the same line again; a
-finished image set is only replaced with --overwrite. --check reads lists and names, tells what is missing and writes nothing;
+finished image set is only replaced with --overwrite, or brought up to date with --update (a plain folder's, jobs/ingest_update.py). --check reads lists and names, tells what is missing and writes nothing;
 status 0: complete, 2: not.
 """
 
@@ -23,15 +26,19 @@ import importlib
 import itertools
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from store.imageset import Manifest
 
 if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "cli.py").is_file():
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from jobs import cli
 
+Row = TypeVar("Row")
 PROGRESS_S = 5.0
 LISTED = {
     "street2shop": "Street2Shop, with meta/json/ and images/",
@@ -50,11 +57,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if vars(args).get("check"):
             return _check(args)
+        if vars(args).get("update"):
+            return _update(args)
+        if vars(args).get("dry_run"):
+            raise ValueError("--dry-run tells what --update would do; add --update")
         rows, source = _rows(args)
     except ValueError as error:
         raise cli.UserError(str(error)) from error
     manifest = imageset.write_imageset(
-        _with_progress(_not_empty(rows, args)),
+        with_progress(_not_empty(rows, args)),
         args.imageset,
         source=source,
         max_images=args.shard_images,
@@ -63,16 +74,27 @@ def main(argv: list[str] | None = None) -> int:
         overwrite=args.overwrite,
     )
     seconds = time.monotonic() - started
-    print(
-        f"{args.imageset}: {manifest.images:,} images in {len(manifest.shards):,} shards, "
-        f"{manifest.bytes / 1e6:,.1f} MB, {manifest.failures:,} failures, {seconds:.1f} s, "
-        f"{manifest.images / max(seconds, 1e-9):,.0f} images/s, digest {manifest.digest}"
-    )
+    rate = f"{manifest.images / max(seconds, 1e-9):,.0f} images/s"
+    print(f"{args.imageset}: {described(manifest)}, {seconds:.1f} s, {rate}, digest {manifest.digest}")
     if source.get("skipped"):
         print(f"skipped: {_counts(source['skipped'])}")
     if not manifest.images:
         raise cli.UserError(f"not one photo could be taken; {args.imageset}/{imageset.FAILURES} has the reasons")
     return 0
+
+
+def described(manifest: "Manifest") -> str:
+    """How much a set holds, in words."""
+    size = f"{manifest.images:,} images in {len(manifest.shards):,} shards, {manifest.bytes / 1e6:,.1f} MB"
+    return f"{size}, {manifest.failures:,} failures"
+
+
+def _update(args: argparse.Namespace) -> int:
+    from jobs import ingest_update
+
+    if args.overwrite:
+        raise ValueError("--update keeps what is there and --overwrite replaces it; choose one")
+    return ingest_update.update(args)
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -100,7 +122,7 @@ def _arguments() -> argparse.ArgumentParser:
     )
     kind.add_argument("--limit", type=_positive, metavar="N", help="the first N photos by number (default: all)")
 
-    first = _first("directory", "DIR", "folder of JPEG, PNG and WebP files")
+    first = _first("directory", "DIR", "folder of JPEG, PNG and WebP files, or s3://BUCKET/PREFIX")
     kind = kinds.add_parser("folder", parents=[first, common], help="a folder of photos, at any depth")
     kind.add_argument("--source", required=True, choices=("user", "shop"), help="consumers' photos, or a shop's")
     kind.add_argument(
@@ -109,6 +131,9 @@ def _arguments() -> argparse.ArgumentParser:
     kind.add_argument(
         "--max-pixels", type=_positive, default=50_000_000, metavar="N", help="per photo (default 50 million)"
     )
+
+    kind.add_argument("--update", action="store_true", help="bring IMAGESET up to date; what did not change stays")
+    kind.add_argument("--dry-run", action="store_true", help="with --update: tell what it would do and write nothing")
 
     for name, text in LISTED.items():
         first = _first("directory", "DIR", "the data set's folder")
@@ -140,7 +165,7 @@ def _rows(args: argparse.Namespace) -> tuple[Iterable[Any], dict[str, Any]]:
         from retrieval.datasets import folder
 
         arguments = {name: getattr(args, name) for name in ("directory", "source", "metadata", "max_pixels")}
-        rows = folder.read(**arguments)
+        rows = folder.read(**arguments, endpoint_url=args.endpoint_url)
     elif args.adapter in LISTED:
         found, arguments = _listing(args)
         source = {"adapter": args.adapter, "arguments": arguments, "skipped": dict(found.skipped)}
@@ -191,15 +216,15 @@ def _not_empty(rows: Iterable[Any], args: argparse.Namespace) -> Iterator[Any]:
     return itertools.chain(first, rows)
 
 
-def _with_progress(rows: Iterator[Any]) -> Iterator[Any]:
-    """The same rows; a line on standard error every few seconds."""
+def with_progress(rows: Iterable[Row], of: Callable[[Row], Any] = lambda row: row) -> Iterator[Row]:
+    """The same rows; a line on standard error every few seconds. `of(row)` is the photo or failure."""
     from store.imageset import Failure
 
     started = told = time.monotonic()
     photos = failures = 0
     for row in rows:
         yield row
-        if isinstance(row, Failure):
+        if isinstance(of(row), Failure):
             failures += 1
         else:
             photos += 1

@@ -232,7 +232,7 @@ def test_damaged_shards(tmp_path, how, whole, part):
 @pytest.mark.parametrize(
     "edit, want",
     [
-        (lambda m: m | {"schema": 2}, "schema 2"),
+        (lambda m: m | {"schema": 3}, "schema 3"),
         (lambda m: m | {"digest": "00"}, "digest 00"),
         (lambda m: m | {"images": 99}, "add up"),
         (lambda m: {k: v for k, v in m.items() if k != "shards"}, "shards"),
