@@ -216,6 +216,19 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Gallery:
+    """The published gallery: its index, and what a version must reach to be published (`jobs.gallery.gate`)."""
+
+    index: str = setting("auto", one_of("auto", "flat", "hnsw", "ivf_flat", "ivf_pq"))
+    memory_mb: float = setting(4096.0, number(1))  # while searching, and in each step of building; 10^6 bytes
+    recall: float = setting(0.95, number(0.01, 1))  # recall@10 that an approximate index is tuned to
+    least_recall: float = setting(0.9, number(0, 1))  # at the gate
+    copies: int = setting(16, whole(0, 10_000))  # known photos seen again at the gate; 0: none
+    least_copies: float = setting(0.8, number(0, 1))
+    least_canaries: float = setting(0.95, number(0, 1))
+
+
+@dataclass(frozen=True)
 class Storage:
     endpoint_url: str | None = setting(None, optional(address))  # of an S3-compatible store; None: the SDK's own chain
 
@@ -246,6 +259,7 @@ class Settings:
     items: Items = field(default_factory=Items, metadata={"part": Items})
     embed: Embed = field(default_factory=Embed, metadata={"part": Embed})
     search: Search = field(default_factory=Search, metadata={"part": Search})
+    gallery: Gallery = field(default_factory=Gallery, metadata={"part": Gallery})
     report: Report = field(default_factory=Report, metadata={"part": Report})
     max_failed_share: float = setting(0.01, number(0, 1))
     weights_dir: str | None = setting(None, optional(address))  # None: weights/PROFILE of this repository

@@ -1,0 +1,367 @@
+"""One night of a gallery, start to end: what changed, what is new through the models, the next version, the gate, the publication.
+
+    GALLERY/results/    what photos gave, by digest            `results.py`
+    GALLERY/work/       the run over tonight's new photos; a killed one is taken over, nothing it finished is done again
+    GALLERY/versions/ CURRENT                                  `versions.py`
+    GALLERY/nights/     one JSON a night that changed something: the summary
+
+Kill it anywhere and start the same line again: what was detected stays, and CURRENT points to a whole version at any time.
+"""
+
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jobs import config, models, tables
+from jobs.cli import UserError
+from jobs.config import Settings
+from jobs.gallery import gate as gates
+from jobs.gallery.build import Built, Wanted, build, described, refused
+from jobs.gallery.results import FOLDER, Results, fingerprint_of, harvest
+from jobs.ledger import Opened, as_json, read_json
+from jobs.models import Catalogue, Model
+from retrieval import steps
+from retrieval.ann_plan import Plan, plan
+from retrieval.gallery import RECORD, VERSIONS, Gallery, digest_of
+from store.decode import decode
+from store.imageset import ImageSet, Item, Photo, open_imageset, write_imageset
+from store.objects import ObjectStore, open_store
+
+WORK, NIGHTS = "work", "nights"
+PHOTO_COLUMNS = ("image_id", "source", "product_id", "file_name", "digest")
+PHOTOS_OF_WORK = "photos.parquet"  # shard, image_id, digest of the photos in work/
+FILES = ("vectors.npy", "ids.npy", "index.faiss", "dead.npy", "items.parquet", "steps.safetensors")
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Tonight's photos beside those of the current version, by image_id and digest.
+
+    Attributes:
+        photos: image_id, product_id, file_name, digest, shard, row of every shop photo.
+        new: digests that no result is known of. rows: shard -> row numbers of one photo of each of them.
+        relabelled: photos whose bytes are as they were and whose product or name is another.
+    """
+
+    photos: pa.Table
+    added: int
+    changed: int
+    removed: int
+    unchanged: int
+    relabelled: int
+    rows: Mapping[str, list[int]]
+    new: int
+
+    @property
+    def nothing(self) -> bool:
+        return not (self.added or self.changed or self.removed or self.relabelled or self.new)
+
+    def __str__(self) -> str:
+        return (
+            f"added {self.added:,}, changed {self.changed:,}, removed {self.removed:,}, unchanged {self.unchanged:,}"
+            + (f" ({self.relabelled:,} of them with another product or name)" if self.relabelled else "")
+            + f"; {self.new:,} to detect and embed"
+        )
+
+
+@dataclass
+class Night:
+    """The gallery, tonight's image set and the settings.
+
+    Attributes:
+        work_settings: `settings` with OUTPUT at GALLERY/work and detected boxes alone.
+    """
+
+    settings: Settings
+    catalogue: Catalogue
+    store: ObjectStore
+    images: ImageSet
+    detectors: tuple[Model, ...]
+    embedders: tuple[Model, ...]
+    retry_failed: bool = False
+    retrain: str = "never"
+    started: float = field(default_factory=time.time)
+
+    @classmethod
+    def open(cls, settings: Settings, catalogue: Catalogue, gallery: str, **how: Any) -> "Night":
+        endpoint = settings.storage.endpoint_url
+        store = open_store(gallery, endpoint_url=endpoint)
+        store.probe(write=True)
+        detectors, embedders = models.chosen(settings, catalogue)
+        settings = models.with_fusion_weights(settings, detectors)
+        night = cls(
+            settings,
+            catalogue,
+            store,
+            open_imageset(settings.imageset, endpoint_url=endpoint),
+            detectors,
+            embedders,
+            **how,
+        )
+        if reason := refused(night.plan):
+            raise UserError(f"search.steps: {reason}")
+        return night
+
+    @property
+    def plan(self) -> tuple[steps.Step, ...]:
+        return steps.parse(self.settings.search.steps, [model.name for model in self.embedders])
+
+    @property
+    def results(self) -> Results:
+        mark = fingerprint_of(self.settings, (*self.detectors, *self.embedders))
+        dims = {model.name: model.spec.dim for model in self.embedders}
+        return Results(self.store.sub(f"{FOLDER}/{mark}"), dims, self.settings.embed.dtype)
+
+    @property
+    def wanted(self) -> Wanted:
+        own = self.settings.gallery
+        return Wanted(
+            own.index, own.memory_mb, own.recall, self.plan, config.record(self.settings.search), self.retrain,
+            self.settings.threads_per_actor,
+        )  # fmt: skip
+
+    # --- what changed -------------------------------------------------------------------------------------------------
+
+    def changes(self, before: Gallery | None) -> Changes:
+        """Tonight's photos beside the current version's and beside what is known.
+
+        Raises:
+            UserError: the set has no shop photos.
+        """
+        listed = self.images.photos(PHOTO_COLUMNS)
+        photos = listed.filter(pc.equal(listed.column("source"), "shop"))
+        if not len(photos):
+            raise UserError(
+                f"{self.images.uri}: no shop photos; a gallery is made of those (jobs/ingest.py … --source shop)"
+            )
+        known = self.results.photos()
+        if self.retry_failed:
+            known = known.filter(pc.equal(known.column("reason"), ""))
+        new = pc.invert(pc.is_in(photos.column("digest"), value_set=known.column("digest").combine_chunks()))
+        unknown = photos.filter(new)
+        rows: dict[str, list[int]] = {}
+        seen: set[bytes] = set()
+        for shard, row, digest in zip(
+            *(unknown.column(name).to_pylist() for name in ("shard", "row", "digest")), strict=True
+        ):
+            if digest not in seen:  # the same bytes twice are looked at once
+                seen.add(digest)
+                rows.setdefault(shard, []).append(row)
+        old = {} if before is None else photos_of(self.store, before)
+        now = {
+            image_id: (digest, product, name)
+            for image_id, digest, product, name in zip(
+                *(photos.column(name).to_pylist() for name in ("image_id", "digest", "product_id", "file_name")),
+                strict=True,
+            )
+        }
+        both = [image_id for image_id in now if image_id in old]
+        same = [image_id for image_id in both if old[image_id][0] == now[image_id][0]]
+        return Changes(
+            photos, len(now) - len(both), len(both) - len(same), len(old) - len(both), len(same),
+            sum(old[image_id] != now[image_id] for image_id in same), rows, len(seen),
+        )  # fmt: skip
+
+    # --- the models ---------------------------------------------------------------------------------------------------
+
+    def detect_and_embed(self, rows: Mapping[str, list[int]], photos: pa.Table) -> float:
+        """Put new photos through the models and keep what they gave; returns seconds.
+
+        What a killed night left is kept first; where it was about the same photos it is gone on with.
+        """
+        start, work = time.monotonic(), self.store.sub(WORK)
+        about = {"results": self.results.store.uri.rpartition("/")[2], "digest": self.images.digest,
+                 "rows": {shard: list(some) for shard, some in sorted(rows.items())}, "dims": dict(self.results.models),
+                 "dtype": self.settings.embed.dtype}  # fmt: skip
+        if (left := read_json(work, "night.json")) is not None and left != about:
+            self._keep(work, left)
+            clear(work)
+        if not rows:
+            return time.monotonic() - start
+        if read_json(work, "night.json") is None:
+            chosen = {(shard, row) for shard, some in rows.items() for row in some}
+            taken = [
+                pair in chosen
+                for pair in zip(photos.column("shard").to_pylist(), photos.column("row").to_pylist(), strict=True)
+            ]
+            tables.write(work, PHOTOS_OF_WORK, photos.select(["shard", "image_id", "digest"]).filter(pa.array(taken)))
+            work.write("night.json", as_json(about))
+        self._run(replace(self._work_settings(), output=f"{self.store.uri}/{WORK}"), rows)
+        self._keep(work, about)
+        clear(work)
+        return time.monotonic() - start
+
+    def _work_settings(self) -> Settings:
+        return replace(self.settings, boxes=("detected",), limit=None)
+
+    def _run(self, settings: Settings, rows: Mapping[str, list[int]] | None) -> None:
+        from jobs import stages
+
+        with Opened(settings, self.catalogue, rows=rows, retry_failed=self.retry_failed) as run:
+            for name in ("detect", "fuse", "embed"):
+                stages.carry_out(run, name)
+
+    def _keep(self, work: ObjectStore, about: Mapping[str, Any]) -> None:
+        """Add to the results what the work's finished shards gave and is not known yet."""
+        if not work.exists(PHOTOS_OF_WORK):
+            return
+        results = Results(self.store.sub(f"{FOLDER}/{about['results']}"), about["dims"], about["dtype"])
+        photos, items = harvest(work, tables.read(work, PHOTOS_OF_WORK), list(about["dims"]))
+        known = results.photos()
+        if self.retry_failed:
+            known = known.filter(pc.equal(known.column("reason"), ""))
+        fresh = pc.invert(pc.is_in(photos.column("digest"), value_set=known.column("digest").combine_chunks()))
+        photos = photos.filter(fresh)
+        if len(photos):
+            mine = (
+                items.filter(pc.is_in(items.column("digest"), value_set=photos.column("digest").combine_chunks()))
+                if len(items)
+                else results.schema.empty_table()
+            )
+            results.add(photos, mine)
+
+    # --- the version --------------------------------------------------------------------------------------------------
+
+    def estimate(self, n_rows: int) -> Plan:
+        """The index as it would be built for so many garments."""
+        dim = _width(self.plan, self.results.models)
+        own = self.settings.gallery
+        return plan(own.index, n_rows, dim, budget_mb=own.memory_mb, threads=self.settings.threads_per_actor)
+
+    @contextmanager
+    def built(self, changes: Changes, before: Gallery | None) -> Iterator[Built]:
+        """Tonight's version in a passing local folder."""
+        place = self.store.local_path
+        with tempfile.TemporaryDirectory(prefix=".tmp-building-", dir=place) as folder:
+            yield build(self.wanted, self.results, changes.photos, before, Path(folder), self._fill)
+
+    def _fill(self, made: Plan, folder: Path) -> None:
+        from jobs.gallery.fill import fill
+
+        fill(made, folder, self.settings)
+
+    def gate(self, built: Built, changes: Changes, before: Gallery | None, failed: int) -> list[gates.Figure]:
+        """Every figure but that of the copies, which wants the version opened."""
+        own = self.settings.gallery
+        return [
+            gates.of_index(built, own.least_recall),
+            gates.of_counts(built, len(np.unique(built.items.column("id").to_numpy()))),
+            gates.of_rows(built),
+            gates.of_canaries(built, before, own.least_canaries),
+            gates.of_failures(failed, len(changes.photos), self.settings.max_failed_share),
+        ]
+
+    def copies(self, gallery: Gallery, changes: Changes) -> gates.Figure:
+        """Known photos, cropped and encoded again, through the models and the new version."""
+        own = self.settings.gallery
+        chosen = gates.chosen_photos(gallery.items, own.copies, int(self.started) // 86_400)
+        if not chosen:
+            return gates.of_copies(gallery, [], {}, own.least_copies)
+        with tempfile.TemporaryDirectory(prefix="copies-") as folder:
+            write_imageset(self._copied(chosen, changes.photos), f"{folder}/imageset", source={"adapter": "copies"})
+            settings = replace(self._work_settings(), imageset=f"{folder}/imageset", output=f"{folder}/run")
+            self._run(settings, None)
+            run = open_store(f"{folder}/run")
+            copies = open_imageset(f"{folder}/imageset")
+            photos = copies.photos(("image_id", "digest"))
+            _, items = harvest(run, photos, list(self.results.models))
+            rows: dict[int, dict[str, np.ndarray]] = {}
+            for image_id, digest in zip(
+                photos.column("image_id").to_pylist(), photos.column("digest").to_pylist(), strict=True
+            ):
+                mine = items.filter(pc.equal(items.column("digest"), digest)) if len(items) else items
+                if len(mine):
+                    rows[image_id] = {
+                        name: tables.rows_of(mine.column(name)).astype(np.float32) for name in self.results.models
+                    }
+        return gates.of_copies(gallery, [image_id for image_id, _ in chosen], rows, own.least_copies)
+
+    def _copied(self, chosen: Sequence[tuple[int, list[float]]], photos: pa.Table) -> Iterator[Photo]:
+        """The chosen photos as they might come back, one shard in memory at a time."""
+        boxes = dict(chosen)
+        mine = photos.filter(pc.is_in(photos.column("image_id"), value_set=pa.array(list(boxes), pa.int64())))
+        for shard in pc.unique(mine.column("shard")).to_pylist():
+            rows = mine.filter(pc.equal(mine.column("shard"), shard))
+            table = self.images.read(shard, columns=["image_id", "image"]).take(rows.column("row"))
+            for image_id, data in zip(table.column("image_id").to_pylist(), table.column("image"), strict=True):
+                copy = gates.copy_of(data.as_py(), boxes[image_id], self.settings.max_pixels)
+                height, width = decode(copy).shape[:2]
+                yield Photo(image_id, copy, width, height, "shop", 0, "", f"{image_id}.jpg", False, tuple[Item, ...]())
+
+    def write(self, built: Built, name: str, more: Mapping[str, Any]) -> dict[str, Any]:
+        """Put the files of a version under its name, version.json last; returns it."""
+        files = {}
+        for file in FILES:
+            if (built.folder / file).exists():
+                files[file] = digest_of(built.folder / file)
+                self.store.write_file(f"{VERSIONS}/{name}/{file}", built.folder / file)
+        record = {
+            "schema": 1, "name": name, "created": round(time.time(), 3), "files": files,
+            "models": [{"name": model.name, "dim": model.spec.dim, "weights": model.weights, "basis": model.basis} for model in self.embedders],
+            "detectors": [model.basis for model in self.detectors], "search": config.record(self.settings.search),
+            "results": self.results.store.uri.rpartition("/")[2], "wanted_kind": self.settings.gallery.index,
+            "budget_mb": self.settings.gallery.memory_mb, "profile": self.settings.profile,
+            "imageset": {"uri": self.settings.imageset, "digest": self.images.digest},
+        } | described(built) | dict(more)  # fmt: skip
+        self.store.write(f"{VERSIONS}/{name}/{RECORD}", as_json(record))
+        return record
+
+
+def photos_of(store: ObjectStore, before: Gallery) -> dict[int, tuple[bytes, str, str]]:
+    """image_id -> digest, product_id, file_name of every photo the version was made of, those without garments too."""
+    table = tables.read(store, f"{VERSIONS}/{before.version}/photos.parquet")
+    columns = (table.column(name).to_pylist() for name in ("image_id", "digest", "product_id", "file_name"))
+    return {image_id: (digest, product, name) for image_id, digest, product, name in zip(*columns, strict=True)}
+
+
+def clear(work: ObjectStore) -> None:
+    """Remove everything below; what says what it is about goes last, so that a kill in between is understood."""
+    keys = sorted((info.key for info in work.list()), key=lambda key: key in ("night.json", PHOTOS_OF_WORK))
+    for key in keys:
+        if key != "lock.json":
+            work.delete(key)
+    if (
+        work.local_path is not None
+        and work.local_path.exists()
+        and not any(path.is_file() for path in work.local_path.rglob("*"))
+    ):
+        shutil.rmtree(work.local_path, ignore_errors=True)
+
+
+def _width(plan_: Sequence[steps.Step], dims: Mapping[str, int]) -> int:
+    """Numbers of a row after the steps, at most."""
+    names = steps.bases(dims) if any(step.name == "views" for step in plan_) else list(dims)
+    widths = {
+        name: dims.get(name) or next(dim for view, dim in dims.items() if view.startswith(f"{name}@")) for name in names
+    }
+    for step in plan_:
+        if step.name in ("pca", "whiten") and step.options["dim"]:
+            widths = {name: min(dim, step.options["dim"]) for name, dim in widths.items()}
+        if step.name == "concat":
+            widths = {"": sum(widths.values())}
+    return sum(widths.values())
+
+
+def drifted(record: Mapping[str, Any], first: Mapping[str, Any] | None, recall: float | None, least: float) -> str:
+    """Advice to train again, or "": the rows are no longer those that clusters and codes were learned from."""
+    now, then = record.get("quantisation_error"), (first or {}).get("quantisation_error")
+    if now and then and now > 1.5 * then:
+        return f"quantisation error {now:.3g}, {now / then:.1f} times what it was"
+    if recall is not None and recall < least:
+        return f"recall {recall:.3f}, under {least:g}"
+    return ""
+
+
+def summary_line(summary: Mapping[str, Any]) -> str:
+    """One line of JSON for whoever watches."""
+    return json.dumps(summary, sort_keys=True, ensure_ascii=True)
