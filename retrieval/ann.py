@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import faiss
+import faiss as _faiss
 import numpy as np
 
 from postproc.neighbours import nearest, pair_products
@@ -17,6 +17,7 @@ from retrieval import ann_build
 from retrieval.ann_build import unit_block, write_rows
 from retrieval.ann_plan import EXACT_BLOCK, FILL_BLOCK, SPARE, Plan, faiss_threads
 
+faiss: Any = _faiss  # its type stubs know a part of it
 BLOCK = 256  # queries whose candidates are compared at once
 COMPACT_ABOVE = 0.2  # share of dead rows past which `with_changes` writes the living alone
 FACTORS = (1, 2, 4, 8, 16, 32, 64)  # of k: candidates `tune` tries
@@ -384,7 +385,7 @@ def replace_index(index: AnnIndex, parameters: Mapping[str, Any]) -> AnnIndex:
     return AnnIndex(replace(index.plan, **parameters), index._index, index.vectors, index.ids, index.dead)
 
 
-def _settings(plan: Plan) -> list[dict[str, int]]:
+def _settings(plan: Plan) -> list[dict[str, Any]]:
     if plan.kind == "hnsw":
         return [{"ef_search": ef} for ef in (16, 32, 64, 128, 256, 512)]
     return [{"nprobe": 1 << power} for power in range(plan.n_lists.bit_length())]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-import faiss
+import faiss as _faiss
 import numpy as np
 
 from retrieval.ann_plan import (
@@ -27,10 +27,12 @@ from retrieval.ann_plan import (
     LIST_ROUNDS,
     PART_ROWS,
     ROTATION_ROUNDS,
+    ROTATION_STEPS,
     Plan,
     faiss_threads,
 )
 
+faiss: Any = _faiss  # its type stubs know a part of it
 MAGIC, PART_MAGIC = b"CR-ANN-1", b"CR-PART1"
 PART_HEAD = struct.Struct("<8s16sQQQ")  # magic, digest of what was trained, clusters, bytes of a code, rows
 UNIT_TOLERANCE = 0.01  # rows stored in float16 are unit length within this
@@ -59,7 +61,7 @@ def train(made: Plan, sample: np.ndarray, seed: int = 0) -> bytes:
             f"train: {len(sample)} sample rows for {made.n_lists} clusters; want at least {least}, best {made.train_rows}"
         )
     sample = unit_block("train", sample, made.dim)
-    index = _untrained(made, seed)
+    index, _held = _untrained(made, seed)
     with faiss_threads(made.threads):
         index.train(sample)
     return sealed(faiss.serialize_index(index).tobytes())
@@ -206,7 +208,8 @@ def _check_rows(numbers: Sequence[np.ndarray]) -> None:
 # Indexes before any row.
 
 
-def _untrained(made: Plan, seed: int) -> Any:
+def _untrained(made: Plan, seed: int) -> tuple[Any, Any]:
+    """An index of no rows, and what must be held until it is trained."""
     width = made.code_dim or made.dim
     centres = faiss.IndexFlatIP(width)
     if not made.code_bytes:
@@ -217,19 +220,17 @@ def _untrained(made: Plan, seed: int) -> Any:
     index.own_fields = True
     centres.this.disown()
     _patient(index.cp, seed, LIST_ROUNDS, 256)
-    return index if not made.code_bytes else _rotated(made, index, seed)
+    return _rotated(made, index, seed) if made.code_bytes else (index, None)
 
 
-def _rotated(made: Plan, index: Any, seed: int) -> Any:
+def _rotated(made: Plan, index: Any, seed: int) -> tuple[Any, Any]:
     rotation = faiss.OPQMatrix(made.dim, made.code_bytes, made.code_dim)
-    rotation.niter, rotation.niter_pq, rotation.niter_pq_0 = ROTATION_ROUNDS, 4, CODE_ROUNDS
+    rotation.niter, rotation.niter_pq, rotation.niter_pq_0 = ROTATION_ROUNDS, ROTATION_STEPS, CODE_ROUNDS
     rotation.max_train_points = CODE_SAMPLE
     book = faiss.ProductQuantizer(made.code_dim, made.code_bytes, 8)
     _patient(book.cp, seed, CODE_ROUNDS, CODE_SAMPLE // 256)
-    rotation.pq = book
-    whole = faiss.IndexPreTransform(rotation, index)
-    whole.code_book = book  # FAISS only borrows it: it must live as long as the rotation learns
-    return whole
+    rotation.pq = book  # FAISS only borrows it: the caller holds it while the rotation learns
+    return faiss.IndexPreTransform(rotation, index), book
 
 
 def _patient(clustering: Any, seed: int, rounds: int, most: int) -> None:
@@ -354,9 +355,8 @@ def emptied(index: Any) -> bytes:
 def write_lists(trained: bytes, sources: Sequence[Lists], out: Path) -> None:
     """An index file of the clusters' rows, source by source, as FAISS itself writes it: faiss/impl/index_write.cpp, `ilar`."""
     index = opened("trained", trained)
-    sizes = np.sum([source.sizes for source in sources], axis=0, dtype=np.int64) if sources else np.zeros(0, np.int64)
     inverted = faiss.extract_index_ivf(index)
-    sizes = sizes if len(sizes) else np.zeros(inverted.nlist, np.int64)
+    sizes: np.ndarray = sum((source.sizes for source in sources), np.zeros(inverted.nlist, np.int64))
     index.ntotal = inverted.ntotal = int(sizes.sum())
     head = faiss.serialize_index(index).tobytes()[
         :-32

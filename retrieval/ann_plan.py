@@ -5,15 +5,17 @@ Source of the kinds: Jégou et al., Product Quantization, TPAMI 2011; Ge et al.,
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import log2
+from typing import Any
 
-import faiss
+import faiss as _faiss
 import numpy as np
 
+faiss: Any = _faiss  # its type stubs know a part of it
 KINDS = ("flat", "hnsw", "ivf_flat", "ivf_pq")
 SPARE = 8  # candidates beyond k that any approximate kind is asked for
 EXACT_UNTIL = 20_000  # rows up to which `auto` searches them all: some milliseconds a query
@@ -21,8 +23,9 @@ GRAPH_UNTIL = 200_000  # rows up to which `auto` takes the graph, which is built
 FEWEST = 1_000  # rows below which there is nothing to cluster
 MOST_LISTS = 65_536
 ROWS_A_LIST = 39  # of the training sample: fewer and FAISS warns that centres are poor
-LIST_ROUNDS, ROTATION_ROUNDS, CODE_ROUNDS = 10, 10, 10  # of k-means, of OPQ, of k-means inside it
-CODE_SAMPLE = 32_768  # rows OPQ and the codes are learned from
+LIST_ROUNDS, CODE_ROUNDS = 10, 10  # of k-means for the clusters, for the code book
+ROTATION_ROUNDS, ROTATION_STEPS = 10, 4  # of OPQ, and of k-means inside each; the first has CODE_ROUNDS
+CODE_SAMPLE = 16_384  # rows OPQ and the codes are learned from
 FILL_BLOCK = 32_768  # rows put into an index at once
 PART_ROWS = 262_144  # rows of a part when nobody else cuts the gallery
 EXACT_BLOCK = 16_384  # rows compared at once by exact search
@@ -218,7 +221,10 @@ def _automatic(fits: dict[str, _Fit | str], rows: int, budget_mb: float) -> _Fit
 # ----------------------------------------------------------------------------------------------------------------------
 # How long building takes.
 
-PAIRS_A_ROW = 1.6  # hnsw: comparisons to put a row in, over ef_build x log2(N); counted at 5,000 to 100,000 rows
+PAIRS_A_ROW = (
+    7.0  # hnsw: comparisons to put a row in, over ef_build x log2(N); by CPU time 10 at 4,000 x 64, 5 at 10,000 x 512
+)
+ENCODING = 0.2  # a sub-vector's comparison when encoding, over one in k-means; by CPU time
 
 
 def _build_s(made: Plan) -> float:
@@ -233,8 +239,8 @@ def _build_s(made: Plan) -> float:
     if made.kind == "ivf_flat":
         return lists / wide
     sample = min(CODE_SAMPLE, made.train_rows)
-    rounds = ROTATION_ROUNDS * CODE_ROUNDS + CODE_ROUNDS + ROTATION_ROUNDS
-    codes = (sample * rounds + made.rows) * 256 * made.code_bytes
+    rounds = ROTATION_ROUNDS * ROTATION_STEPS + 2 * CODE_ROUNDS
+    codes = (sample * rounds + made.rows * ENCODING) * 256 * made.code_bytes
     rotations = (3 * sample * ROTATION_ROUNDS + made.rows) * made.dim
     return (lists + rotations) / wide + codes / narrow
 
@@ -255,7 +261,7 @@ def _rates(dim: int, threads: int) -> tuple[float, float, float]:
         return wide, narrow, _rate(lambda: stored.search(rows[:16], 1), 16 * len(rows))
 
 
-def _rate(work, count: int) -> float:  # type: ignore[no-untyped-def]
+def _rate(work: Callable[[], Any], count: int) -> float:
     """Of five goes the middle one."""
     taken = []
     for _ in range(5):
