@@ -54,13 +54,11 @@ def main(argv: list[str] | None = None) -> int:
     from store import imageset
 
     started = time.monotonic()
+    if vars(args).get("update") or vars(args).get("dry_run"):
+        return _update(args)
     try:
         if vars(args).get("check"):
             return _check(args)
-        if vars(args).get("update"):
-            return _update(args)
-        if vars(args).get("dry_run"):
-            raise ValueError("--dry-run tells what --update would do; add --update")
         rows, source = _rows(args)
     except ValueError as error:
         raise cli.UserError(str(error)) from error
@@ -92,8 +90,10 @@ def described(manifest: "Manifest") -> str:
 def _update(args: argparse.Namespace) -> int:
     from jobs import ingest_update
 
+    if not args.update:
+        raise cli.UserError("--dry-run tells what --update would do; add --update")
     if args.overwrite:
-        raise ValueError("--update keeps what is there and --overwrite replaces it; choose one")
+        raise cli.UserError("--update keeps what is there and --overwrite replaces it; choose one")
     return ingest_update.update(args)
 
 

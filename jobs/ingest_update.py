@@ -76,7 +76,7 @@ def update(args: argparse.Namespace) -> int:
     """Carry out the command.
 
     Raises:
-        UserError, ValueError: another kind of set, no photo, or another update at work.
+        UserError: an argument that is wrong, another kind of set, no photo, or another update at work.
         ImageSetError, StorageError: a set or a storage that cannot be used; the set stays as it was.
     """
     from retrieval.datasets.folder import open_folder
@@ -85,7 +85,10 @@ def update(args: argparse.Namespace) -> int:
     started = time.monotonic()
     arguments = {name: getattr(args, name) for name in ("directory", "source", "metadata", "max_pixels")}
     source = {"adapter": "folder", "arguments": arguments}
-    folder = open_folder(**arguments, endpoint_url=args.endpoint_url)
+    try:
+        folder = open_folder(**arguments, endpoint_url=args.endpoint_url)
+    except ValueError as error:
+        raise cli.UserError(str(error)) from error
     images = _set_there_is(args)
     if images is not None:
         _refuse_another_kind(images, source)
@@ -120,12 +123,12 @@ def _set_there_is(args: argparse.Namespace) -> "ImageSet | None":
 def _refuse_another_kind(images: "ImageSet", source: dict[str, Any]) -> None:
     made = images.manifest.source
     if made.get("adapter") != "folder":
-        raise ValueError(
+        raise cli.UserError(
             f"{images.uri} was made with `{made.get('adapter')}`; only sets of `folder` are brought up to date"
         )
     side, wanted = made.get("arguments", {}).get("source"), source["arguments"]["source"]
     if side != wanted:
-        raise ValueError(
+        raise cli.UserError(
             f"{images.uri} was made with --source {side}, this line says {wanted}; want {side}, or another set"
         )
 
