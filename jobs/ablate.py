@@ -380,6 +380,16 @@ def write(folder: "Folder", rows: Sequence[Mapping[str, Any]]) -> None:
     tables.write(folder.store, TABLE, tables.table(SCHEMA, columns))
 
 
+def renew_report(folder: "Folder") -> str:
+    """The run's report again, with the ablation in it; pictures that are there are not drawn again. Returns where it lies."""
+    from jobs.reporting import site
+
+    asked = folder.record["settings"]["report"]
+    return site.build(
+        folder.store, folder.images, queries=asked["queries"], top=asked["top"], compare=asked.get("compare")
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", metavar="OUTPUT", help="folder of a finished run, or s3://BUCKET/PREFIX")
@@ -425,6 +435,7 @@ def main(argv: list[str] | None = None) -> int:
         write(folder, rows)
         for line in show(rows):
             print(line, flush=True)
+        print(f"\nreport: {renew_report(folder)}", flush=True)
     finally:
         _leave_ray()
         lock.release()

@@ -75,6 +75,7 @@ def test_each_technique_is_judged_on_each_kind_of_boxes(run: Path, judged: list[
             assert (row["top1"], row["top10"]) == (top["1"], top["10"])
     assert pq.read_schema(run / "ablation.parquet").equals(verdict.SCHEMA)
     assert all(path.read_bytes() == data for path, data in before.items())  # the run itself is as it was
+    assert "dba 5, by similarity" in (run / "report" / "ablation.html").read_text()
     said = capsys.readouterr().out
     assert "retrieval, detected boxes" in said and "dba 5, by similarity" in said
 
