@@ -27,6 +27,7 @@ from jobs.cli import UserError
 from jobs.config import Settings
 from jobs.gallery import gate as gates
 from jobs.gallery.build import Built, Wanted, build, described, refused
+from jobs.gallery.look import recorded
 from jobs.gallery.results import FOLDER, Results, fingerprint_of, harvest
 from jobs.ledger import Opened, as_json, read_json
 from jobs.models import Catalogue, Model
@@ -311,7 +312,7 @@ class Night:
             "detectors": [model.basis for model in self.detectors], "search": config.record(self.settings.search),
             "results": self.results.store.uri.rpartition("/")[2], "wanted_kind": self.settings.gallery.index,
             "budget_mb": self.settings.gallery.memory_mb, "profile": self.settings.profile,
-            "imageset": {"uri": self.settings.imageset, "digest": self.images.digest},
+            "imageset": {"uri": self.images.uri, "digest": self.images.digest}, "settings": recorded(self.settings),
         } | described(built) | dict(more)  # fmt: skip
         self.store.write(f"{VERSIONS}/{name}/{RECORD}", as_json(record))
         return record
