@@ -18,6 +18,8 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +104,81 @@ def read_record(store: ObjectStore, name: str) -> dict[str, Any]:
     return record
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """Everything of one version together, so that a search sees one version or the next, never some of both."""
+
+    version: str
+    record: dict[str, Any]
+    index: AnnIndex
+    items: pa.Table
+    fitted: Fitted
+    rows: np.ndarray  # of the index, that the steps look at: all, or the living where a step ranks every row anew
+    ids: np.ndarray  # of these rows
+    by_id: np.ndarray  # places of the living among these rows, by rising id: an id that was replaced has a dead row too
+    item_order: np.ndarray  # rows of items.parquet by rising id
+
+    @classmethod
+    def of_files(cls, folder: Path, version: str, record: dict[str, Any]) -> "_Opened":
+        index = AnnIndex.open(folder, Plan(**record["index"]), parameters=record["parameters"])
+        items = pq.read_table(folder / "items.parquet", memory_map=True)
+        models = [model["name"] for model in record["models"]]
+        plan = steps.parse(record["search"]["steps"], models)
+        alive = np.ones(len(index.ids), bool)
+        alive[index.dead] = False
+        anew = len(index.dead) and any(steps.KINDS[step.name].place == steps.RANKS for step in plan)
+        taken = np.flatnonzero(alive) if anew else np.arange(len(alive))
+        vectors = index.vectors[taken] if anew else index.vectors
+        rows = {JOINED: vectors} if _joins(plan) else {steps.bases(models)[0]: vectors}
+        fitted = Fitted(plan, record["search"]["weights"], rows)
+        if "steps.safetensors" in record["files"]:
+            learned = (folder / "steps.safetensors").read_bytes()
+            fitted = steps.load(plan, rows, learned, record["search"]["weights"])
+        ids, living = np.asarray(index.ids)[taken], np.flatnonzero(alive[taken])
+        by_id = living[np.argsort(ids[living], kind="stable")]
+        item_order = np.argsort(items["id"].to_numpy(), kind="stable")
+        opened = cls(version, record, index, items, fitted, taken, ids, by_id, item_order)
+        fitted.find = opened.find
+        return opened
+
+    @property
+    def dims(self) -> dict[str, int]:
+        return {model["name"]: model["dim"] for model in self.record["models"]}
+
+    def columns(self) -> list[tuple[str, int, int]]:
+        """Each model's name, first column of a search's vectors, and width."""
+        starts = np.cumsum([0, *self.dims.values()]).tolist()
+        return [(name, start, dim) for (name, dim), start in zip(self.dims.items(), starts, strict=False)]
+
+    def find(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The index, answering with rows instead of ids: what expansion and lists want."""
+        similarity, ids = self.index.search(np.ascontiguousarray(queries, np.float32), k)
+        if not len(self.by_id):
+            return similarity, ids
+        place = np.searchsorted(self.ids[self.by_id], np.maximum(ids, 0))
+        return similarity, np.where(ids >= 0, self.by_id[np.minimum(place, len(self.by_id) - 1)], -1)
+
+    @cached_property
+    def facts(self) -> Facts:
+        """What steps on lists want to know of every row they look at."""
+        ids = self.ids
+        items = self.items.take(pa.array(self.item_order))
+        known, place = items["id"].to_numpy(), np.zeros(len(ids), np.int64)
+        if len(known):
+            place = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+        columns = {
+            name: items[name].to_numpy()[place] if len(known) else np.zeros(0)
+            for name in ("category_id", "score", "image_id")
+        }
+        names, product = np.unique(
+            items["product_id"].to_numpy(zero_copy_only=False).astype(str)[place], return_inverse=True
+        )
+        product = np.where(names[product] == "", -1, product) if len(names) else product
+        return Facts(columns["category_id"], columns["score"], columns["image_id"], product)
+
+
 class Gallery:
-    """One version of a gallery. Reading it is safe from several threads; `refresh` is for one.
+    """One version of a gallery. Reading it is safe from several threads, while one of them follows with `refresh`.
 
     Attributes:
         version: its name. record: version.json.
@@ -112,33 +187,31 @@ class Gallery:
 
     def __init__(self, store: ObjectStore, version: str, *, check: bool = True) -> None:
         self._store, self._check = store, check
-        self._open(version)
+        self._now = self._open(version)
 
-    def _open(self, version: str) -> None:
+    def _open(self, version: str) -> _Opened:
         record = read_record(self._store, version)
         folder = fetch(self._store, version, record, check=self._check)
         try:
-            index = AnnIndex.open(folder, Plan(**record["index"]), parameters=record["parameters"])
-            items = pq.read_table(folder / "items.parquet", memory_map=True)
-            models = [model["name"] for model in record["models"]]
-            plan = steps.parse(record["search"]["steps"], models)
-            learned = (folder / "steps.safetensors").read_bytes() if "steps.safetensors" in record["files"] else None
-            rows = {JOINED: index.vectors} if _joins(plan) else {steps.bases(models)[0]: index.vectors}
-            fitted = Fitted(plan, record["search"]["weights"], rows)
-            if learned is not None:
-                fitted = steps.load(plan, rows, learned, record["search"]["weights"])
-        except (KeyError, TypeError, OSError, pa.ArrowException) as error:
+            return _Opened.of_files(folder, version, record)
+        except (KeyError, TypeError, ValueError, OSError) as error:  # Arrow's errors are among these
             raise GalleryError(f"{self._store.uri}/{VERSIONS}/{version}: {type(error).__name__}: {error}") from None
-        fitted.find = self._find
-        self.version, self.record, self._index, self._items, self._fitted = version, record, index, items, fitted
-        self.dims: dict[str, int] = {model["name"]: model["dim"] for model in record["models"]}
-        self._by_id = np.argsort(index.ids, kind="stable")  # rows by rising id
-        self._item_order = np.argsort(items["id"].to_numpy(), kind="stable")
-        self._facts: Facts | None = None
 
     def __len__(self) -> int:
         """Garments that can be found."""
-        return self._index.rows
+        return self._now.index.rows
+
+    @property
+    def version(self) -> str:
+        return self._now.version
+
+    @property
+    def record(self) -> dict[str, Any]:
+        return self._now.record
+
+    @property
+    def dims(self) -> dict[str, int]:
+        return self._now.dims
 
     def search(
         self, vectors: np.ndarray, k: int, *, category: np.ndarray | None = None
@@ -151,15 +224,17 @@ class Gallery:
             category: (Q,) int, for steps that look at it (`category`); needed only then.
 
         Returns:
-            similarity (Q, k) float32, falling; ids (Q, k) int64, equal ones within 1e-5 by lower id; -inf and -1 where there are fewer.
+            similarity (Q, k) float32, falling; ids (Q, k) int64, equal ones by lower id where no step works on lists (there by the
+                row that was put in first); -inf and -1 where there are fewer.
 
         Raises:
             GalleryError: vectors of another width or type, not finite, or no category where one is needed.
         """
+        now = self._now  # a refresh in another thread changes nothing below
         vectors = np.asarray(vectors)
-        width = sum(self.dims.values())
+        width = sum(now.dims.values())
         if vectors.ndim != 2 or vectors.shape[1] != width or vectors.dtype != np.float32 or k < 1:
-            models = " + ".join(f"{name} {dim}" for name, dim in self.dims.items())
+            models = " + ".join(f"{name} {dim}" for name, dim in now.dims.items())
             raise GalleryError(
                 f"gallery: want vectors (Q, {width}) float32 ({models}) and k from 1, got {vectors.shape} {vectors.dtype}, {k}"
             )
@@ -168,55 +243,29 @@ class Gallery:
             raise GalleryError(
                 f"gallery: vector {row} has numbers that are not finite; look at the model that made them"
             )
-        fitted = self._fitted
-        listed = any(steps.KINDS[step.name].place >= steps.RANKS for step in fitted.steps)
-        queries = {name: vectors[:, start : start + dim] for name, start, dim in self._columns()}
-        if not listed:
-            (moved,) = fitted.transform(queries).values()
-            return self._index.search(np.ascontiguousarray(moved, np.float32), k)
-        return self._on_lists(queries, k, category)
+        queries = {name: vectors[:, start : start + dim] for name, start, dim in now.columns()}
+        if any(steps.KINDS[step.name].place >= steps.RANKS for step in now.fitted.steps):
+            return self._on_lists(now, queries, k, category)
+        (moved,) = now.fitted.transform(queries).values()
+        return now.index.search(np.ascontiguousarray(moved, np.float32), k)
 
-    def _on_lists(self, queries: steps.Rows, k: int, category: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    @staticmethod
+    def _on_lists(
+        now: _Opened, queries: steps.Rows, k: int, category: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Steps that rank anew or change lists: they work on rows and know what the items are."""
         n = len(next(iter(queries.values())))
-        if category is None and any(step.name == "category" for step in self._fitted.steps):
+        if category is None and any(step.name == "category" for step in now.fitted.steps):
             raise GalleryError("gallery: its search has a category rule; give the category of each query")
         asked = np.zeros(n, np.int64) if category is None else np.asarray(category, np.int64)
-        pool = self.record["search"]["pool"]
-        rows, similarity = self._fitted.ask(queries, asked, self.facts, top_k=k, pool=max(pool, k))
-        return similarity, np.where(rows >= 0, self._index.ids[np.maximum(rows, 0)] if len(self._index.ids) else -1, -1)
-
-    def _find(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The index, answering with rows instead of ids: what expansion and lists want."""
-        similarity, ids = self._index.search(np.ascontiguousarray(queries, np.float32), k)
-        if not len(self._by_id):
-            return similarity, ids
-        place = np.searchsorted(self._index.ids, np.maximum(ids, 0), sorter=self._by_id)
-        return similarity, np.where(ids >= 0, self._by_id[np.minimum(place, len(self._by_id) - 1)], -1)
-
-    def _columns(self) -> list[tuple[str, int, int]]:
-        starts = np.cumsum([0, *self.dims.values()]).tolist()
-        return [(name, start, dim) for (name, dim), start in zip(self.dims.items(), starts, strict=False)]
+        pool = now.record["search"]["pool"]
+        rows, similarity = now.fitted.ask(queries, asked, now.facts, top_k=k, pool=max(pool, k))
+        return similarity, np.where(rows >= 0, now.ids[np.maximum(rows, 0)] if len(now.ids) else -1, -1)
 
     @property
     def facts(self) -> Facts:
-        """What steps on lists want to know of every row, dead ones included."""
-        if self._facts is None:
-            ids = self._index.ids
-            items = self._items.take(pa.array(self._item_order))
-            known, place = items["id"].to_numpy(), np.zeros(len(ids), np.int64)
-            if len(known):
-                place = np.minimum(np.searchsorted(known, ids), len(known) - 1)
-            columns = {
-                name: items[name].to_numpy()[place] if len(known) else np.zeros(0)
-                for name in ("category_id", "score", "image_id")
-            }
-            names, product = np.unique(
-                items["product_id"].to_numpy(zero_copy_only=False).astype(str)[place], return_inverse=True
-            )
-            product = np.where(names[product] == "", -1, product) if len(names) else product
-            self._facts = Facts(columns["category_id"], columns["score"], columns["image_id"], product)
-        return self._facts
+        """What steps on lists want to know of every row they look at."""
+        return self._now.facts
 
     def lookup(self, ids: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """What the garments are: image_id, bbox x1 y1 x2 y2 px, category_id, score, product_id, file_name, digest; {} for an id not here.
@@ -224,37 +273,43 @@ class Gallery:
         Args:
             ids: (N,) int64, as `search` returns them; -1 gives {}.
         """
+        now = self._now
         wanted = np.asarray(ids, np.int64).reshape(-1)
-        known = self._items["id"].to_numpy()
+        known = now.items["id"].to_numpy()
         if not len(known):
             return [{} for _ in wanted]
-        place = self._item_order[np.minimum(np.searchsorted(known, wanted, sorter=self._item_order), len(known) - 1)]
-        rows = self._items.take(pa.array(place)).to_pylist()
+        place = now.item_order[np.minimum(np.searchsorted(known, wanted, sorter=now.item_order), len(known) - 1)]
+        rows = now.items.take(pa.array(place)).to_pylist()
         return [row if row["id"] == one else {} for row, one in zip(rows, wanted.tolist(), strict=True)]
 
     def vectors(self, ids: np.ndarray) -> np.ndarray:
         """(N, D') float32: the stored rows, after the steps, of ids that are here."""
-        place = np.searchsorted(self._index.ids, ids, sorter=self._by_id)
-        return np.asarray(self._index.vectors[self._by_id[place]], np.float32)
+        now = self._now
+        place = np.searchsorted(now.ids[now.by_id], ids)
+        return np.asarray(now.index.vectors[now.rows[now.by_id[place]]], np.float32)
 
     @property
     def index(self) -> AnnIndex:
-        return self._index
+        return self._now.index
 
     @property
     def items(self) -> pa.Table:
-        return self._items
+        return self._now.items
 
     @property
     def fitted(self) -> Fitted:
-        return self._fitted
+        return self._now.fitted
 
     def refresh(self) -> bool:
-        """Follow to the version that is current now; True if it is another. Searches begun before end on the old one."""
+        """Follow to the version that is current now; True if it is another. Searches begun before end on the old one.
+
+        Raises:
+            GalleryError: what is current cannot be used; the version held goes on answering.
+        """
         name = current(self._store)[0]
         if name == self.version:
             return False
-        self._open(name)
+        self._now = self._open(name)
         return True
 
 
