@@ -7,6 +7,7 @@ long a version has been out of use.
 """
 
 import json
+import shutil
 import time
 import uuid
 from collections.abc import Mapping
@@ -16,9 +17,11 @@ from itertools import pairwise
 from typing import Any
 
 from jobs.cli import UserError
+from jobs.gallery.results import FOLDER
 from jobs.ledger import as_json
+from jobs.lock import KEY, Lock
 from retrieval.gallery import CURRENT, RECORD, VERSIONS, GalleryError, current, read_record
-from store.objects import ObjectMissing, ObjectStore
+from store.objects import HIDDEN, ObjectMissing, ObjectStore
 
 GRACE_S = 24 * 3600.0  # a reader may hold a version for so long after it was superseded
 REMEMBERED = 200  # publications
@@ -29,7 +32,8 @@ class Listed:
     """A version as `--list` shows it.
 
     Attributes:
-        state: current, earlier (was current once), ready (whole, never current) or broken (its version.json is missing).
+        state: current, earlier (was current once), ready (whole, never current), refused (by the gate) or broken (its version.json
+            is missing).
         since: when it last became current, seconds since 1970, 0 for never; until: when it was superseded, 0 while it is current.
     """
 
@@ -106,7 +110,8 @@ def listed(store: ObjectStore) -> list[Listed]:
             found.append(Listed(name, "broken", bytes=sizes[name]))
             continue
         record = read_record(store, name)
-        state = "current" if now and now[0] == name else "earlier" if name in came else "ready"
+        good = all(figure.get("good") for figure in record.get("gate", {}).values())
+        state = "current" if now and now[0] == name else "earlier" if name in came else "ready" if good else "refused"
         rows, kind = record.get("rows", 0), record.get("index", {}).get("kind", "")
         found.append(Listed(name, state, rows, kind, sizes[name], came.get(name, 0.0), went.get(name, 0.0)))
     return found
@@ -145,6 +150,10 @@ def roll_back(store: ObjectStore, to: str | None = None) -> tuple[str, str]:
         usable = {one.name for one in known if one.state in ("earlier", "ready")}
         fallback = [one.name for one in reversed(known) if one.name in usable and one.name < left]
         to = next((name for name in [*_before(earlier, left), *fallback] if name in usable and name != left), None)
+    if to in {one.name for one in known if one.state == "refused"}:
+        raise UserError(
+            f"{store.uri}: the gate refused {to}, see versions/{to}/version.json; lower its limit (gallery.least_…) for a night instead"
+        )
     if to is None or to not in {one.name for one in known if one.state != "broken"}:
         raise UserError(
             f"{store.uri}: no earlier whole version to go back to{f' named {to}' if to else ''}; `--list` shows what there is"
@@ -167,35 +176,96 @@ def _unreadable(store: ObjectStore) -> bytes | None:
         return None
 
 
-def prune(store: ObjectStore, keep: int, *, grace_s: float = GRACE_S, now: float | None = None) -> list[str]:
-    """Remove all but the newest `keep` versions, and what a killed run left behind.
+def prune(
+    store: ObjectStore, keep: int, *, lock: Lock | None = None, grace_s: float = GRACE_S, now: float | None = None
+) -> list[str]:
+    """Remove all but the newest `keep` versions, and what a killed run left behind. For who holds the gallery's lock.
 
     Never the current one, none that was superseded within the grace time, and none that was written within it without ever being current.
-    A version's version.json goes first, so that half of it is never taken for whole.
+    What has no version.json goes at once: whoever was writing it is gone, since the lock is ours. A version's version.json goes first, so
+    that half of it is never taken for whole. Results of models go with the last version that was made of them.
 
     Args:
-        keep: whole versions to keep, the current one counted, at least 1.
+        keep: whole versions to keep, the current one counted, those that the gate refused not; at least 1.
+        lock: asked before every version whether it is still ours; None: nobody else can be at work.
 
     Returns:
         names of what was removed.
+
+    Raises:
+        GalleryError: CURRENT cannot be read, so nobody knows what serves.
+        UserError: another run took the lock over; what is left stays.
     """
     now = time.time() if now is None else now
+    serving = (pointer(store) or ("",))[0]
     known = listed(store)
-    kept = {one.name for one in [one for one in known if one.state != "broken"][-keep:]}
+    kept = {one.name for one in [one for one in known if one.state not in ("broken", "refused")][-keep:]}
     removed = []
     for one in known:
-        if one.state == "current" or (one.name in kept and one.state != "broken"):
+        if one.name == serving or one.name in kept:
             continue
-        last = one.until or one.since or written_at(one.name)
-        if one.state != "broken" and now - last < grace_s:
+        if one.state == "broken":
+            if store.exists(f"{VERSIONS}/{one.name}/{RECORD}"):  # a listing may come late
+                continue
+        elif now - (one.until or one.since or written_at(one.name)) < grace_s:
             continue
-        keys = sorted(
-            (info.key for info in store.list(f"{VERSIONS}/{one.name}/")), key=lambda key: not key.endswith(f"/{RECORD}")
-        )
-        for key in keys:
-            store.delete(key)
+        if lock is not None:
+            still_ours(lock)
+        _remove(store, one)
         removed.append(one.name)
-    return removed
+    if lock is not None:
+        still_ours(lock)
+    return removed + sweep(store)
+
+
+def still_ours(lock: Lock) -> None:
+    """Raises:
+    UserError: another run took over; the lock's own look is up to ten seconds old.
+    """
+    lock.check()
+    try:
+        ours = json.loads(lock.store.read(KEY)).get("token") == lock.token
+    except (ObjectMissing, ValueError):
+        ours = False
+    if not ours:
+        raise UserError(f"{lock.store.uri}: another run took over meanwhile; wait for it")
+
+
+def _remove(store: ObjectStore, one: Listed) -> None:
+    results = None if one.state == "broken" else read_record(store, one.name).get("results")
+    keys = [info.key for info in store.list(f"{VERSIONS}/{one.name}/")]
+    for key in sorted(keys, key=lambda key: not key.endswith(f"/{RECORD}")):
+        store.delete(key)
+    if results and results not in {read_record(store, other.name).get("results") for other in _whole(store)}:
+        for info in store.list(f"{FOLDER}/{results}/")[::-1]:  # a part's photos before its items
+            store.delete(info.key)
+
+
+def _whole(store: ObjectStore) -> list[Listed]:
+    return [one for one in listed(store) if one.state != "broken"]
+
+
+def sweep(store: ObjectStore) -> list[str]:
+    """Remove what killed runs were writing when they ended, on a disk; for who holds the lock. A bucket shows nothing half written.
+
+    Returns:
+        names of the folders and files, under the gallery.
+    """
+    if store.local_path is None:
+        return []
+    found = []
+    for path in sorted(store.local_path.rglob(f"{HIDDEN}*")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.is_file() and not path.name.startswith(f"{HIDDEN}swap-"):  # a lock that others may be waiting at
+            path.unlink(missing_ok=True)
+        else:
+            continue
+        found.append(path.relative_to(store.local_path).as_posix())
+    for folder in (store.local_path / VERSIONS).glob("*/"):
+        if not any(folder.iterdir()):
+            folder.rmdir()
+    return found
 
 
 def written_at(name: str) -> float:
