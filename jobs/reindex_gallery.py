@@ -97,7 +97,8 @@ def main(argv: list[str] | None = None, catalogue: Catalogue = SHIPPED) -> int:
     from jobs.gallery.night import Night
     from jobs.lock import Lock
 
-    night = Night.open(settings, catalogue, args.gallery, retry_failed=args.retry_failed, retrain=args.retrain)
+    how = {"retry_failed": args.retry_failed, "retrain": args.retrain}
+    night = Night.open(settings, catalogue, args.gallery, write=not args.dry_run, **how)
     if args.dry_run:
         dry_run(night)
         return 0
@@ -130,7 +131,7 @@ def keep_house(args: argparse.Namespace) -> int:
     lock.take()
     try:
         if args.prune:
-            removed = versions.prune(store, args.keep)
+            removed = versions.prune(store, args.keep, lock=lock)
             print(f"removed {len(removed)}: {', '.join(removed)}" if removed else "nothing to remove")
         else:
             left, now = versions.roll_back(store, args.rollback or None)
@@ -147,8 +148,9 @@ def dry_run(night: "Night") -> None:
 
     now = versions.pointer(night.store)
     before = Gallery(night.store, now[0], check=False) if now else None
-    say(str(night.changes(before)))
-    tell_cost(night, night.changes(before), before)
+    changes = night.changes(before)
+    say(str(changes))
+    tell_cost(night, changes, before)
 
 
 def tell_cost(night: "Night", changes: "Changes", before: "Gallery | None") -> None:
@@ -165,13 +167,13 @@ def tell_cost(night: "Night", changes: "Changes", before: "Gallery | None") -> N
 
 def carry_out(night: "Night", lock: Any) -> dict[str, Any]:
     """The whole night; returns the summary."""
-    from jobs import tables
     from jobs.gallery import versions
     from jobs.gallery.night import NIGHTS, drifted
     from jobs.ledger import as_json
-    from retrieval.gallery import VERSIONS, Gallery
+    from retrieval.gallery import Gallery
 
     start = time.monotonic()
+    versions.sweep(night.store)  # what a killed night was building is as large as the gallery
     now = versions.pointer(night.store)
     before = Gallery(night.store, now[0]) if now else None
     changes = night.changes(before)
@@ -196,22 +198,20 @@ def carry_out(night: "Night", lock: Any) -> dict[str, Any]:
     tell_cost(night, changes, before)
     models_s = night.detect_and_embed(changes.rows, changes.photos)
     failed = failures(night, changes)
-    with night.built(changes, before) as built:
+    name = versions.next_name(night.store)
+    with night.built(changes, before, name) as built:
         lock.check()
         figures = night.gate(built, changes, before, failed)
-        name = versions.next_name(night.store)
         first = first_of(night, before) if not built.rebuilt else None
         recall = figures[0].value
         more = {"photos": len(changes.photos), "photo_s": models_s / changes.new if changes.new > 20 else (before.record.get("photo_s") if before else None),
                 "before": before.version if before else None, "rebuilt": built.rebuilt, "trained_in": first["name"] if first else name}  # fmt: skip
-        record = night.write(built, name, more | {"advice": ""})
-        keep = ["image_id", "product_id", "file_name", "digest"]
-        tables.write(night.store, f"{VERSIONS}/{name}/photos.parquet", changes.photos.select(keep))
+        record = night.record(built, name, more)
         if all(figure.good for figure in figures):
-            figures.insert(1, night.copies(Gallery(night.store, name, check=False), changes))
+            figures.insert(1, night.copies(built, record, changes))
         advice = drifted(record, first, recall, night.settings.gallery.recall)
         record |= {"gate": {figure.name: figure.as_json() for figure in figures}, "advice": advice}
-        night.store.write(f"{VERSIONS}/{name}/version.json", as_json(record))
+        night.write(built, record)
     for figure in figures:
         say(f"gate: {figure}{'' if figure.good else ' - REFUSED'}")
     bad = [figure.name for figure in figures if not figure.good]

@@ -172,6 +172,8 @@ def why_anew(wanted: Wanted, results: Results, photos: pa.Table, before: Gallery
         return "the search's steps changed"
     if wanted.retrain == "now":
         return "asked to train again"
+    if not len(before):
+        return "there were no garments to go on from"
     if any(step.name == "dba" for step in wanted.plan):
         return "dba moves every row"
     if record["wanted_kind"] != wanted.kind or record["budget_mb"] != wanted.budget_mb:

@@ -36,12 +36,16 @@ from retrieval.ann_plan import Plan, plan
 from retrieval.gallery import RECORD, VERSIONS, Gallery, digest_of
 from store.decode import decode
 from store.imageset import ImageSet, Item, Photo, open_imageset, write_imageset
-from store.objects import ObjectStore, open_store
+from store.objects import HIDDEN, ObjectStore, open_store
 
 WORK, NIGHTS = "work", "nights"
 PHOTO_COLUMNS = ("image_id", "source", "product_id", "file_name", "digest")
+PART_ITEMS = 20_000  # garments of a part of the results, at least: what is held in memory at once
 PHOTOS_OF_WORK = "photos.parquet"  # shard, image_id, digest of the photos in work/
-FILES = ("vectors.npy", "ids.npy", "index.faiss", "dead.npy", "items.parquet", "steps.safetensors")
+PHOTOS_OF_VERSION = (
+    "photos.parquet"  # image_id, product_id, file_name, digest of every photo, those without garments too
+)
+FILES = ("vectors.npy", "ids.npy", "index.faiss", "dead.npy", "items.parquet", "steps.safetensors", PHOTOS_OF_VERSION)
 
 
 @dataclass(frozen=True)
@@ -94,10 +98,12 @@ class Night:
     started: float = field(default_factory=time.time)
 
     @classmethod
-    def open(cls, settings: Settings, catalogue: Catalogue, gallery: str, **how: Any) -> "Night":
+    def open(cls, settings: Settings, catalogue: Catalogue, gallery: str, *, write: bool = True, **how: Any) -> "Night":
+        """Everything but the lock. `write`: try at once whether the gallery can be written, which makes a folder of it."""
         endpoint = settings.storage.endpoint_url
         store = open_store(gallery, endpoint_url=endpoint)
-        store.probe(write=True)
+        if write:
+            store.probe(write=True)
         detectors, embedders = models.chosen(settings, catalogue)
         settings = models.with_fusion_weights(settings, detectors)
         night = cls(
@@ -213,23 +219,23 @@ class Night:
                 stages.carry_out(run, name)
 
     def _keep(self, work: ObjectStore, about: Mapping[str, Any]) -> None:
-        """Add to the results what the work's finished shards gave and is not known yet."""
+        """Add to the results what the work's finished shards gave and is not known yet, some thousand garments a part."""
         if not work.exists(PHOTOS_OF_WORK):
             return
         results = Results(self.store.sub(f"{FOLDER}/{about['results']}"), about["dims"], about["dtype"])
-        photos, items = harvest(work, tables.read(work, PHOTOS_OF_WORK), list(about["dims"]))
         known = results.photos()
-        if self.retry_failed:
-            known = known.filter(pc.equal(known.column("reason"), ""))
-        fresh = pc.invert(pc.is_in(photos.column("digest"), value_set=known.column("digest").combine_chunks()))
-        photos = photos.filter(fresh)
-        if len(photos):
-            mine = (
-                items.filter(pc.is_in(items.column("digest"), value_set=photos.column("digest").combine_chunks()))
-                if len(items)
-                else results.schema.empty_table()
-            )
-            results.add(photos, mine)
+        known = known.filter(pc.equal(known.column("reason"), ""))  # what failed may have been tried again
+        done = known.column("digest").combine_chunks()
+        held: list[tuple[pa.Table, pa.Table]] = []
+        for photos, items in harvest(work, tables.read(work, PHOTOS_OF_WORK), list(about["dims"])):
+            photos = photos.filter(pc.invert(pc.is_in(photos.column("digest"), value_set=done)))
+            mine = pc.is_in(items.column("digest"), value_set=photos.column("digest").combine_chunks())
+            held.append((photos, items.filter(mine).cast(results.schema)))
+            if sum(len(items) for _, items in held) >= PART_ITEMS:
+                results.add(*(pa.concat_tables(tables_) for tables_ in zip(*held, strict=True)))
+                held = []
+        if any(len(photos) for photos, _ in held):
+            results.add(*(pa.concat_tables(tables_) for tables_ in zip(*held, strict=True)))
 
     # --- the version --------------------------------------------------------------------------------------------------
 
@@ -240,11 +246,16 @@ class Night:
         return plan(own.index, n_rows, dim, budget_mb=own.memory_mb, threads=self.settings.threads_per_actor)
 
     @contextmanager
-    def built(self, changes: Changes, before: Gallery | None) -> Iterator[Built]:
-        """Tonight's version in a passing local folder."""
+    def built(self, changes: Changes, before: Gallery | None, name: str) -> Iterator[Built]:
+        """Tonight's version in a passing local folder, versions/NAME/ of a gallery that nobody else reads."""
         place = self.store.local_path
-        with tempfile.TemporaryDirectory(prefix=".tmp-building-", dir=place) as folder:
-            yield build(self.wanted, self.results, changes.photos, before, Path(folder), self._fill)
+        with tempfile.TemporaryDirectory(prefix=f"{HIDDEN}building-", dir=place) as passing:
+            folder = Path(passing, VERSIONS, name)
+            folder.mkdir(parents=True)
+            built = build(self.wanted, self.results, changes.photos, before, folder, self._fill)
+            keep = ["image_id", "product_id", "file_name", "digest"]
+            tables.write(open_store(folder), PHOTOS_OF_VERSION, changes.photos.select(keep))
+            yield built
 
     def _fill(self, made: Plan, folder: Path) -> None:
         from jobs.gallery.fill import fill
@@ -256,15 +267,25 @@ class Night:
         own = self.settings.gallery
         return [
             gates.of_index(built, own.least_recall),
-            gates.of_counts(built, len(np.unique(built.items.column("id").to_numpy()))),
+            gates.of_counts(built, self._with_garments(changes), before),
             gates.of_rows(built),
             gates.of_canaries(built, before, own.least_canaries),
             gates.of_failures(failed, len(changes.photos), self.settings.max_failed_share),
         ]
 
-    def copies(self, gallery: Gallery, changes: Changes) -> gates.Figure:
-        """Known photos, cropped and encoded again, through the models and the new version."""
+    def _with_garments(self, changes: Changes) -> set[int]:
+        """image_ids of tonight's photos that garments were found on."""
+        known = self.results.photos()
+        some = known.filter(pc.greater(known.column("items"), 0)).column("digest").combine_chunks()
+        mine = changes.photos.filter(pc.is_in(changes.photos.column("digest"), value_set=some))
+        return set(mine.column("image_id").to_pylist())
+
+    def copies(self, built: Built, record: Mapping[str, Any], changes: Changes) -> gates.Figure:
+        """Known photos, cropped and encoded again, through the models and the new version, opened where it was built."""
         own = self.settings.gallery
+        place = open_store(built.folder.parents[1])
+        place.write(f"{VERSIONS}/{record['name']}/{RECORD}", as_json(record))
+        gallery = Gallery(place, record["name"], check=False)
         chosen = gates.chosen_photos(gallery.items, own.copies, int(self.started) // 86_400)
         if not chosen:
             return gates.of_copies(gallery, [], {}, own.least_copies)
@@ -275,12 +296,15 @@ class Night:
             run = open_store(f"{folder}/run")
             copies = open_imageset(f"{folder}/imageset")
             photos = copies.photos(("image_id", "digest"))
-            _, items = harvest(run, photos, list(self.results.models))
+            parts = [items for _, items in harvest(run, photos, list(self.results.models))]
+            items = pa.concat_tables(
+                [self.results.schema.empty_table(), *(one.cast(self.results.schema) for one in parts)]
+            )
             rows: dict[int, dict[str, np.ndarray]] = {}
             for image_id, digest in zip(
                 photos.column("image_id").to_pylist(), photos.column("digest").to_pylist(), strict=True
             ):
-                mine = items.filter(pc.equal(items.column("digest"), digest)) if len(items) else items
+                mine = items.filter(pc.equal(items.column("digest"), digest))
                 if len(mine):
                     rows[image_id] = {
                         name: tables.rows_of(mine.column(name)).astype(np.float32) for name in self.results.models
@@ -299,38 +323,40 @@ class Night:
                 height, width = decode(copy).shape[:2]
                 yield Photo(image_id, copy, width, height, "shop", 0, "", f"{image_id}.jpg", False, tuple[Item, ...]())
 
-    def write(self, built: Built, name: str, more: Mapping[str, Any]) -> dict[str, Any]:
-        """Put the files of a version under its name, version.json last; returns it."""
-        files = {}
-        for file in FILES:
-            if (built.folder / file).exists():
-                files[file] = digest_of(built.folder / file)
-                self.store.write_file(f"{VERSIONS}/{name}/{file}", built.folder / file)
-        record = {
-            "schema": 1, "name": name, "created": round(time.time(), 3), "files": files,
+    def record(self, built: Built, name: str, more: Mapping[str, Any]) -> dict[str, Any]:
+        """version.json, as far as it is known before the gate."""
+        return {
+            "schema": 1, "name": name, "created": round(time.time(), 3),
+            "files": {file: digest_of(built.folder / file) for file in FILES if (built.folder / file).exists()},
             "models": [{"name": model.name, "dim": model.spec.dim, "weights": model.weights, "basis": model.basis} for model in self.embedders],
             "detectors": [model.basis for model in self.detectors], "search": config.record(self.settings.search),
             "results": self.results.store.uri.rpartition("/")[2], "wanted_kind": self.settings.gallery.index,
             "budget_mb": self.settings.gallery.memory_mb, "profile": self.settings.profile,
             "imageset": {"uri": self.images.uri, "digest": self.images.digest}, "settings": recorded(self.settings),
         } | described(built) | dict(more)  # fmt: skip
-        self.store.write(f"{VERSIONS}/{name}/{RECORD}", as_json(record))
-        return record
+
+    def write(self, built: Built, record: Mapping[str, Any]) -> None:
+        """Put the files of a version under its name; version.json, which makes it one, last and once."""
+        for file in record["files"]:
+            self.store.write_file(f"{VERSIONS}/{record['name']}/{file}", built.folder / file)
+        self.store.write(f"{VERSIONS}/{record['name']}/{RECORD}", as_json(record))
 
 
 def photos_of(store: ObjectStore, before: Gallery) -> dict[int, tuple[bytes, str, str]]:
     """image_id -> digest, product_id, file_name of every photo the version was made of, those without garments too."""
-    table = tables.read(store, f"{VERSIONS}/{before.version}/photos.parquet")
+    table = tables.read(store, f"{VERSIONS}/{before.version}/{PHOTOS_OF_VERSION}")
     columns = (table.column(name).to_pylist() for name in ("image_id", "digest", "product_id", "file_name"))
     return {image_id: (digest, product, name) for image_id, digest, product, name in zip(*columns, strict=True)}
 
 
 def clear(work: ObjectStore) -> None:
-    """Remove everything below; what says what it is about goes last, so that a kill in between is understood."""
+    """Remove everything below; what says what it is about goes last, so that a kill in between is understood.
+
+    For who holds the gallery's lock: a lock that lies here is a dead run's.
+    """
     keys = sorted((info.key for info in work.list()), key=lambda key: key in ("night.json", PHOTOS_OF_WORK))
     for key in keys:
-        if key != "lock.json":
-            work.delete(key)
+        work.delete(key)
     if (
         work.local_path is not None
         and work.local_path.exists()

@@ -99,8 +99,8 @@ class Results:
                 yield table.filter(pc.is_in(table.column("digest"), value_set=mine))
 
 
-def harvest(work: ObjectStore, photos: pa.Table, models: Sequence[str]) -> tuple[pa.Table, pa.Table]:
-    """What the shards that a run has finished gave: photos and items tables, from its marks alone.
+def harvest(work: ObjectStore, photos: pa.Table, models: Sequence[str]) -> Iterator[tuple[pa.Table, pa.Table]]:
+    """What each shard that a run has finished gave: photos and items tables, from its marks alone.
 
     The image set need not be there any more: a run that was killed last night is harvested although the set has changed since.
 
@@ -108,8 +108,6 @@ def harvest(work: ObjectStore, photos: pa.Table, models: Sequence[str]) -> tuple
         work: the run's folder. photos: shard, image_id, digest of those it took. models: the embedders.
     """
     marks = read_marks(work)
-    known: list[dict[str, Any]] = []
-    parts: list[pa.Table] = []
     for shard in pc.unique(photos.column("shard")).to_pylist():
         if not all(f"embed/detected/{name}/{shard}" in marks for name in models):
             continue
@@ -123,10 +121,11 @@ def harvest(work: ObjectStore, photos: pa.Table, models: Sequence[str]) -> tuple
             if path.endswith(f"/{shard}")
             for row in mark.get("failures", ())
         }
-        for image_id, digest in digests.items():
-            known.append({"digest": digest, "items": counts[digest], "reason": reasons.get(image_id, "")})
-        parts.append(table)
-    return pa.Table.from_pylist(known, PHOTOS), pa.concat_tables(parts) if parts else pa.table({})
+        known = [
+            {"digest": digest, "items": counts[digest], "reason": reasons.get(image_id, "")}
+            for image_id, digest in digests.items()
+        ]
+        yield pa.Table.from_pylist(known, PHOTOS), table
 
 
 def _items_of(work: ObjectStore, shard: str, digests: Mapping[int, bytes], models: Sequence[str]) -> pa.Table:
