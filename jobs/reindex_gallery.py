@@ -176,14 +176,13 @@ def carry_out(night: "Night", lock: Any) -> dict[str, Any]:
     versions.sweep(night.store)  # what a killed night was building is as large as the gallery
     now = versions.pointer(night.store)
     before = Gallery(night.store, now[0]) if now else None
-    changes = night.changes(before)
+    changes = night.take_over(before)
     say(str(changes))
     summary: dict[str, Any] = {
         "added": changes.added, "changed": changes.changed, "removed": changes.removed, "unchanged": changes.unchanged,
         "photos": len(changes.photos), "detected": changes.new, "before": before.version if before else None,
     }  # fmt: skip
     if before is not None and changes.nothing and not anew(night, changes, before):
-        night.detect_and_embed({}, changes.photos)  # what a killed night left is kept
         said = {
             "status": "unchanged",
             "version": before.version,

@@ -179,20 +179,22 @@ class Night:
             sum(old[image_id] != now[image_id] for image_id in same), rows, len(seen),
         )  # fmt: skip
 
+    def take_over(self, before: Gallery | None) -> Changes:
+        """`changes`, after what a killed night left in work/ was kept; where it was about the same photos it stays, to be gone on with."""
+        changes, work = self.changes(before), self.store.sub(WORK)
+        left = read_json(work, "night.json")
+        if left == self._about(changes.rows):
+            return changes
+        if left is not None:
+            self._keep(work, left)
+        clear(work)
+        return changes if left is None else self.changes(before)
+
     # --- the models ---------------------------------------------------------------------------------------------------
 
     def detect_and_embed(self, rows: Mapping[str, list[int]], photos: pa.Table) -> float:
-        """Put new photos through the models and keep what they gave; returns seconds.
-
-        What a killed night left is kept first; where it was about the same photos it is gone on with.
-        """
-        start, work = time.monotonic(), self.store.sub(WORK)
-        about = {"results": self.results.store.uri.rpartition("/")[2], "digest": self.images.digest,
-                 "rows": {shard: list(some) for shard, some in sorted(rows.items())}, "dims": dict(self.results.models),
-                 "dtype": self.settings.embed.dtype}  # fmt: skip
-        if (left := read_json(work, "night.json")) is not None and left != about:
-            self._keep(work, left)
-            clear(work)
+        """Put new photos through the models and keep what they gave; returns seconds. What `take_over` left is gone on with."""
+        start, work, about = time.monotonic(), self.store.sub(WORK), self._about(rows)
         if not rows:
             return time.monotonic() - start
         if read_json(work, "night.json") is None:
@@ -207,6 +209,14 @@ class Night:
         self._keep(work, about)
         clear(work)
         return time.monotonic() - start
+
+    def _about(self, rows: Mapping[str, list[int]]) -> dict[str, Any]:
+        """What a run in work/ is about: with the same photos, set and models it can be gone on with."""
+        return {
+            "results": self.results.store.uri.rpartition("/")[2], "digest": self.images.digest,
+            "rows": {shard: list(some) for shard, some in sorted(rows.items())}, "dims": dict(self.results.models),
+            "dtype": self.settings.embed.dtype,
+        }  # fmt: skip
 
     def _work_settings(self) -> Settings:
         return replace(self.settings, boxes=("detected",), limit=None)
