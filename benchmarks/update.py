@@ -84,8 +84,11 @@ def ingest(photos: Path, place: Path, how: str) -> float:
     """Seconds of the command."""
     line = [sys.executable, "jobs/ingest.py", "folder", str(photos), str(place), "--source", "shop", how]
     start = time.perf_counter()
-    subprocess.run(line, cwd=REPO, check=True, capture_output=True)
-    return time.perf_counter() - start
+    done = subprocess.run(line, cwd=REPO, capture_output=True, text=True)
+    seconds = time.perf_counter() - start
+    if done.returncode:
+        raise SystemExit(f"status {done.returncode}: {' '.join(line)}\n{done.stdout}{done.stderr}")
+    return seconds
 
 
 def files(place: Path) -> dict[str, tuple[int, int]]:
