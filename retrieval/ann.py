@@ -367,7 +367,7 @@ def tune(index: AnnIndex, queries: np.ndarray, target: float = 0.95, k: int = 10
     best: tuple[float, dict[str, Any]] | None = None
     reached = 0.0
     for looked in _settings(index.plan):
-        found = _found_after(replace_index(index, looked), queries, border, k)
+        found = _found_after(_asked_otherwise(index, looked), queries, border, k)
         reached = max(reached, found.max())
         for factor, share in zip(FACTORS, found.tolist(), strict=True):
             cost = _bytes_read(replace(index.plan, **looked), k * factor)
@@ -380,7 +380,7 @@ def tune(index: AnnIndex, queries: np.ndarray, target: float = 0.95, k: int = 10
     return best[1]
 
 
-def replace_index(index: AnnIndex, parameters: Mapping[str, Any]) -> AnnIndex:
+def _asked_otherwise(index: AnnIndex, parameters: Mapping[str, Any]) -> AnnIndex:
     """The same files, asked otherwise."""
     return AnnIndex(replace(index.plan, **parameters), index._index, index.vectors, index.ids, index.dead)
 

@@ -447,19 +447,15 @@ def read_array(path: Path, axes: int, dtypes: Sequence[type]) -> np.ndarray:
         ValueError: not such a file, or of another shape or type.
     """
     try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: np.ndarray = np.lib.format.open_memmap(path, mode="r")  # np.load would also try archives and pickles
     except (ValueError, EOFError, OSError, SyntaxError) as error:
         if isinstance(error, FileNotFoundError):
             raise ValueError(f"{path}: no such file; the gallery keeps it beside its index") from None
         raise ValueError(f"{path}: no array that numpy can map: {str(error).splitlines()[0]}") from None
-    if (
-        not isinstance(array, np.ndarray)
-        or array.ndim != axes
-        or array.dtype.type not in dtypes
-        or not array.flags.c_contiguous
-    ):
-        found = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise ValueError(f"{path}: want {axes} axes of {' or '.join(t.__name__ for t in dtypes)}, got {found}")
+    if array.ndim != axes or array.dtype.type not in dtypes or not array.flags.c_contiguous:
+        raise ValueError(
+            f"{path}: want {axes} axes of {' or '.join(t.__name__ for t in dtypes)}, got {array.shape} {array.dtype}"
+        )
     return array
 
 

@@ -26,7 +26,7 @@ ROWS_A_LIST = 39  # of the training sample: fewer and FAISS warns that centres a
 LIST_ROUNDS, CODE_ROUNDS = 10, 10  # of k-means for the clusters, for the code book
 ROTATION_ROUNDS, ROTATION_STEPS = 10, 4  # of OPQ, and of k-means inside each; the first has CODE_ROUNDS
 CODE_SAMPLE = 16_384  # rows OPQ and the codes are learned from
-FILL_BLOCK = 32_768  # rows put into an index at once
+FILL_BLOCK = 8_192  # rows put into an index at once
 PART_ROWS = 262_144  # rows of a part when nobody else cuts the gallery
 EXACT_BLOCK = 16_384  # rows compared at once by exact search
 
