@@ -1,0 +1,23 @@
+"""`jobs/gallery/look.py` with stand-in models: what `jobs/search.py` starts in tests."""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[:1] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
+
+import stand_ins
+
+from jobs import cli
+from jobs.gallery import look
+
+SCRIPT = Path(__file__).resolve()
+
+
+def main(argv: list[str] | None = None) -> int:
+    return look.main(argv, stand_ins.CATALOGUE)
+
+
+if __name__ == "__main__":
+    cli.run(main)
+    assert "faiss" not in sys.modules
