@@ -52,6 +52,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not 1 <= args.top <= MOST:
         parser.error(f"--top wants 1 to {MOST}, got {args.top}")
+    if args.html is not None and not args.html.absolute().parent.is_dir():
+        parser.error(f"--html {one_line(str(args.html))}: there is no such folder to write it to")
     if args.category is not None:
         name = " ".join(args.category.lower().replace("-", " ").replace("_", " ").split())
         if name not in CATEGORIES:

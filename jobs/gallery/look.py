@@ -185,8 +185,10 @@ def _together(parts: list[Found]) -> Found:
 
 
 def main(argv: list[str] | None = None, catalogue: Catalogue = SHIPPED) -> int:
-    (place,) = sys.argv[1:] if argv is None else argv
-    look(Path(place), catalogue)
+    places = sys.argv[1:] if argv is None else argv
+    if len(places) != 1:
+        raise UserError("want one folder, as jobs/search.py makes it")
+    look(Path(places[0]), catalogue)
     return 0
 
 

@@ -176,7 +176,7 @@ def test_nothing_published_there(tmp_path):
         ask(tmp_path, "photo.png")
 
 
-@pytest.mark.parametrize("line", [["--top", "0"], ["--top", "1001"], ["--device", "tpu"]])
+@pytest.mark.parametrize("line", [["--top", "0"], ["--top", "1001"], ["--device", "tpu"], ["--html", "/none/x.html"]])
 def test_a_mistake_in_the_line(line, tmp_path):
     with pytest.raises(SystemExit) as ended:
         ask(tmp_path, "photo.png", *line)

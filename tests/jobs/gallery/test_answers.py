@@ -1,0 +1,43 @@
+"""What was found, for a terminal: one line an item, whatever its names hold."""
+
+import pytest
+
+from jobs.gallery.answers import Answer, Garment, Hit, lines, table
+
+
+def hit(rank: int, product: str = "p", name: str = "a.jpg", **more: object) -> Hit:
+    item = {"product_id": product, "file_name": name, "category_id": 8, "bbox": [1.4, 2.0, 30.6, 40.0]}
+    return Hit(rank, 1 - rank / 10, item | more)
+
+
+def test_a_table_stands_in_columns():
+    assert table([hit(1), hit(2, "longer", "b.jpg", category_id=1)]) == [
+        "rank  similarity  product  file name  category          box x1 y1 x2 y2 px",
+        "   1      0.9000  p        a.jpg      trousers          1 2 31 40",
+        "   2      0.8000  longer   b.jpg      short sleeve top  1 2 31 40",
+    ]
+
+
+@pytest.mark.parametrize("garments, first", [(0, "x.jpg: no garments found"), (1, "x.jpg: 1 garment found"), (2, "x.jpg: 2 garments found")])  # fmt: skip
+def test_garments_are_counted(garments, first):
+    said = lines(Answer("x.jpg", b"", [Garment((0, 0, 9, 9), 0.25, 9, [])] * garments))
+    assert said[0] == first
+    assert said[1:] == [
+        line
+        for i in range(1, garments + 1)
+        for line in (f"  {i}. skirt 0.25, box 0 0 9 9", "     the gallery has nothing for it")
+    ]
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\r\x1b[31mb", "\x9b2J", "‮gpj.exe", "x" * 5000, "\0", "\ud800"])
+def test_a_name_is_never_more_than_a_part_of_its_line(name):
+    said = lines(Answer(name, b"", [Garment((0, 0, 9, 9), 0.25, 9, [hit(1, name, name)])]))
+    assert len(said) == 4 and all(line.isprintable() for line in said)
+
+
+def test_a_long_name_is_there_to_be_copied():
+    assert "n" * 90 in table([hit(1, "n" * 90), hit(2)])[1]
+
+
+def test_a_category_nobody_knows_has_its_number():
+    assert "category 14" in table([hit(1, category_id=14)])[1]

@@ -1,0 +1,135 @@
+"""The page of a search: pictures inside it, nothing fetched, names are text, and it says where a picture is missing."""
+
+import base64
+import html.parser
+import io
+import re
+from pathlib import Path
+
+import pytest
+import stand_ins
+from PIL import Image
+from small_gallery import publish
+
+from jobs.gallery import look, page
+from jobs.gallery.answers import Answer, Garment, Hit
+from retrieval.gallery import Gallery, open_gallery
+from store.imageset import Photo, write_imageset
+
+HOSTILE = [
+    "<script>alert(1)</script>", "</bdi><img src=x onerror=alert(1)>", "\"><svg onload=alert(1)>", "' onmouseover='alert(1)",
+    "</style><script>alert(1)</script>", "</title></head><body onload=alert(1)>", "<!--", "{{ 7 * 7 }}", "{% include '/etc/passwd' %}",
+    "&lt;script&gt;", "\u202e\u2066gnp.exe", "<meta http-equiv=refresh content=0>", "<base href=//evil.example/>", "\ud800<b>",
+]  # fmt: skip
+
+
+class Page(html.parser.HTMLParser):
+    """Tags with their attributes' names, every address, all text."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, ...]] = []
+        self.addresses: list[str] = []
+        self.text = ""
+        self.feed(path.read_bytes().decode())
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, *(name for name, _ in attrs)))
+        self.addresses += [
+            str(value) for name, value in attrs if name in ("src", "href", "srcset", "action", "content")
+        ]
+
+    def handle_comment(self, data: str) -> None:
+        self.tags.append(("comment", data))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def imageset(folder: Path, names: list[str], changed: int | None = None, without: int | None = None) -> None:
+    """A shop photo for each name, which is file name and product of it; one shown anew, one gone."""
+
+    def photos():
+        for i, name in enumerate(names):
+            one = stand_ins.photo(i, "shop", 1 + i + (50 if i == changed else 0))
+            if i != without:
+                yield Photo(i, one.image, one.width, one.height, "shop", 1 + i, name, name)
+
+    write_imageset(photos(), folder, source={"adapter": "x", "arguments": {}}, overwrite=True)
+
+
+def written(box: Path, names: list[str]) -> Page:
+    """The page about two photos whose garments found everything there is, and one that could not be read."""
+    gallery = open_gallery(box / "gallery")
+    settings = look.settings_of(gallery.record, stand_ins.CATALOGUE)
+    answers = [
+        Answer(name, stand_ins.photo(i, "user", 1).image, [found_in(gallery)]) for i, name in enumerate(names[:2])
+    ]
+    answers.append(Answer(names[2], b"", [], names[3]))
+    page.write(box / "found.html", gallery.record, names[4], answers, settings)
+    assert sorted(path.name for path in box.iterdir() if path.is_file()) == ["found.html"]
+    return Page(box / "found.html")
+
+
+def found_in(gallery: Gallery) -> Garment:
+    items = gallery.lookup(sorted(gallery.items["id"].to_pylist()))
+    return Garment((4, 6, 34, 46), 0.9, 3, [Hit(i + 1, 1 - i / 100, item) for i, item in enumerate(items)])
+
+
+@pytest.fixture
+def box(tmp_path: Path, calls: list) -> Path:
+    imageset(tmp_path / "set", [f"name-{i}" for i in range(6)])
+    publish(tmp_path / "set", tmp_path / "gallery")
+    return tmp_path
+
+
+def test_everything_is_inside_the_one_file(box):
+    found = written(box, [f"asked-{i}" for i in range(5)])
+    pictures = [one for one in found.addresses if one.startswith("data:image")]
+    assert len(pictures) == 2 + 2 * 6, "two photos, six shop items for each"
+    for one in pictures:
+        picture = Image.open(io.BytesIO(base64.b64decode(one.removeprefix("data:image/jpeg;base64,"))))
+        assert picture.format == "JPEG" and max(picture.size) <= 360
+    assert {one for one in found.addresses if "//" in one and not one.startswith("data:")} == set()
+    assert not any(
+        tag[0] in ("script", "iframe", "form") or any(name.startswith("on") for name in tag) for tag in found.tags
+    )
+    assert "default-src 'none'" in (box / "found.html").read_text()
+    assert all(f"name-{i}" in found.text for i in range(6)) and "asked-3" in found.text
+
+
+def test_names_that_try_to_be_html_are_text(tmp_path, calls):
+    def of(names: list[str], folder: Path) -> Page:
+        imageset(folder / "set", names)
+        publish(folder / "set", folder / "gallery")
+        return written(folder, names)
+
+    plain = of([f"name-{i}" for i in range(len(HOSTILE))], tmp_path / "plain")
+    hostile = of(HOSTILE, tmp_path / "hostile")
+    assert hostile.tags == plain.tags
+    shown = [re.sub("[\ud800-\udfff]", "?", name) for name in HOSTILE]
+    assert all(name in hostile.text or name.replace("?", "\ufffd") in hostile.text for name in shown)
+
+
+def test_it_says_which_pictures_are_missing_and_why(box):
+    imageset(box / "set", [f"name-{i}" for i in range(6)], changed=1, without=2)
+    found = written(box, [f"asked-{i}" for i in range(5)])
+    assert found.text.count("the shop has another photo there now") == 2
+    assert found.text.count("no longer in the image set") == 2
+    assert sum(one.startswith("data:image") for one in found.addresses) == 2 + 2 * 4
+
+
+def test_it_says_that_the_image_set_is_gone(box):
+    (box / "set").rename(box / "elsewhere")
+    found = written(box, [f"asked-{i}" for i in range(5)])
+    assert "no pictures of shop items: no image set at" in found.text
+    assert sum(one.startswith("data:image") for one in found.addresses) == 2, "the photos that were asked about"
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(box):
+    gallery = open_gallery(box / "gallery")
+    settings = look.settings_of(gallery.record, stand_ins.CATALOGUE)
+    with pytest.raises(OSError):
+        page.write(box / "none" / "found.html", gallery.record, "g", [], settings)
+    assert not (box / "none").exists()
