@@ -146,10 +146,12 @@ def roll_back(store: ObjectStore, to: str | None = None) -> tuple[str, str]:
     known = listed(store)
     left = now[0] if now else "nothing readable"
     if to is None:
-        earlier = [entry["version"] for entry in _history(data)][::-1]
-        usable = {one.name for one in known if one.state in ("earlier", "ready")}
-        fallback = [one.name for one in reversed(known) if one.name in usable and one.name < left]
-        to = next((name for name in [*_before(earlier, left), *fallback] if name in usable and name != left), None)
+        history = _history(data)
+        below = _stack(history)
+        given_up = {entry["version"] for entry in history} - set(below)
+        usable = {one.name for one in known if one.state in ("earlier", "ready")} - given_up - {left}
+        never = [one.name for one in reversed(known) if one.name < left]  # whose history is lost
+        to = next((name for name in [*below[::-1], *never] if name in usable), None)
     if to in {one.name for one in known if one.state == "refused"}:
         raise UserError(
             f"{store.uri}: the gate refused {to}, see versions/{to}/version.json; lower its limit (gallery.least_…) for a night instead"
@@ -164,9 +166,19 @@ def roll_back(store: ObjectStore, to: str | None = None) -> tuple[str, str]:
     return left, to
 
 
-def _before(newest_first: list[str], left: str) -> list[str]:
-    """What was current before `left` last came, newest first."""
-    return newest_first[newest_first.index(left) + 1 :] if left in newest_first else newest_first
+def _stack(history: list[dict[str, Any]]) -> list[str]:
+    """What was published over what, the current version last; a rollback takes away all above the one it went to.
+
+    >>> _stack([{"version": "a", "why": "published"}, {"version": "b", "why": "published"}, {"version": "a", "why": "rolled back"}])
+    ['a']
+    """
+    found: list[str] = []
+    for entry in history:
+        name = entry["version"]
+        if name in found:
+            del found[found.index(name) :]
+        found.append(name)
+    return found
 
 
 def _unreadable(store: ObjectStore) -> bytes | None:

@@ -1,0 +1,253 @@
+"""Reading a published gallery: what a search gives, what follows a publication, what is refused with one line."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import handmade
+import numpy as np
+import pytest
+from handmade import DIM, rows, version
+
+from retrieval.gallery import GalleryError, open_gallery
+from store.objects import StorageError, open_store
+
+
+def point(store: Any, name: str) -> None:
+    store.write("CURRENT", json.dumps({"version": name, "history": []}).encode())
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def where(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A place for a gallery, and a cache of this test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return f"{request.getfixturevalue('s3_bucket')}/gallery" if request.param == "bucket" else str(tmp_path / "gallery")
+
+
+# ------------------------------------------------------------------------------------------------ searching
+
+
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_a_search_is_a_sort_of_all_products(where: str, kind: str) -> None:
+    store, ids = open_store(where), [7, 3, 20, 11, 5]
+    version(store, "000001-x", ids, kind=kind, gone=[30])
+    point(store, "000001-x")
+    gallery = open_gallery(where)
+    asked = rows([1, 2], seed=9)
+    similarity, found = gallery.search(asked, 7)
+    products = asked.astype(np.float64) @ rows(ids).T.astype(np.float64)
+    order = np.argsort(-products, axis=1)
+    assert found.tolist() == [[*(ids[i] for i in line), -1, -1] for line in order]
+    np.testing.assert_allclose(similarity[:, :5], np.take_along_axis(products, order, 1), atol=1e-6)
+    assert np.isneginf(similarity[:, 5:]).all() and len(gallery) == 5
+
+
+def test_copies_of_a_row_come_by_rising_id(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    version(store, "000001-x", [9, 4, 6], replaced={})
+    path = tmp_path / "versions" / "000001-x"
+    np.save(path / "vectors.npy", np.repeat(rows([1]), 3, axis=0))
+    point(store, "000001-x")
+    assert open_gallery(tmp_path, check=False).search(rows([1]), 3)[1].tolist() == [[4, 6, 9]]
+
+
+def test_a_garment_that_was_replaced_answers_with_its_new_row(tmp_path: Path) -> None:
+    """A graph keeps the dead row as a step of the way: it is neither found, nor looked up, nor what queries move towards."""
+    store = open_store(tmp_path)
+    expanded = ({"step": "concat"}, {"step": "alpha_qe", "k": 1, "alpha": 0})
+    version(store, "000001-x", list(range(20)), kind="hnsw", replaced={4: 5}, steps=expanded)
+    point(store, "000001-x")
+    gallery = open_gallery(tmp_path)
+    assert len(gallery.index.ids) == 21 and len(gallery) == 20
+    np.testing.assert_array_equal(gallery.vectors(np.array([4])), rows([4]))
+    similarity, ids = gallery.search(rows([4]), 1)
+    assert ids.tolist() == [[4]] and similarity[0, 0] == pytest.approx(
+        1.0, abs=1e-6
+    )  # moved towards itself: where it was
+
+
+def test_a_step_that_ranks_anew_leaves_the_dead_out(tmp_path: Path) -> None:
+    """k-reciprocal over living and dead rows would return the dead; over the living it is that of a gallery that never had them."""
+    steps = ({"step": "concat"}, {"step": "k_reciprocal", "k1": 4, "k2": 2})
+    for name, gone in (("with", [40, 41, 42]), ("without", [])):
+        store = open_store(tmp_path / name)
+        version(store, "000001-x", list(range(25)), kind="hnsw", steps=steps, gone=gone)
+        point(store, "000001-x")
+    asked = rows([40, 41, 50], seed=0)
+    got, want = (open_gallery(tmp_path / name).search(asked, 25) for name in ("with", "without"))
+    assert got[1].tolist() == want[1].tolist() and set(got[1][0]) == set(range(25))
+    np.testing.assert_allclose(got[0], want[0], atol=1e-6)
+
+
+def test_steps_on_lists_know_categories_and_products(tmp_path: Path) -> None:
+    steps = ({"step": "concat"}, {"step": "category", "rule": "hard"}, {"step": "group", "by": "product"})
+    store, ids = open_store(tmp_path), list(range(40))
+    version(store, "000001-x", ids, steps=steps)
+    point(store, "000001-x")
+    gallery, asked = open_gallery(tmp_path), rows([1], seed=3)
+    with pytest.raises(GalleryError, match="give the category of each query"):
+        gallery.search(asked, 3)
+    found = gallery.lookup(gallery.search(asked, 5, category=np.array([2]))[1][0])
+    assert [row["id"] for row in found if row] == sorted([1, 14, 27], key=lambda one: -float(asked[0] @ rows([one])[0]))
+
+
+def test_a_garment_is_looked_up_by_its_id(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    version(store, "000001-x", [8, 2])
+    point(store, "000001-x")
+    found = open_gallery(tmp_path).lookup([2, -1, 8, 5])
+    assert [row.get("image_id") for row in found] == [2, None, 8, None]
+    assert found[0]["product_id"] == "p1" and found[2]["bbox"] == [0, 0, 9, 9]
+
+
+@pytest.mark.parametrize("vectors, k, want", [
+    (np.zeros((2, DIM + 1), np.float32), 3, r"want vectors \(Q, 6\) float32 \(m 6\) and k from 1, got \(2, 7\) float32, 3"),
+    (np.zeros((2, DIM)), 3, r"got \(2, 6\) float64"),
+    (np.zeros((2, DIM), np.float32), 0, r"got \(2, 6\) float32, 0"),
+    (np.zeros(DIM, np.float32), 1, r"got \(6,\)"),
+    (np.array([[1.0] * DIM, [np.nan] * DIM], np.float32), 1, r"vector 1 has numbers that are not finite"),
+])  # fmt: skip
+def test_queries_that_do_not_fit_are_refused(tmp_path: Path, vectors: np.ndarray, k: int, want: str) -> None:
+    store = open_store(tmp_path)
+    version(store, "000001-x", [1])
+    point(store, "000001-x")
+    with pytest.raises(GalleryError, match=want):
+        open_gallery(tmp_path).search(vectors, k)
+
+
+# ------------------------------------------------------------------------------------------------ opening
+
+
+def test_what_cannot_be_opened_says_so_in_one_line(where: str) -> None:
+    store = open_store(where)
+    with pytest.raises(GalleryError, match=r"no gallery is published there; run jobs/reindex_gallery.py"):
+        open_gallery(where)
+    for spoiled in (b"", b"[]", b'{"version": ""}', b'{"version": "../x"}', b'{"version": 3}'):
+        store.write("CURRENT", spoiled)
+        with pytest.raises(GalleryError, match=rf"CURRENT: {len(spoiled)} bytes that name no version"):
+            open_gallery(where)
+    point(store, "000001-x")
+    with pytest.raises(GalleryError, match=r"no version 000001-x; `--list` names those there are"):
+        open_gallery(where)
+    store.write("versions/000001-x/version.json", b'{"schema": 2}')
+    with pytest.raises(GalleryError, match=r"versions/000001-x: schema 2; this version reads 1"):
+        open_gallery(where)
+    store.write("versions/000001-x/version.json", b"{")
+    with pytest.raises(GalleryError, match=r"version.json: not readable"):
+        open_gallery(where)
+
+
+@pytest.mark.parametrize("file", ["vectors.npy", "ids.npy", "items.parquet"])
+def test_a_file_that_is_not_what_was_published_is_refused(where: str, file: str) -> None:
+    store = open_store(where)
+    version(store, "000001-x", [1, 2, 3])
+    point(store, "000001-x")
+    key = f"versions/000001-x/{file}"
+    good = store.read(key)
+    store.write(key, good[:-1] + b"?")
+    with pytest.raises((GalleryError, StorageError), match=r"published as \w{32}"):
+        open_gallery(where)
+    store.delete(key)
+    with pytest.raises(GalleryError, match=r"missing, published as|not there, though published"):
+        open_gallery(where)
+    store.write(key, good)
+    assert len(open_gallery(where)) == 3
+
+
+def test_a_record_that_lies_is_refused_as_the_gallerys_fault(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    record = version(store, "000001-x", [1, 2, 3])
+    point(store, "000001-x")
+    for wrong in (
+        {"index": record["index"] | {"dim": 7}},
+        {"index": {"kind": "flat"}},
+        {"models": [{}]},
+        {"search": None},
+    ):
+        store.write("versions/000001-x/version.json", json.dumps(record | wrong).encode())
+        with pytest.raises(GalleryError, match=r"versions/000001-x: \w+Error: "):
+            open_gallery(tmp_path)
+
+
+def test_a_bucket_is_fetched_once(
+    s3_bucket: str, s3_proxy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = open_store(f"{s3_bucket}/gallery")
+    version(store, "000001-x", [1, 2, 3])
+    point(store, "000001-x")
+    fetched = []
+    for _ in range(2):
+        del s3_proxy.sent[:]
+        assert len(open_gallery(f"{s3_bucket}/gallery")) == 3
+        fetched.append(
+            sum(
+                method == "GET" and "/versions/" in path and "version.json" not in path
+                for method, path in s3_proxy.sent
+            )
+        )
+    assert fetched == [3, 0]
+
+
+# ------------------------------------------------------------------------------------------------ following
+
+
+def test_a_reader_follows_when_it_asks(where: str) -> None:
+    store = open_store(where)
+    version(store, "000001-x", [1, 2])
+    version(store, "000002-x", [2, 3, 4])
+    point(store, "000001-x")
+    gallery = open_gallery(where)
+    assert not gallery.refresh()
+    point(store, "000002-x")
+    assert gallery.version == "000001-x" and gallery.search(rows([1]), 1)[1].tolist() == [[1]]
+    assert gallery.refresh() and (gallery.version, len(gallery)) == ("000002-x", 3)
+    assert gallery.lookup([1]) == [{}]
+    point(store, "000003-x")  # there is no such version
+    with pytest.raises(GalleryError, match="no version 000003-x"):
+        gallery.refresh()
+    assert gallery.search(rows([3]), 1)[1].tolist() == [[3]]  # and what is held goes on answering
+
+
+def test_searches_in_other_threads_see_one_version_or_the_next(tmp_path: Path) -> None:
+    """Two versions without a common id, expansion and groups: an answer that mixed them would hold ids of both, or fail."""
+    store = open_store(tmp_path)
+    steps = ({"step": "concat"}, {"step": "alpha_qe", "k": 3}, {"step": "group", "by": "product"})
+    few, many = list(range(10)), list(range(100, 190))
+    version(store, "000001-x", few, steps=steps)
+    version(store, "000002-x", many, steps=steps)
+    point(store, "000001-x")
+    gallery, asked = open_gallery(tmp_path), rows(range(8), seed=2)
+    want = {}
+    for name in ("000001-x", "000002-x"):
+        point(store, name)
+        gallery.refresh()
+        want[name] = gallery.search(asked, 5)[1].tolist()
+    wrong: list[Any] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            try:
+                found = gallery.search(asked, 5)[1].tolist()
+            except Exception as error:
+                wrong.append(error)
+                return
+            if found not in want.values():
+                wrong.append(found)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for turn in range(30):
+        point(store, f"00000{1 + turn % 2}-x")
+        assert gallery.refresh()
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_rows_by_hand_do_not_depend_on_their_company() -> None:
+    np.testing.assert_array_equal(handmade.rows([5, 6])[1], handmade.rows([6])[0])
