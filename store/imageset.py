@@ -638,7 +638,10 @@ class ImageSet:
 
     def _parquet(self, key: str, read: Callable[[str], bytes], schema: pa.Schema) -> pa.Table:
         try:
-            table = pq.read_table(pa.BufferReader(read(key)))
+            data = pa.BufferReader(
+                read(key)
+            )  # no threads: one that lets go of Python's bytes as the process ends, ends it badly
+            table = pq.ParquetFile(data, pre_buffer=False).read(use_threads=False)
         except ObjectMissing as error:
             raise ImageSetError(f"{self.uri}/{key} is missing; ingest again") from error
         except (pa.ArrowException, OSError) as error:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from retrieval.datasets import folder
 from store.imageset import Failure, Photo
+from store.objects import open_store
 
 
 def put(path: Path, kind: str = "JPEG") -> None:
@@ -114,3 +115,37 @@ def test_bad_arguments(tmp_path):
         folder.read(tmp_path, "street")
     with pytest.raises(ValueError, match="cannot read"):
         folder.read(tmp_path, "user", tmp_path / "nowhere.csv")
+
+
+def test_a_listing_tells_versions_apart_without_reading(tmp_path):
+    put(tmp_path / "b.png", "PNG")
+    put(tmp_path / "a" / "x.jpg")
+    (tmp_path / "gone.jpg").symlink_to(tmp_path / "never.jpg")
+    found = folder.open_folder(tmp_path, "shop")
+    b, gone, x = found.list()
+    info = (tmp_path / "b.png").stat()
+    assert b == folder.Listed("b.png", info.st_size, info.st_mtime_ns)
+    assert (gone.name, gone.size) == ("gone.jpg", -1) and x.name == "a/x.jpg"
+    assert [row.file_name for _, row in found.rows([x, b])] == ["a/x.jpg", "b.png"]
+
+
+def test_a_bucket(tmp_path, s3_bucket, s3_client):
+    store = open_store(f"{s3_bucket}/in")
+    put(tmp_path / "x.jpg")
+    data = (tmp_path / "x.jpg").read_bytes()
+    for key in ("b.jpg", "a/deep/er/x.JPG", "a/y.jpg", "a-b/z.jpg", "notes.txt", ".cache/x.jpg", "a/.x.jpg"):
+        store.write(key, data)
+    store.write("broken.jpg", b"no")
+    s3_client.put_object(Bucket=s3_bucket.removeprefix("s3://"), Key="in/c//d.jpg", Body=data)
+    rows = list(folder.read(f"{s3_bucket}/in", "shop"))
+    assert names(rows) == ["b.jpg", "broken.jpg", "a/y.jpg", "a/deep/er/x.JPG", "a-b/z.jpg", "c//d.jpg"]
+    assert rows[0] == Photo(folder.image_id("b.jpg"), data, 6, 5, "shop", file_name="b.jpg")
+    assert {row.file_name: row.reason for row in rows if isinstance(row, Failure)} == {
+        "broken.jpg": "not a JPEG, PNG or WebP picture",
+        "c//d.jpg": "cannot be read: its key is no relative path",
+    }
+    [listed] = (entry for entry in folder.open_folder(f"{s3_bucket}/in", "shop").list() if entry.name == "b.jpg")
+    assert listed.size == len(data) and listed.etag and listed.mtime_ns == 0
+    store.delete("b.jpg")
+    [(_, row)] = folder.open_folder(f"{s3_bucket}/in", "shop").rows([listed])
+    assert row == Failure(folder.image_id("b.jpg"), "b.jpg", "cannot be read: No such file or directory")
