@@ -54,7 +54,7 @@ class Plan:
     # approximate kinds (k_factor x k rows a query), in pages the system can take back
     build_mb: float = 0  # the dearest step of building: a sample trained on, one part filled, or the graph
     disk_mb: float = 0  # index, vectors and ids
-    build_s: float = 0  # training, filling in one process, merging
+    build_s: float = 0  # training and filling in one process, each thread with a core to itself
     why: str = ""
 
 
@@ -228,44 +228,43 @@ ENCODING = 0.2  # a sub-vector's comparison when encoding, over one in k-means; 
 
 
 def _build_s(made: Plan) -> float:
-    """Seconds of training and filling on this machine as busy as it is now."""
+    """Seconds of training and filling where the plan's threads have a core each; on a busy machine it is their CPU time over threads."""
     if made.kind == "flat" or not made.rows:
         return 0.0
     if made.kind == "hnsw":
         pairs = made.rows * PAIRS_A_ROW * made.ef_build * log2(made.rows + 1)
-        return pairs / _rates(made.dim, 1)[2]
-    wide, narrow, _ = _rates(made.code_dim or made.dim, made.threads)
+        return pairs / _rates(made.dim)[2]
+    wide, narrow, _ = _rates(made.code_dim or made.dim)
     lists = (made.train_rows * LIST_ROUNDS + made.rows) * made.n_lists
     if made.kind == "ivf_flat":
-        return lists / wide
+        return lists / wide / made.threads
     sample = min(CODE_SAMPLE, made.train_rows)
     rounds = ROTATION_ROUNDS * ROTATION_STEPS + 2 * CODE_ROUNDS
     codes = (sample * rounds + made.rows * ENCODING) * 256 * made.code_bytes
     rotations = (3 * sample * ROTATION_ROUNDS + made.rows) * made.dim
-    return (lists + rotations) / wide + codes / narrow
+    return ((lists + rotations) / wide + codes / narrow) / made.threads
 
 
 @lru_cache(maxsize=32)
-def _rates(dim: int, threads: int) -> tuple[float, float, float]:
-    """Comparisons a second: of whole rows in a matrix product, of sub-vectors of 8 numbers, of single float16 rows."""
+def _rates(dim: int) -> tuple[float, float, float]:
+    """Comparisons a second of one thread: of whole rows in a matrix product, of sub-vectors of 8 numbers, of single float16 rows."""
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((1024, dim), np.float32)
     short = rng.standard_normal((4096, 8), np.float32)
     stored = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT)
     stored.train(rows)
     stored.add(rows)
-    with faiss_threads(threads):
+    with faiss_threads(1):
         wide = _rate(lambda: faiss.knn(rows, rows, 1), len(rows) ** 2)
         narrow = _rate(lambda: faiss.knn(short, short[:256], 1), len(short) * 256)
-    with faiss_threads(1):
         return wide, narrow, _rate(lambda: stored.search(rows[:16], 1), 16 * len(rows))
 
 
 def _rate(work: Callable[[], Any], count: int) -> float:
-    """Of five goes the middle one."""
+    """By this thread's own time, so that other work on the machine does not count; of five goes the middle one."""
     taken = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.thread_time()
         work()
-        taken.append(time.perf_counter() - start)
-    return count / sorted(taken)[2]
+        taken.append(time.thread_time() - start)
+    return count / max(sorted(taken)[2], 1e-9)

@@ -113,9 +113,7 @@ print(now["anonymous"] - before + flat + now.get("ids.npy", 0) + now.get("index.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "kind, rows", [("flat", 400_000), ("ivf_flat", 400_000), ("hnsw", 60_000), ("ivf_pq", 1_500_000)]
-)
+@pytest.mark.parametrize("kind, rows", [("flat", 400_000), ("ivf_flat", 400_000), ("hnsw", 60_000)])
 def test_memory_while_searching_is_as_planned(kind, rows, tmp_path):
     """Resident pages of a process that has read all of the index: its own, and those mapped from the index and the ids."""
     import dataclasses
@@ -125,17 +123,19 @@ def test_memory_while_searching_is_as_planned(kind, rows, tmp_path):
     from retrieval import ann_build
 
     rng = np.random.default_rng(0)
-    dim = {"hnsw": 512, "ivf_pq": 64}.get(kind, 64)
+    dim = 512 if kind == "hnsw" else 64
     vectors = rng.standard_normal((rows, dim), np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     ann_build.write_vectors(tmp_path, vectors, np.arange(rows))
-    np.save(tmp_path / "queries.npy", vectors[:64])
+    np.save(
+        tmp_path / "queries.npy", vectors[:: 30 if kind == "hnsw" else rows // 64]
+    )  # a graph is walked from many sides
     del vectors
     made = plan(kind, rows, dim, budget_mb=4000, timed=False)
     if kind.startswith("ivf"):  # fewer clusters than planned: training is not what is measured
         made = dataclasses.replace(made, n_lists=256, train_rows=10_000, nprobe=256)
     if kind == "hnsw":
-        made = dataclasses.replace(made, ef_build=16, ef_search=60_000)
+        made = dataclasses.replace(made, ef_build=16, ef_search=128)
     ann_build.build(made, tmp_path)
     line = [sys.executable, "-c", MEASURE, str(tmp_path), json.dumps(dataclasses.asdict(made))]
     done = subprocess.run(line, cwd=REPO, capture_output=True, text=True, check=True)
