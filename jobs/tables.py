@@ -81,4 +81,7 @@ def publish(store: ObjectStore, key: str, data: bytes) -> str:
 
 
 def read(store: ObjectStore, key: str, columns: list[str] | None = None) -> pa.Table:
-    return pq.read_table(pa.BufferReader(store.read(key)), columns=columns)
+    file = pq.ParquetFile(
+        pa.BufferReader(store.read(key)), pre_buffer=False
+    )  # threads would outlive a process that ends now
+    return file.read(columns=columns, use_threads=False)
