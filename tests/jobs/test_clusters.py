@@ -16,6 +16,8 @@ import own_ray
 import pytest
 from agreement import contract
 
+from retrieval.gallery import open_gallery
+
 REPO = Path(__file__).resolve().parents[2]
 SCRIPT = "tests/jobs/run_with_stand_ins.py"
 PATHS = os.pathsep.join([str(REPO), str(REPO / "tests" / "jobs")])  # where workers find the stand-ins
@@ -91,6 +93,27 @@ def test_a_job_submitted_to_a_head_that_asks_for_a_token(
         status, said = carried_out(*line, cwd=clone, env=env)  # the same run, judged: exit status 3
     assert status == 1 and "1 of 25 images failed (4.0%), more than max_failed_share 1.0% allows" in said, said
     assert "exit code 3" in said, said
+
+
+def test_a_submitted_night_publishes_what_a_night_at_home_does(small_set: Path, tmp_path: Path, clone: Path) -> None:
+    port = own_ray.free_port()
+    night = ["python", "tests/jobs/reindex_with_stand_ins.py", "--imageset", small_set, *ALL_COUNTS, "--gallery"]
+    submit = ["ray", "job", "submit", "--address", f"http://127.0.0.1:{port}", "--working-dir", "."]
+    submit += ["--runtime-env-json", '{"env_vars": {"PYTHONPATH": "tests/jobs"}}', "--"]
+    status, said = carried_out(*night, tmp_path / "home")
+    assert status == 0, said
+    dashboard = ("--include-dashboard=true", f"--dashboard-port={port}")
+    with own_ray.head("--num-cpus=2", *dashboard, env=own_ray.environment({})):
+        status, said = carried_out(*submit, *night, tmp_path / "away", cwd=clone)
+        assert status == 0 and '"status": "published"' in said, said
+        status, said = carried_out(*submit, *night, tmp_path / "away", cwd=clone)
+        assert status == 0 and '"status": "unchanged"' in said, said
+        status, said = carried_out(*submit, *night, "runs/away", cwd=clone)
+        assert status == 1 and "give an absolute path or a bucket" in said, said
+    home, away = (open_gallery(tmp_path / name) for name in ("home", "away"))
+    assert len(home) == 12 and home.items.equals(away.items)
+    assert home.record["results"] == away.record["results"] and home.record["gate"].keys() == away.record["gate"].keys()
+    assert home.record["files"]["vectors.npy"] == away.record["files"]["vectors.npy"]
 
 
 @pytest.fixture
