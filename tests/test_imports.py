@@ -44,7 +44,9 @@ def test_a_folder_knows_only_its_neighbours(folder: str, may_know: set[str], may
 
 
 def test_torch_and_faiss_never_meet() -> None:
-    its_trade = [m for m in modules_of("retrieval") if m.startswith(("retrieval.index", "retrieval.ann", "retrieval.gallery"))]
+    its_trade = [
+        m for m in modules_of("retrieval") if m.startswith(("retrieval.index", "retrieval.ann", "retrieval.gallery"))
+    ]
     with_faiss = imported(its_trade)
     assert "faiss" in with_faiss and "torch" not in with_faiss
     without = [m for m in modules_of("retrieval") if m not in its_trade]
