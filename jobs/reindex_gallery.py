@@ -15,6 +15,7 @@ max_failed_share allows; 4 the gate refused the new version; 1 anything else. Wi
 """
 
 import argparse
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "c
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from jobs import cli, config
+from jobs.cli import UserError
 from jobs.models import SHIPPED, Catalogue
 from jobs.progress import say
 
@@ -95,6 +97,7 @@ def main(argv: list[str] | None = None, catalogue: Catalogue = SHIPPED) -> int:
     settings = config.load(args)
 
     from jobs.gallery.night import Night
+    from jobs.gallery.versions import still_ours
     from jobs.lock import Lock
 
     how = {"retry_failed": args.retry_failed, "retrain": args.retrain}
@@ -106,6 +109,12 @@ def main(argv: list[str] | None = None, catalogue: Catalogue = SHIPPED) -> int:
     lock.take()
     try:
         summary = carry_out(night, lock)
+    except UserError:
+        raise
+    except Exception:  # who took the lock over sweeps up what this night was building
+        with contextlib.suppress(OSError):
+            still_ours(lock)
+        raise
     finally:
         _leave_ray()
         lock.release()

@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -42,6 +43,9 @@ ITEMS = pa.schema(
     ]
 )  # fmt: skip
 COPY = 1 << 24  # bytes
+OPENING = (
+    threading.Lock()
+)  # NumPy parses a file's header as Python, and CPython 3.11 fails when two threads do so at once
 
 
 class GalleryError(ValueError):
@@ -193,7 +197,8 @@ class Gallery:
         record = read_record(self._store, version)
         folder = fetch(self._store, version, record, check=self._check)
         try:
-            return _Opened.of_files(folder, version, record)
+            with OPENING:
+                return _Opened.of_files(folder, version, record)
         except (KeyError, TypeError, ValueError, OSError) as error:  # Arrow's errors are among these
             raise GalleryError(f"{self._store.uri}/{VERSIONS}/{version}: {type(error).__name__}: {error}") from None
 
