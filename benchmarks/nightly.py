@@ -69,10 +69,9 @@ def plot(found: Sequence[tuple[str, dict[str, Any], float, float]], path: Path) 
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
-    for label, place in (("wall", 2), ("CPU", 3)):
-        axes.plot(
-            [100 * share for share in CHANGES], [row[place] for row in found[1:]], marker="o", label=f"{label}, a night"
-        )  # type: ignore[misc]
+    shares = [100 * share for share in CHANGES]
+    axes.plot(shares, [wall for _, _, wall, _ in found[1:]], marker="o", label="wall, a night")
+    axes.plot(shares, [cpu for _, _, _, cpu in found[1:]], marker="o", label="CPU, a night")
     axes.axhline(found[0][3], color="grey", linestyle=":", label="CPU, the whole gallery built")
     axes.set(xlabel="photos that came or went, % of the shop", ylabel="seconds", ylim=(0, None))
     axes.legend(fontsize="small")
