@@ -196,6 +196,7 @@ def test_a_frozen_process_is_ended_at_the_deadline(cluster: None, tmp_path: Path
     assert run(Freezes(folder=str(tmp_path)), [Job("shard-0", (0, 1))], n=1, deadline_s=3.0) == {"shard-0": {}}
 
 
+@pytest.mark.slow
 def test_every_event_of_a_pool_is_told(cluster: None) -> None:
     told: list[tuple[str, dict[str, Any]]] = []
     jobs = [Job("shard-0", (0, 1)), Job("shard-1", (2,))]
