@@ -23,7 +23,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from jobs import tables
-from jobs.config import Search, record
+from jobs.config import Report, Search, record
 from store.imageset import Item, Photo, open_imageset, write_imageset
 from store.objects import open_store
 
@@ -73,7 +73,7 @@ def draw(folder: Path, n_queries: int, n_gallery: int) -> None:
     described = {
         "imageset": {"uri": str(folder / "imageset"), "digest": images.digest, "selected": {"rows": None}},
         "embedders": [{"name": name} for name in MODELS], "detectors": [], "boxes": ["detected"],
-        "settings": {"search": record(Search()), "storage": {"endpoint_url": None}, "items": {}},
+        "settings": {"search": record(Search()), "report": record(Report()), "storage": {"endpoint_url": None}, "items": {}},
     }  # fmt: skip
     store.write("run.json", json.dumps(described).encode())
     store.write("done/rank/detected/shard-00000.json", b"{}")
