@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "cli.py").is_file():
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs import cli
+from jobs import cli, ray_cluster
 from jobs.progress import say
 
 if TYPE_CHECKING:
@@ -101,7 +101,6 @@ class Bench:
     ) -> None:
         import ray
 
-        from jobs import ray_cluster
         from jobs.ledger import as_json
 
         ray_cluster.join_ray()
@@ -437,17 +436,11 @@ def main(argv: list[str] | None = None) -> int:
             print(line, flush=True)
         print(f"\nreport: {renew_report(folder)}", flush=True)
     finally:
-        _leave_ray()
+        ray_cluster.leave_ray()
         lock.release()
     for name, reason in bench.failed.items():
         print(f"{name}: could not be judged: {reason}")
     return 3 if bench.failed else 0
-
-
-def _leave_ray() -> None:
-    ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
-        ray.shutdown()
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Ray is imported only where it is used: a run with nothing to do needs none.
 import math
 import os
 import socket
+import sys
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -87,6 +88,13 @@ def join_ray(n_cpus: int = 1, *, show_workers: bool = False) -> None:
             ray.shutdown()
             if not attempts_left:
                 raise
+
+
+def leave_ray() -> None:
+    """Let go of the cluster, if this process ever joined one."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        ray.shutdown()
 
 
 def found() -> tuple[str, str]:

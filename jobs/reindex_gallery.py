@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "cli.py").is_file():
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from jobs import cli, config
+from jobs import cli, config, ray_cluster
 from jobs.cli import UserError
 from jobs.models import SHIPPED, Catalogue
 from jobs.progress import say
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None, catalogue: Catalogue = SHIPPED) -> int:
             still_ours(lock)
         raise
     finally:
-        _leave_ray()
+        ray_cluster.leave_ray()
         lock.release()
     if args.metrics:
         write_metrics(Path(args.metrics), summary)
@@ -292,12 +292,6 @@ def write_metrics(path: Path, summary: dict[str, Any]) -> None:
     part = path.with_name(f"{path.name}.part")
     part.write_text("\n".join(lines) + "\n", encoding="utf-8")
     part.replace(path)
-
-
-def _leave_ray() -> None:
-    ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
-        ray.shutdown()
 
 
 if __name__ == "__main__":

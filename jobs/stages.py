@@ -3,12 +3,11 @@
 import argparse
 import contextlib
 import signal
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from types import FrameType, ModuleType
 
-from jobs import check, config, detect, embed, evaluate, fuse, plan, rank, report, run_log
+from jobs import check, config, detect, embed, evaluate, fuse, plan, rank, ray_cluster, report, run_log
 from jobs.cli import UserError
 from jobs.ledger import Opened, Run
 from jobs.models import SHIPPED, Catalogue
@@ -36,7 +35,7 @@ def main(names: Sequence[str], argv: list[str] | None, doc: str | None, catalogu
             for name in names:
                 carry_out(run, name)
         finally:
-            _leave_ray()
+            ray_cluster.leave_ray()
         if names[-1] in ("evaluate", "report"):
             for line in plan.answer(run):
                 say(line)
@@ -86,10 +85,3 @@ def _stoppable() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _leave_ray() -> None:
-    """Let go of the cluster, if this run ever joined one."""
-    ray = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
-        ray.shutdown()

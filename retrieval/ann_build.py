@@ -128,9 +128,7 @@ def build(made: Plan, folder: Path, *, seed: int = 0) -> None:
     if made.kind == "hnsw":
         write_index(_grown(_empty_graph(made, seed), vectors), folder / "index.faiss")
     elif made.kind.startswith("ivf"):
-        rng = np.random.default_rng(seed)
-        some = np.sort(rng.choice(len(vectors), min(made.train_rows, len(vectors)), replace=False))
-        trained = train(made, vectors[some].astype(np.float32), seed)
+        trained = train_on(made, vectors, seed)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".parts-") as passing:
             parts = []
             for start in range(0, len(vectors), PART_ROWS):
@@ -138,6 +136,13 @@ def build(made: Plan, folder: Path, *, seed: int = 0) -> None:
                 parts.append(Path(passing, str(start)))
                 parts[-1].write_bytes(fill(trained, vectors[start : start + PART_ROWS], rows, threads=made.threads))
             merge(trained, parts, folder / "index.faiss")
+
+
+def train_on(made: Plan, vectors: np.ndarray, seed: int = 0) -> bytes:
+    """`train` on as many of a gallery's vectors (N, D) as the plan wants, drawn by the seed."""
+    rng = np.random.default_rng(seed)
+    some = np.sort(rng.choice(len(vectors), min(made.train_rows, len(vectors)), replace=False))
+    return train(made, vectors[some].astype(np.float32), seed)
 
 
 def write_vectors(folder: Path, vectors: np.ndarray, ids: np.ndarray, *, half: bool = False) -> None:

@@ -4,7 +4,6 @@ In: OUTPUT with run.json, items/, embeddings/, detections/, and the image set it
 a `Data` that a task elsewhere can judge a search on.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ import pyarrow as pa
 
 from jobs import tables
 from jobs.cli import UserError
-from jobs.ledger import WHOLE, read_json
+from jobs.ledger import WHOLE, fingerprint, read_json
 from retrieval.metrics import ground_truth
 from retrieval.steps import Facts
 from store.imageset import ImageSet, open_imageset
@@ -86,16 +85,14 @@ class Folder:
 
     def fingerprint(self) -> str:
         """Of everything the run has stored that an ablation reads: the marks' own digests."""
-        import json
-
         parts = {}
         for stage in ("detect", "fuse", "embed"):
             for info in self.store.list(f"done/{stage}/"):
                 mark = read_json(self.store, info.key) or {}
                 parts[info.key] = mark.get("outputs")
         settings = self.record.get("settings", {})
-        text = json.dumps([self.images.digest, parts, settings.get("items"), settings.get("fusion")], sort_keys=True)
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        kept = {name: settings.get(name) for name in ("items", "fusion")}
+        return fingerprint({"imageset": self.images.digest, "outputs": parts, "settings": kept})
 
     def truth(self) -> pa.Table:
         """image_id, source, pair_id, product_id, items … of the photos the run took."""

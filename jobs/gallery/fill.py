@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from jobs.config import Settings
+from jobs.gallery.build import SEED
 from jobs.progress import say
 from retrieval import ann_build
 from retrieval.ann_plan import Plan
 
 HERE = 200_000  # rows that this process puts in itself
-SEED = 0
 
 
 def fill(made: Plan, folder: Path, settings: Settings) -> None:
@@ -30,9 +30,7 @@ def fill(made: Plan, folder: Path, settings: Settings) -> None:
 
     from jobs import ray_cluster
 
-    rng = np.random.default_rng(SEED)
-    some = np.sort(rng.choice(len(vectors), min(made.train_rows, len(vectors)), replace=False))
-    trained = ann_build.train(made, vectors[some].astype(np.float32), SEED)
+    trained = ann_build.train_on(made, vectors, SEED)
     ray_cluster.start_ray(settings)
     task = ray.remote(num_cpus=made.threads, max_retries=3, runtime_env=ray_cluster.our_code())(ann_build.fill)
     at_once = max(1, int(ray.cluster_resources().get("CPU", 1)) // made.threads)

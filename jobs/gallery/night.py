@@ -81,11 +81,7 @@ class Changes:
 
 @dataclass
 class Night:
-    """The gallery, tonight's image set and the settings.
-
-    Attributes:
-        work_settings: `settings` with OUTPUT at GALLERY/work and detected boxes alone.
-    """
+    """The gallery, tonight's image set and the settings."""
 
     settings: Settings
     catalogue: Catalogue
