@@ -390,13 +390,7 @@ class S3Store(ObjectStore):
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
 
     def read(self, key: str) -> bytes:
-        def wrong(reply: dict[str, Any], data: bytes) -> str:
-            whole = _digest_of(reply) in (None, _digest(data))
-            return (
-                "" if whole else f"{len(data)} bytes that are not what was written; restore or delete it if that stays"
-            )
-
-        return self._get(key, wrong)
+        return self._get(key, _not_as_written)
 
     def read_range(self, key: str, at: int, n: int, etag: str) -> bytes:
         """`n` bytes from byte `at` of the version with this ETag."""
@@ -477,8 +471,13 @@ class S3Store(ObjectStore):
 
         for attempt in range(1, ATTEMPTS + 1):
             found: dict[str, Any] = {}
+
+            def look(reply: dict[str, Any], read: bytes, found: dict[str, Any] = found) -> str:
+                found.update(reply)
+                return _not_as_written(reply, read)
+
             try:
-                if self._get(key, lambda reply, _, found=found: found.update(reply) or "") != expected:  # type: ignore[misc]
+                if self._get(key, look) != expected:
                     return False
             except ObjectMissing:
                 return False
@@ -609,6 +608,12 @@ def _digest(data: bytes | memoryview) -> str:
 def _digest_of(reply: dict[str, Any]) -> str | None:
     """What was written with the object; None: another program wrote it. Some servers change the case of the name."""
     return {name.lower(): value for name, value in reply.get("Metadata", {}).items()}.get(DIGEST)
+
+
+def _not_as_written(reply: dict[str, Any], data: bytes) -> str:
+    if _digest_of(reply) in (None, _digest(data)):
+        return ""
+    return f"{len(data)} bytes that are not what was written; restore or delete it if that stays"
 
 
 def _line(said: object) -> str:

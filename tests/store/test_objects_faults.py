@@ -88,6 +88,8 @@ OPERATIONS: dict[str, Callable[[ObjectStore, Path], Any]] = {
     "delete": lambda store, folder: store.delete("old") or not store.exists("old"),
     "create": lambda store, folder: store.create("new", b"token") and store.read("new") == b"token",
     "create, taken": lambda store, folder: not store.create("old", b"token") and store.read("old") == SMALL,
+    "swap": lambda store, folder: store.swap("old", b"token", SMALL) and store.read("old") == b"token",
+    "swap, changed": lambda store, folder: not store.swap("old", b"token", LARGE) and store.read("old") == SMALL,
     "probe": lambda store, folder: store.probe(write=True) or store.list() == [ObjectInfo("old", 10_000)],
 }
 
@@ -145,6 +147,7 @@ def test_what_stays_is_told_with_key_attempts_and_reason(
 
 @pytest.mark.parametrize("operation, said", [
     (lambda store: store.read("old"), "5000 bytes that are not what was written"),
+    (lambda store: store.swap("old", b"token", SMALL), "5000 bytes that are not what was written"),
     (a_range, "2500 bytes where 5000 lie"),
 ])  # fmt: skip
 def test_a_length_that_lies_for_good_is_found_out(
