@@ -6,10 +6,11 @@ the BLAKE2b of that, the output's digests, the failed images of the shard, and t
 the same fingerprint and its output is there. Inputs are named by digest, so work whose input came out the same again stands.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -358,11 +359,10 @@ def now() -> str:
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers, our own code's digest among them, without importing any of it."""
     import platform
-    from importlib import metadata
 
     packages = ("torch", "torchvision", "timm", "onedl-mmdetection", "ray", "faiss-cpu", "pyarrow", "numpy")
     of_the_machine = {"python": platform.python_version(), "machine": platform.machine()}
-    return of_the_machine | dict(_installed(metadata, packages)) | {"source": _source()}
+    return of_the_machine | dict(_installed(packages)) | {"source": _source()}
 
 
 @functools.cache
@@ -375,9 +375,12 @@ def _source() -> str:
     return digest.hexdigest()[:12]
 
 
-def _installed(metadata: Any, packages: Iterable[str]) -> Iterator[tuple[str, str]]:
+@functools.cache
+def _installed(packages: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    from importlib import metadata
+
+    found = []
     for package in packages:
-        try:
-            yield package, metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found.append((package, metadata.version(package)))
+    return tuple(found)
