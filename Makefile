@@ -5,6 +5,8 @@ VENV := .venv
 PYTHON := $(VENV)/bin/python
 UV := $(shell command -v uv 2>/dev/null || echo $(VENV)/bin/uv)
 DEMO := runs/demo
+# Two processes, a test file in one of them: what waits for a Ray leaves its core to the other.
+TESTS := $(PYTHON) -m pytest -q -n 2 --dist loadfile
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED := 0
 
@@ -25,10 +27,10 @@ demo: install
 	$(PYTHON) jobs/full_eval.py --imageset $(DEMO)/imageset --output $(DEMO)/run --profile tiny
 
 test: install
-	$(PYTHON) -m pytest -q -m "not slow"
+	$(TESTS) -m "not slow"
 
 test-all: install
-	$(PYTHON) -m pytest -q -rs
+	$(TESTS) -rs
 
 # `ray up`, `ray submit`, `ray down` for real, over sshd and rsync; without root it ends every Ray of this user, as `ray down` does
 test-cluster: install

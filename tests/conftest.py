@@ -1,10 +1,14 @@
-"""Fixtures for all tests: the real photos where they are, an S3 server over HTTP, and Rays apart from the machine's own."""
+"""Fixtures for all tests: the real photos where they are, an S3 server over HTTP, and Rays apart from the machine's own.
+
+And the last line of a run with fuzz tests: how many inputs they tried, in all processes of pytest-xdist.
+"""
 
 import os
 import secrets
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,26 @@ from s3_proxy import Proxy
 from seaweed import Seaweed
 
 REPO = Path(__file__).resolve().parents[1]
+fuzzed: dict[int, Counter[str]] = {}  # seed -> kind -> inputs
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if guard := sys.modules.get("tests.fuzz.guard"):
+        fuzzed[guard.SEED] = guard.inputs
+    if hasattr(session.config, "workeroutput"):  # one of several processes: the first one prints
+        session.config.workeroutput["fuzzed"] = [(seed, dict(inputs)) for seed, inputs in fuzzed.items()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    for seed, inputs in getattr(node, "workeroutput", {}).get("fuzzed", ()):
+        fuzzed.setdefault(seed, Counter()).update(inputs)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for seed, inputs in fuzzed.items():
+        told = ", ".join(f"{n:,} of {kind.removeprefix('test_')}" for kind, n in sorted(inputs.items()))
+        terminalreporter.write_line(f"fuzzed inputs: {told}; FUZZ_SEED={seed} repeats them")
 
 
 @pytest.fixture(scope="session", autouse=True)
