@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import sparse
 
-from postproc.neighbours import kth_at_least, nearest_and_lowest, rounding, unit_rows
+from postproc.neighbours import kth_at_least, ranked_and_lowest, rounding, unit_rows
 
 PRODUCTS_AT_ONCE = 1 << 22  # of queries x gallery: enough for the matrix product to be at its fastest
 CELLS_AT_ONCE = 1 << 20  # of these, looked through at once
@@ -73,7 +73,7 @@ def rerank(
 
 def _neighbours(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """ranked (N, min(k, N)) int64, each row's nearest, by distance, then by lower row; largest (N,) float64 distance to any."""
-    _, ranked, lowest = nearest_and_lowest(rows, rows, min(k, len(rows)))
+    ranked, lowest = ranked_and_lowest(rows, rows, k)
     return ranked, np.maximum(2 - 2 * lowest.astype(np.float64), ALIKE)
 
 

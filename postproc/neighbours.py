@@ -14,6 +14,8 @@ MOST_LINES = 1024  # queries in a block: enough for the matrix product to be at 
 PAIR_CELLS = 1 << 15  # numbers gathered at once when single pairs are multiplied: they stay in a near cache
 LONGEST = 1e18  # of a row: the product of two such rows is still far inside float32
 UNIT_TOLERANCE = 0.01  # rows stored in float16 are unit length within this
+NO_NAME = (1 << 32) - 1  # of a row
+NO_KEY = -(0x7F800000 + 1 << 32)  # of -inf and NO_NAME
 
 
 def nearest(
@@ -23,7 +25,7 @@ def nearest(
 
     Args:
         queries: (Q, D) float32, finite, D at least 1; Q may be 0.
-        rows: (N, D) float32, finite; N may be 0. May be memory-mapped: read once from start to end, then here and there. Where it
+        rows: (N, D) float32, finite; N may be 0, at most 2**32 - 1. May be memory-mapped: read once from start to end, then here and there. Where it
             is the very array `queries` is, each pair's product is formed once, in half the time.
         k: at least 1; may exceed N.
         block_cells: products held at once, at least 1; the answer does not depend on it.
@@ -34,23 +36,34 @@ def nearest(
         rows (Q, k) int64; equal similarities by lower row; -1 where there are fewer.
 
     Raises:
-        ValueError: k or block_cells under 1; shapes that do not fit; a row that is not finite or longer than 1e18.
+        ValueError: k or block_cells under 1; shapes that do not fit; too many rows; a row that is not finite or longer than 1e18.
 
     >>> [part.tolist() for part in nearest(np.array([[1.0, 0.0]]), np.array([[0.5, 0], [1, 0], [0.5, 1]]), 2)]
     [[[1.0, 0.5]], [[1, 0]]]
     """
-    return _search(queries, rows, k, block_cells, None)
+    kept = _passed(queries, rows, k, block_cells, None)
+    similarity, found = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
+    for some in _runs(len(queries), MOST_LINES):
+        keys = kept.best(some, order_only=False)
+        similarity[some, : kept.k], found[some, : kept.k] = as_scores(keys), as_names(keys)
+    return similarity, found
 
 
-def nearest_and_lowest(
+def ranked_and_lowest(
     queries: np.ndarray, rows: np.ndarray, k: int, *, block_cells: int = BLOCK_CELLS
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`nearest`, and from the same pass the smallest inner product of each query with any row: (Q,) float32, inf if N is 0.
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of `nearest` without their similarities, which is quicker, and the smallest inner product with any row.
 
-    The smallest is the float32 sum as the matrix product gives it: its last digits may differ with the block.
+    Returns:
+        rows (Q, min(k, N)) int64; lowest (Q,) float32, inf if N is 0: the float32 sum as the matrix product gives it, whose last
+        digits may differ with the block.
     """
     lowest = np.full(len(queries), np.inf, np.float32)
-    return *_search(queries, rows, k, block_cells, lowest), lowest
+    kept = _passed(queries, rows, k, block_cells, lowest)
+    found = np.empty((len(queries), kept.k), np.int64)
+    for some in _runs(len(queries), MOST_LINES):
+        found[some] = as_names(kept.best(some, order_only=True))
+    return found, lowest
 
 
 def unit_rows(doing: str, *parts: np.ndarray) -> np.ndarray:
@@ -120,9 +133,7 @@ def rounding(width: int) -> float:
 # One pass over the products.
 
 
-def _search(
-    queries: np.ndarray, rows: np.ndarray, k: int, block_cells: int, lowest: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
+def _passed(queries: np.ndarray, rows: np.ndarray, k: int, block_cells: int, lowest: np.ndarray | None) -> "_Kept":
     """See `nearest`; `lowest` (Q,), where given, is lowered in place."""
     if k < 1 or block_cells < 1:
         raise ValueError(f"nearest rows: k {k}, block_cells {block_cells}; want both at least 1")
@@ -131,20 +142,19 @@ def _search(
         raise ValueError(
             f"nearest rows: queries of {queries.shape[1]} numbers, rows of {rows.shape[1]}; were they made by another model?"
         )
+    if len(rows) > NO_NAME:
+        raise ValueError(f"nearest rows: {len(rows)} rows; want at most {NO_NAME}: search them in parts")
     kept = _Kept(queries, rows, min(k, len(rows)), _lengths("query", queries, 0), lowest)
     if queries is rows:
         kept.look_through_half(max(1, min(len(rows), isqrt(block_cells) // 2)))
     else:
         lines = max(1, min(len(queries), MOST_LINES, isqrt(block_cells)))
         kept.look_through(lines, max(1, min(len(rows), block_cells // lines)))
-    similarity, found = np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
-    for some in _runs(len(queries), MOST_LINES):
-        similarity[some, : kept.k], found[some, : kept.k] = kept.best(some)
-    return similarity, found
+    return kept
 
 
 class _Kept:
-    """Each query's candidates so far. Memory: 12 (k + spare) bytes a query.
+    """Each query's candidates so far, as keys, rising. Memory: 8 (k + spare) bytes a query.
 
     A float32 product differs from the true one by at most `doubt`, whatever the order of its sum. With T the k-th best product
     seen, k rows are truly T - doubt or better, so a row that belongs among the k best has a product of T - 2 doubt or more: all
@@ -158,8 +168,7 @@ class _Kept:
         self.queries, self.rows, self.k, self.length, self.lowest = queries, rows, k, length, lowest
         self.longest = 0.0  # of the rows seen
         self.n_slots = k + max(16, k // 4)
-        self.scores = np.full((len(queries), self.n_slots), -np.inf, np.float32)
-        self.names = np.full((len(queries), self.n_slots), -1, np.int64)
+        self.keys = np.full((len(queries), self.n_slots), NO_KEY)
         self.threshold = np.full(len(queries), -np.inf, np.float32)
 
     def look_through(self, lines: int, columns: int) -> None:
@@ -203,23 +212,28 @@ class _Kept:
         if not len(flat):
             return
         line, column = np.divmod(flat, products.shape[1])
-        values = products.ravel()[flat]
+        scores = products.ravel()[flat]
         if axis == 0:
-            order = np.argsort(column, kind="stable")
-            line, column, values = column[order], line[order], values[order]
+            order = np.argsort(column.astype(np.min_scalar_type(products.shape[1])), kind="stable")  # few bits: quicker
+            line, column, scores = column[order], line[order], scores[order]
         counts = np.bincount(line, minlength=some.stop - some.start)
         lines = np.flatnonzero(counts)
-        place = np.arange(len(flat)) - np.repeat(np.cumsum(counts)[lines] - counts[lines], counts[lines])
-        shape, which = (len(lines), int(counts.max())), np.repeat(np.arange(len(lines)), counts[lines])
-        scores, names = np.full(shape, -np.inf, np.float32), np.full(shape, -1, np.int64)
-        scores[which, place] = values
-        names[which, place] = column + start
-        self._merge(some.start + lines, scores, names)
+        counts = counts[lines]
+        keys = np.full((len(lines), self.n_slots + int(counts.max())), NO_KEY)
+        keys[:, : self.n_slots] = self.keys[some.start + lines]
+        first = np.arange(len(lines)) * keys.shape[1] + self.n_slots
+        place = np.arange(len(flat)) + np.repeat(first - (np.cumsum(counts) - counts), counts)
+        keys.ravel()[place] = as_keys(scores, column + start)
+        self._keep(some.start + lines, keys)
 
-    def best(self, some: slice) -> tuple[np.ndarray, np.ndarray]:
-        """The true similarity (B, k) and rows (B, k) of these queries, best first, ties by lower row."""
-        hopeful = self.scores[some] >= self.threshold[some, None]
-        return self._compared(np.arange(len(self.queries))[some], np.where(hopeful, self.names[some], -1))
+    def best(self, some: slice, order_only: bool) -> np.ndarray:
+        """(B, k) keys of these queries' rows by their true similarity, best first, ties by lower row.
+
+        With `order_only`, the similarities in them are within `doubt`, and the order is the same.
+        """
+        at, keys = np.arange(len(self.queries))[some], self.keys[some]
+        hopeful = keys > as_keys(self.threshold[some, None], NO_NAME)
+        return self._compared(at, np.where(hopeful, keys, NO_KEY), order_only)[:, : -self.k - 1 : -1]
 
     def _slack(self, some: slice | np.ndarray) -> np.ndarray:
         """(B,) float32, 2 doubt."""
@@ -228,31 +242,57 @@ class _Kept:
         )  # the last for numbers near 0
         return (2 * doubt).astype(np.float32)
 
-    def _merge(self, at: np.ndarray, scores: np.ndarray, names: np.ndarray) -> None:
-        """Put more candidates (B, M) beside those of the queries `at` (B,), and leave what may still be among the k best."""
-        scores = np.concatenate([self.scores[at], scores], axis=1)
-        names = np.concatenate([self.names[at], names], axis=1)
-        cut = scores.shape[1] - self.k
-        threshold = np.partition(scores, cut, axis=1)[:, cut] - self._slack(at)
-        hopeful = (scores >= threshold[:, None]) & (names >= 0)
-        crowded = np.flatnonzero(hopeful.sum(axis=1) > self.n_slots)
+    def _keep(self, at: np.ndarray, keys: np.ndarray) -> None:
+        """Of the candidates (B, M) of the queries `at` (B,), M above the slots, leave what may still be among the k best."""
+        keys.sort(axis=1)
+        threshold = as_scores(keys[:, -self.k]) - self._slack(at)
+        least = as_keys(threshold, NO_NAME)
+        crowded = np.flatnonzero(keys[:, -self.n_slots - 1] > least)
         if len(crowded):
-            true, rows = self._compared(at[crowded], np.where(hopeful[crowded], names[crowded], -1))
-            scores[crowded], names[crowded] = -np.inf, -1
-            scores[crowded, : self.k], names[crowded, : self.k] = true, rows
-            threshold[crowded] = true[:, -1] - self._slack(at[crowded])
-        if scores.shape[1] > self.n_slots:
-            order = np.argpartition(scores, scores.shape[1] - self.n_slots, axis=1)[:, -self.n_slots :]
-            scores, names = np.take_along_axis(scores, order, axis=1), np.take_along_axis(names, order, axis=1)
-        self.scores[at], self.names[at], self.threshold[at] = scores, names, threshold
+            hopeful = np.where(keys[crowded] > least[crowded, None], keys[crowded], NO_KEY)
+            keys[crowded] = self._compared(at[crowded], hopeful, False)
+            keys[crowded, : -self.k] = NO_KEY
+            threshold[crowded] = as_scores(keys[crowded, -self.k]) - self._slack(at[crowded])
+        self.keys[at], self.threshold[at] = keys[:, -self.n_slots :], threshold
 
-    def _compared(self, at: np.ndarray, names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The k best of candidates (B, M), -1 for none, by their true similarity, ties by lower row."""
-        line, place = np.nonzero(names >= 0)
-        true = np.full(names.shape, -np.inf, np.float32)
-        true[line, place] = pair_products(self.queries, self.rows, at[line], names[line, place])
-        order = np.lexsort((names, -true), axis=1)[:, : self.k]
-        return np.take_along_axis(true, order, axis=1), np.take_along_axis(names, order, axis=1)
+    def _compared(self, at: np.ndarray, keys: np.ndarray, order_only: bool) -> np.ndarray:
+        """(B, M) keys of the same candidates, rising, by their true similarity; with `order_only`, where it matters to the order."""
+        wanted = keys > NO_KEY
+        if order_only:
+            scores = as_scores(keys)
+            near = scores[:, 1:] <= scores[:, :-1] + self._slack(at)[:, None]
+            wanted[:, 1:] &= near | np.append(near[:, 1:], np.zeros((len(at), 1), bool), axis=1)
+            wanted[:, 0] &= near[:, 0]
+        line, place = np.nonzero(wanted)
+        names = as_names(keys[line, place])
+        keys[line, place] = as_keys(pair_products(self.queries, self.rows, at[line], names), names)
+        keys.sort(axis=1)
+        return keys
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Score and row in one number: sorting a single array is several times as fast as sorting one by another.
+
+
+def as_keys(scores: np.ndarray, names: np.ndarray | int) -> np.ndarray:
+    """int64 that order as (score, -name) does: float32 scores, not NaN, names below 2**32 - 1, or NO_NAME, which comes last."""
+    bits = (scores + np.float32(0)).view(np.int32)  # the sum makes 0.0 of -0.0
+    return (_folded(bits).astype(np.int64) << 32) | (NO_NAME - names)
+
+
+def as_scores(keys: np.ndarray) -> np.ndarray:
+    """The float32 scores in the keys."""
+    return _folded((keys >> 32).astype(np.int32)).view(np.float32)
+
+
+def as_names(keys: np.ndarray) -> np.ndarray:
+    """The int64 names in the keys."""
+    return NO_NAME - (keys & NO_NAME)
+
+
+def _folded(bits: np.ndarray) -> np.ndarray:
+    """Of int32 read from float32, numbers that rise as the float32 do; and back."""
+    return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
 
 
 # ----------------------------------------------------------------------------------------------------------------------

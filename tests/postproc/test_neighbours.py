@@ -5,7 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from postproc.neighbours import nearest, nearest_and_lowest, pair_products, unit_rows
+from postproc.neighbours import (
+    NO_KEY,
+    NO_NAME,
+    as_keys,
+    as_names,
+    as_scores,
+    nearest,
+    pair_products,
+    ranked_and_lowest,
+    unit_rows,
+)
 
 
 def plain(queries, rows, k):
@@ -58,9 +68,12 @@ def test_rows_among_themselves(k, block_cells):
     rows = drawn(330, 9, 12)
     rows[200:260] = rows[20:80]
     rows[300:] = rows[5]
-    similarity, found, lowest = nearest_and_lowest(rows, rows, k, block_cells=block_cells)
-    for mine, want in zip((similarity, found), nearest(rows.copy(), rows, k), strict=True):
-        np.testing.assert_array_equal(mine, want)
+    want, want_rows = nearest(rows.copy(), rows, k)
+    similarity, found = nearest(rows, rows, k, block_cells=block_cells)
+    np.testing.assert_array_equal(similarity, want)
+    np.testing.assert_array_equal(found, want_rows)
+    ranked, lowest = ranked_and_lowest(rows, rows, k, block_cells=block_cells)
+    np.testing.assert_array_equal(ranked, want_rows[:, : len(rows)])
     np.testing.assert_allclose(lowest, (rows @ rows.T).min(axis=1), rtol=1e-5)
 
 
@@ -82,15 +95,25 @@ def test_near_copies_are_told_apart_by_the_exact_sum():
     got = nearest(rows[:3], rows, 30, block_cells=5000)
     for mine, want in zip(got, plain(rows[:3], rows, 30), strict=True):
         np.testing.assert_array_equal(mine, want)
+    np.testing.assert_array_equal(ranked_and_lowest(rows[:3], rows, 30)[0], got[1])
+
+
+@pytest.mark.parametrize("spread", [1e-7, 1e-5, 1e-3, 0.1])
+def test_the_order_alone_is_the_same_order(spread):
+    """Some rows apart by less than rounding and some by more, in one list."""
+    rng = np.random.default_rng(13)
+    rows = np.repeat(drawn(12, 64, 14), 25, axis=0) + spread * drawn(300, 64, 15)
+    rows = rows[rng.permutation(300)]
+    np.testing.assert_array_equal(ranked_and_lowest(rows, rows, 40)[0], nearest(rows, rows, 40)[1])
 
 
 def test_the_lowest_product_comes_with_the_same_pass():
     queries, rows = drawn(30, 8, 8), drawn(200, 8, 9)
-    similarity, found, lowest = nearest_and_lowest(queries, rows, 3, block_cells=777)
+    found, lowest = ranked_and_lowest(queries, rows, 3, block_cells=777)
     np.testing.assert_array_equal(found, nearest(queries, rows, 3)[1])
     np.testing.assert_allclose(lowest, (queries @ rows.T).min(axis=1), rtol=1e-5)
-    assert nearest_and_lowest(queries, rows[:0], 1)[2].tolist() == [np.inf] * 30
-    assert similarity.shape == (30, 3)
+    found, lowest = ranked_and_lowest(queries, rows[:0], 1)
+    assert (found.shape, lowest.tolist()) == ((30, 0), [np.inf] * 30)
 
 
 def test_rows_may_be_a_file(tmp_path):
@@ -127,6 +150,7 @@ def test_order_of_rows_matters_for_ties_only(queries, rows, k, block_cells, rand
         (np.array([[1, 0], [np.nan, 0]]), np.ones((1, 2)), 1, "query 1 has length nan"),
         (np.ones((1, 2)), np.array([[1, 0], [0, 1], [np.inf, 0]]), 1, "row 2 has length inf"),
         (np.ones((0, 2)), np.array([[1, np.nan]]), 1, "row 0 has length nan"),
+        (np.ones((1, 2)), np.broadcast_to(np.float32(1), (2**32, 2)), 1, "4294967296 rows; want at most 4294967295"),
         (np.ones((1, 2)), np.array([[1e30, 0]]), 1, "row 0 has length 1e"),
         (np.ones((1, 2)), np.array([[1e300, 0]]), 1, "row 0 has length inf"),
     ],
@@ -134,6 +158,20 @@ def test_order_of_rows_matters_for_ties_only(queries, rows, k, block_cells, rand
 def test_wrong_input_is_refused(queries, rows, k, message):
     with pytest.raises(ValueError, match=message):
         nearest(queries, rows, k)
+
+
+@given(
+    st.lists(st.tuples(st.floats(width=32, allow_nan=False), st.sampled_from([0, 1, 2, 2**31, NO_NAME - 1, NO_NAME]))),
+)
+@settings(deadline=None)
+def test_keys_order_as_score_then_lower_row(pairs):
+    pairs += [(0.0, 3), (-0.0, 4), (0.0, 5), (-np.inf, 0), (np.inf, 1), (1e-45, 0), (-1e-45, 0)]
+    scores, names = np.array([score for score, _ in pairs], np.float32), np.array([name for _, name in pairs])
+    keys = as_keys(scores, names)
+    np.testing.assert_array_equal(as_scores(keys), scores)
+    np.testing.assert_array_equal(as_names(keys), names)
+    np.testing.assert_array_equal(np.argsort(keys, kind="stable"), np.lexsort((-names, scores)))
+    assert (keys >= NO_KEY).all() and as_keys(np.array([-np.inf], np.float32), NO_NAME) == NO_KEY
 
 
 def test_unit_rows_and_single_pairs():
