@@ -9,7 +9,16 @@ from collections.abc import Iterator
 import numpy as np
 from scipy import sparse
 
-from postproc.neighbours import kth_at_least, ranked_and_lowest, rounding, unit_rows
+from postproc.neighbours import (
+    NO_KEY,
+    as_keys,
+    as_names,
+    as_scores,
+    kth_at_least,
+    ranked_and_lowest,
+    rounding,
+    unit_rows,
+)
 
 PRODUCTS_AT_ONCE = 1 << 22  # of queries x gallery: enough for the matrix product to be at its fastest
 CELLS_AT_ONCE = 1 << 20  # of these, looked through at once
@@ -80,9 +89,12 @@ def _neighbours(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 def _distances(rows: np.ndarray, largest: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
     """(P,) float32, d of row i from row j, divided by row i's largest. Depends on the two rows only: copies tie."""
     products, step = np.empty(len(i), np.float32), max(1, PAIR_CELLS // rows.shape[1])
+    a, b = np.empty((2, step, rows.shape[1]), np.float32)
     for start in range(0, len(i), step):
-        some = slice(start, start + step)
-        np.vecdot(rows[i[some]], rows[j[some]], out=products[some])
+        some, n = slice(start, start + step), min(step, len(i) - start)
+        for which, gathered in ((i, a), (j, b)):
+            rows.take(which[some], axis=0, out=gathered[:n], mode="clip")  # the default mode copies once more
+        np.vecdot(a[:n], b[:n], out=products[some])
     return _scaled(products, largest[i])
 
 
@@ -141,7 +153,7 @@ def _best(
 ) -> tuple[np.ndarray, np.ndarray]:
     """indices (Q, top_k) and distances (Q, top_k), block by block."""
     gallery = rows[n_queries:]
-    holders = weights[n_queries:].tocsc()  # by column: which gallery rows have this neighbour
+    holders = weights[n_queries:].T.tocsr()  # a line for every row: which gallery rows have this neighbour
     pairs = np.concatenate([[0], np.cumsum(np.diff(holders.indptr)[weights.indices])])[weights.indptr[: n_queries + 1]]
     indices, distances = np.empty((n_queries, top_k), np.int64), np.empty((n_queries, top_k), np.float32)
     at_once = max(1, PRODUCTS_AT_ONCE // len(gallery))
@@ -155,10 +167,12 @@ def _best(
         line, row = _hopeful(here, shared, largest[some], rows.shape[1], top_k, lambda_value)
         original = _distances(rows, largest, some.start + line, n_queries + row)
         final = _final(shared[line, row], original, lambda_value)
-        table = _table(line, final, len(shared))
-        order = np.argsort(table, axis=1, kind="stable")[:, :top_k]  # equal distances stay by row
-        distances[some] = np.take_along_axis(table, order, axis=1)
-        indices[some] = row[np.searchsorted(line, np.arange(len(shared)))[:, None] + order]
+        counts = np.bincount(line, minlength=len(shared))
+        keys = np.full((len(shared), int(counts.max())), NO_KEY)
+        keys[line, np.arange(len(line)) - np.repeat(np.cumsum(counts) - counts, counts)] = as_keys(-final, row)
+        keys.sort(axis=1)
+        best = keys[:, : -top_k - 1 : -1]
+        indices[some], distances[some] = as_names(best), 0 - as_scores(best)  # 0 rather than -0.0
     return indices, distances
 
 
@@ -167,32 +181,26 @@ def _hopeful(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pairs (line, row), by line, then by row, that hold each line's top_k by final distance: few more than these.
 
-    First, only gallery rows that share a neighbour with the query, and the top_k nearest, need looking at. Let g be any other
-    row: it is at (1 - lambda) + lambda d, the most there is at that d. Each of the top_k nearest comes before it in the end: those
-    at smaller d have a smaller final distance, those at equal d and lower row no greater one. With lambda 0 all of these tie, and
-    the lowest rows take the place of the nearest. Then, what is worse than the top_k-th of these by more than rounding goes.
+    Rows that come after the top_k-th by more than rounding go. Where that leaves many, as with a lambda near 0, only gallery rows
+    that share a neighbour with the query, and the top_k nearest, need looking at. Let g be any other row: it is at
+    (1 - lambda) + lambda d, the most there is at that d. Each of the top_k nearest comes before it in the end: those at smaller d
+    have a smaller final distance, those at equal d and lower row no greater one. With lambda 0 all of these tie, and the lowest
+    rows take the place of the nearest.
     """
-    doubt = rounding(width)
-    wanted = products >= (kth_at_least(products, top_k) - np.float32(2 * doubt))[:, None]
-    wanted |= shared > 0
-    if lambda_value == 0:
-        wanted[:, :top_k] = True
-    flat = np.flatnonzero(wanted)
-    line, row = np.divmod(flat, products.shape[1])
-    final = _final(shared.ravel()[flat], _scaled(products.ravel()[flat], largest[line]), lambda_value)
-    table = _table(line, final, len(products))
-    worst = np.partition(table, top_k - 1, axis=1)[:, top_k - 1] + 2 * (2 * lambda_value * doubt / largest + ALIKE)
-    hopeful = final <= worst[line]
-    return line[hopeful], row[hopeful]
-
-
-def _table(line: np.ndarray, values: np.ndarray, n_lines: int) -> np.ndarray:
-    """(B, most) the values of each line, as `line` (P,), rising, has them, side by side; inf at the end of shorter ones."""
-    counts = np.bincount(line, minlength=n_lines)
-    place = np.arange(len(line)) - np.repeat(np.cumsum(counts) - counts, counts)
-    table = np.full((n_lines, int(counts.max())), np.inf, np.float32)
-    table[line, place] = values
-    return table
+    doubt, shared = rounding(width), shared.astype(np.float32)
+    # By how much the final distance is under 1 - lambda, within rounding.
+    closeness = np.maximum(1 - products, 0)
+    closeness *= (-2 * lambda_value / largest[:, None]).astype(np.float32)
+    closeness += np.float32(1 - lambda_value) * (shared / (2 - shared))
+    slack = 2 * (4 * lambda_value * doubt / largest + ALIKE)
+    wanted = closeness >= (kth_at_least(closeness, top_k) - slack.astype(np.float32))[:, None]
+    many = np.flatnonzero(wanted.sum(axis=1) > 4 * top_k)
+    if len(many):
+        near = products[many] >= (kth_at_least(products[many], top_k) - np.float32(2 * doubt))[:, None]
+        if lambda_value == 0:
+            near[:, :top_k] = True
+        wanted[many] &= near | (shared[many] > 0)
+    return np.divmod(np.flatnonzero(wanted), wanted.shape[1])
 
 
 def _final(shared: np.ndarray, original: np.ndarray, lambda_value: float) -> np.ndarray:
@@ -214,15 +222,14 @@ def _blocks(pairs: np.ndarray, most: int, never_across: int) -> Iterator[slice]:
         start = stop
 
 
-def _shared(weights: sparse.csr_array, holders: sparse.csc_array, some: slice) -> np.ndarray:
-    """(B, G) float64, the sum of the smaller weights of queries and gallery rows over the neighbours they share."""
-    n_lines, n_gallery = some.stop - some.start, holders.shape[0]
-    span = slice(weights.indptr[some.start], weights.indptr[some.stop])
-    column, weight = weights.indices[span], weights.data[span]
-    line = np.repeat(np.arange(n_lines), np.diff(weights.indptr[some.start : some.stop + 1]))
-    counts = np.diff(holders.indptr)[column]
-    ends = np.cumsum(counts)
-    place = np.arange(ends[-1] if len(ends) else 0) + np.repeat(holders.indptr[column] - (ends - counts), counts)
-    smaller = np.minimum(holders.data[place], np.repeat(weight, counts))
-    cell = holders.indices[place] + np.repeat(line * n_gallery, counts)
-    return np.bincount(cell, smaller, minlength=n_lines * n_gallery).reshape(n_lines, n_gallery)
+def _shared(weights: sparse.csr_array, holders: sparse.csr_array, some: slice) -> np.ndarray:
+    """(B, G) float64, the sum of the smaller weights of queries and gallery rows over the neighbours they share.
+
+    Of each query, the neighbours come in one order for all gallery rows: copies tie.
+    """
+    ends = weights.indptr[some.start : some.stop + 1]
+    span = slice(ends[0], ends[-1])
+    held = holders[weights.indices[span]]  # a line for every neighbour of every query
+    smaller = np.minimum(held.data, np.repeat(weights.data[span], np.diff(held.indptr))).astype(np.float64)
+    shape = (some.stop - some.start, holders.shape[1])
+    return sparse.csr_array((smaller, held.indices, held.indptr[ends - ends[0]]), shape=shape).toarray()

@@ -72,7 +72,7 @@ def drawn(n_queries, n_gallery, width, seed, groups=0):
 
 
 @pytest.mark.parametrize("k1, k2, lambda_value", [
-    (20, 6, 0.3), (20, 1, 0.3), (1, 1, 0.5), (2, 3, 0.0), (5, 6, 1.0), (10, 30, 0.1),  # k1 / 2: 10, 0.5 to 0, 1, 2.5 to 2, 5
+    (20, 6, 0.3), (20, 1, 0.3), (1, 1, 0.5), (2, 3, 0.0), (2, 3, 1e-9), (5, 6, 1.0), (10, 30, 0.1),  # k1 / 2: 10, 0.5 to 0, 1, 2.5 to 2, 5
     (3, 2, 0.3), (7, 4, 0.3), (500, 500, 0.3),                                         # 1.5 and 3.5 to 2 and 4; more than there are
 ])  # fmt: skip
 @pytest.mark.parametrize("shape", [(10, 60, 8, 0), (30, 120, 16, 15), (1, 40, 4, 5), (40, 1, 4, 0)])
