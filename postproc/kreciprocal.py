@@ -22,7 +22,7 @@ from postproc.neighbours import (
 
 PRODUCTS_AT_ONCE = 1 << 22  # of queries x gallery: enough for the matrix product to be at its fastest
 CELLS_AT_ONCE = 1 << 20  # of these, looked through at once
-PAIR_CELLS = 1 << 16  # numbers gathered at once when single pairs are multiplied: they stay in a near cache
+PAIR_CELLS = 1 << 17  # numbers gathered at once when single pairs are multiplied: they stay in a near cache
 SHARED_AT_ONCE = 1 << 19  # pairs of shared neighbours listed at once
 ALIKE = 1e-6  # distances below this are rounding
 
@@ -188,19 +188,21 @@ def _hopeful(
     rows take the place of the nearest.
     """
     doubt, shared = rounding(width), shared.astype(np.float32)
-    # By how much the final distance is under 1 - lambda, within rounding.
-    closeness = np.maximum(1 - products, 0)
-    closeness *= (-2 * lambda_value / largest[:, None]).astype(np.float32)
-    closeness += np.float32(1 - lambda_value) * (shared / (2 - shared))
-    slack = 2 * (4 * lambda_value * doubt / largest + ALIKE)
+    closeness = 2 - shared  # to be what the final distance lacks to a number of the line's, within rounding
+    np.divide(shared, closeness, out=closeness)
+    closeness *= np.float32(1 - lambda_value)
+    closeness += products * (2 * lambda_value / largest[:, None]).astype(np.float32)
+    slack = 2 * (4 * lambda_value * doubt / largest + ALIKE)  # this product and the exact one are each off by doubt
     wanted = closeness >= (kth_at_least(closeness, top_k) - slack.astype(np.float32))[:, None]
-    many = np.flatnonzero(wanted.sum(axis=1) > 4 * top_k)
+    line, row = np.divmod(np.flatnonzero(wanted), wanted.shape[1])
+    many = np.flatnonzero(np.bincount(line, minlength=len(wanted)) > 4 * top_k)
     if len(many):
         near = products[many] >= (kth_at_least(products[many], top_k) - np.float32(2 * doubt))[:, None]
         if lambda_value == 0:
             near[:, :top_k] = True
         wanted[many] &= near | (shared[many] > 0)
-    return np.divmod(np.flatnonzero(wanted), wanted.shape[1])
+        line, row = np.divmod(np.flatnonzero(wanted), wanted.shape[1])
+    return line, row
 
 
 def _final(shared: np.ndarray, original: np.ndarray, lambda_value: float) -> np.ndarray:
