@@ -226,6 +226,7 @@ class Gallery:
     copies: int = setting(16, whole(0, 10_000))  # known photos seen again at the gate; 0: none
     least_copies: float = setting(0.8, number(0, 1))
     least_canaries: float = setting(0.95, number(0, 1))
+    most_gone: float = setting(0.5, number(0, 1))  # share of the photos of the night before that may be away tonight
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ counts            garments in the index and in items.parquet are the same ids, e
 rows              vectors that are not finite or not of unit length: none
 canaries          rows of the night before, unchanged tonight: of what they found then and what is still there, the share found again,
                   but for what stands behind ten that are nearer
+gone              share of the photos of the night before that are not there tonight: a folder that is half mounted
 failed            share of tonight's photos without a result
 """
 
@@ -166,6 +167,14 @@ def of_failures(failed: int, photos: int, most: float) -> Figure:
     return Figure(
         "failed", round(failed / photos, 6) if photos else None, most, most=True, note=f"{failed} of {photos} photos"
     )
+
+
+def of_gone(removed: int, stayed: int, most: float) -> Figure:
+    """Whoever means to take so much away says so by the limit."""
+    photos = removed + stayed
+    if not photos:
+        return Figure("gone", None, most, most=True, note="no night before to compare with")
+    return Figure("gone", round(removed / photos, 6), most, most=True, note=f"{removed} of {photos} photos")
 
 
 def chosen_photos(items: pa.Table, n: int, tonight: int) -> list[tuple[int, list[float]]]:

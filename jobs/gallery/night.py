@@ -276,6 +276,7 @@ class Night:
             gates.of_counts(built, self._with_garments(changes), before),
             gates.of_rows(built),
             gates.of_canaries(built, before, own.least_canaries),
+            gates.of_gone(changes.removed, changes.changed + changes.unchanged, own.most_gone),
             gates.of_failures(failed, len(changes.photos), self.settings.max_failed_share),
         ]
 

@@ -167,7 +167,7 @@ def test_what_is_removed_leaves_index_and_memory(where: tuple[Path, Path]) -> No
     stock(shop(range(12)), where[0])
     night(*where)
     stock(shop(range(4)), where[0])
-    assert night(*where)["garments_removed"] == 8
+    assert night(*where, "--set", "gallery.most_gone=1")["garments_removed"] == 8
     now = opened(where[1])
     assert (len(now), len(now.index.vectors), now.record["dead_share"]) == (4, 4, 0.0)
     assert {row["image_id"] for row in now.lookup(now.search(queries(now), 12)[1].reshape(-1)) if row} == set(range(4))
@@ -346,7 +346,12 @@ def test_copies_are_looked_for_among_what_serves_next(
 
 
 def test_a_gallery_without_garments_is_published_first_but_never_over_a_full_one(where: tuple[Path, Path]) -> None:
-    steps = ["--set", "search.steps=[{step: concat}, {step: whiten, dim: 6}, {step: alpha_qe}]"]
+    steps = [
+        "--set",
+        "search.steps=[{step: concat}, {step: whiten, dim: 6}, {step: alpha_qe}]",
+        "--set",
+        "gallery.most_gone=1",
+    ]
     stock([blank(number) for number in range(4)], where[0])
     found = night(*where, *steps)
     assert (found["status"], found["rows"], found["gate"]["recall"]) == ("published", 0, None)
@@ -359,6 +364,18 @@ def test_a_gallery_without_garments_is_published_first_but_never_over_a_full_one
     stock([blank(number) for number in range(4)], where[0])
     found = night(*where, *steps, status=4)
     assert found["refused"] == ["counts"] and len(opened(where[1])) == 20
+
+
+def test_half_a_shop_is_not_published_over_a_whole_one(where: tuple[Path, Path]) -> None:
+    stock(shop(range(10)), where[0])
+    assert night(*where)["gate"]["gone"] is None
+    stock(shop(range(5, 10)), where[0])  # five of ten went: the limit itself
+    assert night(*where)["gate"]["gone"] == 0.5
+    stock(shop(range(8, 20)), where[0])  # three of five: many came, yet most of what was there is gone
+    found = night(*where, status=4)
+    assert (found["refused"], found["gate"]["gone"], found["rows"]) == (["gone"], 0.6, 12)
+    assert len(opened(where[1])) == 5
+    assert night(*where, "--set", "gallery.most_gone=1")["status"] == "published"
 
 
 def test_a_set_without_shop_photos_is_refused(where: tuple[Path, Path]) -> None:
@@ -389,7 +406,7 @@ def test_version_json_is_written_once_and_last_and_names_every_file(
     name = night(*where, "--set", "gallery.copies=4", "--set", "gallery.least_copies=0")["version"]
     record = json.loads((where[1] / "versions" / name / "version.json").read_text())
     assert written == [*record["files"], "version.json"] and "photos.parquet" in record["files"]
-    assert set(record["gate"]) == {"recall", "copies", "counts", "rows", "canaries", "failed"}
+    assert set(record["gate"]) == {"recall", "copies", "counts", "rows", "canaries", "gone", "failed"}
 
 
 def test_a_night_after_a_rollback_starts_from_what_serves(where: tuple[Path, Path], calls: Calls) -> None:
