@@ -110,16 +110,18 @@ def test_memory_is_flat_after_the_first_tenth(told: Any, stage: str) -> None:
         assert max(after) <= GROWTH * after[0] + 2.0, f"{stage}, {process}: {course}"
 
 
-@pytest.mark.parametrize("stage", MAPS)
-def test_the_second_half_takes_no_longer_than_the_first(told: Any, stage: str) -> None:
-    """After the first tenth, by the actors' own seconds: other work on the machine comes and goes."""
-    done = [event for event in shards_of(told[0], stage) if event["images"] == SHARD]
-    spent = [event["read_s"] + event["infer_s"] + event["write_s"] for event in done]
-    spent = spent[len(spent) // 10 :]
-    half = len(spent) // 2
-    ratio = statistics.median(spent[half:]) / statistics.median(spent[:half])
-    print(f"{stage}: a shard of the second half takes {ratio:.2f} times one of the first's time")
-    assert ratio < SLOWER
+if PHOTOS >= 50_000:  # in a short run one busy minute of the machine is a half
+
+    @pytest.mark.parametrize("stage", MAPS)
+    def test_the_second_half_takes_no_longer_than_the_first(told: Any, stage: str) -> None:
+        """After the first tenth, by the actors' own seconds: other work on the machine comes and goes."""
+        done = [event for event in shards_of(told[0], stage) if event["images"] == SHARD]
+        spent = [event["read_s"] + event["infer_s"] + event["write_s"] for event in done]
+        spent = spent[len(spent) // 10 :]
+        half = len(spent) // 2
+        ratio = statistics.median(spent[half:]) / statistics.median(spent[:half])
+        print(f"{stage}: a shard of the second half takes {ratio:.2f} times one of the first's time")
+        assert ratio < SLOWER
 
 
 def test_the_course_is_drawn_and_the_overhead_stated(told: Any) -> None:
