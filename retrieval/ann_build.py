@@ -118,8 +118,18 @@ def merge(trained: bytes, parts: Sequence[Path], out: Path) -> None:
     write_lists(trained, sources, out)
 
 
-def build(made: Plan, folder: Path, *, seed: int = 0) -> None:
-    """Write index.faiss for the vectors.npy and ids.npy of a folder, in this process: the whole of `hnsw`, nothing for `flat`.
+def build(
+    made: Plan,
+    folder: Path,
+    *,
+    seed: int = 0,
+    filled: Callable[[Plan, bytes, np.ndarray], Iterator[bytes]] | None = None,
+) -> None:
+    """Write index.faiss for the vectors.npy and ids.npy of a folder: the whole of `hnsw`, nothing for `flat`.
+
+    Args:
+        filled: (plan, trained, vectors) -> the filled parts of an inverted index, PART_ROWS rows each, the first rows first; None: in
+            this process.
 
     Raises:
         ValueError: vectors that do not fit the plan or are not of unit length.
@@ -130,12 +140,18 @@ def build(made: Plan, folder: Path, *, seed: int = 0) -> None:
     elif made.kind.startswith("ivf"):
         trained = train_on(made, vectors, seed)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".parts-") as passing:
-            parts = []
-            for start in range(0, len(vectors), PART_ROWS):
-                rows = np.arange(start, min(start + PART_ROWS, len(vectors)))
-                parts.append(Path(passing, str(start)))
-                parts[-1].write_bytes(fill(trained, vectors[start : start + PART_ROWS], rows, threads=made.threads))
+            parts: list[Path] = []
+            for data in (filled or filled_here)(made, trained, vectors):
+                parts.append(Path(passing, str(len(parts))))
+                parts[-1].write_bytes(data)
             merge(trained, parts, folder / "index.faiss")
+
+
+def filled_here(made: Plan, trained: bytes, vectors: np.ndarray) -> Iterator[bytes]:
+    """The parts of `build`, one after the other."""
+    for start in range(0, len(vectors), PART_ROWS):
+        block = vectors[start : start + PART_ROWS]
+        yield fill(trained, block, np.arange(start, start + len(block)), threads=made.threads)
 
 
 def train_on(made: Plan, vectors: np.ndarray, seed: int = 0) -> bytes:
