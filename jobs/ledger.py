@@ -204,16 +204,18 @@ class Opened:
         *,
         retry_failed: bool = False,
         rows: Mapping[str, Sequence[int]] | None = None,
+        images: "ImageSet | None" = None,
     ) -> None:
         self.settings, self.catalogue, self.retry_failed = settings, catalogue, retry_failed
         self.rows = rows  # shard -> the photos to take of it; None: as `settings.limit` says
+        self.images = images  # that `rows` are of: the set may change meanwhile; None: the settings' set as it is now
 
     def __enter__(self) -> Run:
         from store.imageset import open_imageset
 
         settings = self.settings
         endpoint = settings.storage.endpoint_url
-        images = open_imageset(settings.imageset, endpoint_url=endpoint)
+        images = open_imageset(settings.imageset, endpoint_url=endpoint) if self.images is None else self.images
         store = open_store(settings.output, endpoint_url=endpoint)
         store.probe(write=True)
         self.lock = Lock(store)

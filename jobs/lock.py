@@ -99,8 +99,8 @@ class Lock:
         while not self.stop.wait(BEAT_S):
             try:
                 holder = self._holder()
-                if holder.get("token", self.token) != self.token:
-                    self.lost_to = described(holder)
+                if holder.get("token") != self.token:
+                    self.lost_to = described(holder) if holder else "another run, ended since,"
                     return
                 self.store.write(KEY, self._content())
             except OSError:

@@ -37,7 +37,8 @@ class Wanted:
     Attributes:
         kind: of index, or auto. budget_mb: of memory while searching and in each step of building.
         recall: recall@10 that an approximate index is tuned to. plan: parsed `search.steps`. search: the settings' record.
-        retrain: auto, now or never: whether projections and clusters are learned again.
+        retrain: auto, now or never: whether projections and clusters are learned again. advice: to do so, of a version that the gate
+            refused, "" for none.
     """
 
     kind: str
@@ -47,6 +48,7 @@ class Wanted:
     search: Mapping[str, Any]
     retrain: str
     threads: int = 1
+    advice: str = ""
 
 
 @dataclass(frozen=True)
@@ -183,14 +185,21 @@ def why_anew(wanted: Wanted, results: Results, photos: pa.Table, before: Gallery
         return "asked to train again"
     if not len(before):
         return "there were no garments to go on from"
-    if any(step.name == "dba" for step in wanted.plan):
-        return "dba moves every row"
     if record["wanted_kind"] != wanted.kind or record["budget_mb"] != wanted.budget_mb:
         return "another kind of index or budget"
-    if before.index.plan.kind != "flat" and not len(before) < OUTGROWN * max(before.index.plan.rows, 1):
+    index = before.index.plan
+    if index.kind != "flat" and record.get("tuned_to", wanted.recall) != wanted.recall:
+        return "another recall to tune to"
+    if index.kind == "flat" and wanted.kind == "auto":
+        now = plan("auto", len(before), index.dim, budget_mb=wanted.budget_mb, threads=wanted.threads, timed=False)
+        if now.kind != "flat":
+            return f"the gallery outgrew exact search: {now.kind}"
+    if index.kind != "flat" and not len(before) < OUTGROWN * max(index.rows, 1):
         return "the gallery outgrew its index"
-    if wanted.retrain == "auto" and record.get("advice"):
-        return f"trained again: {record['advice']}"
+    if wanted.retrain == "auto" and (advice := record.get("advice") or wanted.advice):
+        return f"trained again: {advice}"
+    if any(step.name == "dba" for step in wanted.plan):
+        return "dba moves every row"
     return ""
 
 

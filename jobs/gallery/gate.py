@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from jobs import tables
 from jobs.gallery.build import SEED, Built
 from retrieval.ann import recall
 from retrieval.gallery import Gallery
@@ -141,26 +142,25 @@ def copy_of(data: bytes, bbox: Sequence[float], max_pixels: int) -> bytes:
     return encoded.getvalue()
 
 
-def of_copies(
-    gallery: Gallery, images: Sequence[int], rows: Mapping[int, Mapping[str, np.ndarray]], limit: float
-) -> Figure:
+def of_copies(gallery: Gallery, images: Sequence[int], found: Mapping[int, pa.Table], limit: float) -> Figure:
     """Of photos seen again, the share that finds itself, or another of the same bytes.
 
     Args:
-        images: image_ids that were copied. rows: image_id -> model -> (n, D) rows of what was found in its copy.
+        images: image_ids that were copied. found: image_id -> what was found in its copy, columns as `results.Results.schema`.
     """
     if not images:
         return Figure("copies", None, limit, note="no photo to copy")
     listed = zip(*(gallery.items.column(name).to_pylist() for name in ("image_id", "digest")), strict=True)
-    digests, found = dict(listed), 0
+    digests, again = dict(listed), 0
     for image_id in images:
-        mine = rows.get(image_id)
-        if mine is None or not len(next(iter(mine.values()))):
+        mine = found.get(image_id)
+        if mine is None or not len(mine):
             continue
-        vectors = np.ascontiguousarray(np.concatenate([mine[name] for name in gallery.dims], axis=1), np.float32)
-        _, ids = gallery.search(vectors, FIRST, category=np.zeros(len(vectors), np.int64))
-        found += any(line.get("digest") == digests[image_id] for line in gallery.lookup(ids.reshape(-1)))
-    return Figure("copies", round(found / len(images), 4), limit, note=f"{len(images)} photos")
+        rows = [tables.rows_of(mine.column(name)) for name in gallery.dims]
+        vectors = np.ascontiguousarray(np.concatenate(rows, axis=1), np.float32)
+        _, ids = gallery.search(vectors, FIRST, category=mine.column("category_id").to_numpy().astype(np.int64))
+        again += any(line.get("digest") == digests[image_id] for line in gallery.lookup(ids.reshape(-1)))
+    return Figure("copies", round(again / len(images), 4), limit, note=f"{len(images)} photos")
 
 
 def of_failures(failed: int, photos: int, most: float) -> Figure:

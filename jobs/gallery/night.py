@@ -2,6 +2,7 @@
 
     GALLERY/results/    what photos gave, by digest            `results.py`
     GALLERY/work/       the run over tonight's new photos; a killed one is taken over, nothing it finished is done again
+    GALLERY/copies/     the gate's: known photos seen again, where every node can read them; gone when the night ends
     GALLERY/versions/ CURRENT                                  `versions.py`
     GALLERY/nights/     one JSON a night that changed something: the summary
 
@@ -18,7 +19,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -26,6 +26,7 @@ from jobs import config, models, tables
 from jobs.cli import UserError
 from jobs.config import Settings
 from jobs.gallery import gate as gates
+from jobs.gallery import versions
 from jobs.gallery.build import Built, Wanted, build, described, refused
 from jobs.gallery.look import recorded
 from jobs.gallery.results import FOLDER, Results, fingerprint_of, harvest
@@ -33,12 +34,12 @@ from jobs.ledger import Opened, as_json, read_json
 from jobs.models import Catalogue, Model
 from retrieval import steps
 from retrieval.ann_plan import Plan, plan
-from retrieval.gallery import RECORD, VERSIONS, Gallery, digest_of
+from retrieval.gallery import RECORD, VERSIONS, Gallery, GalleryError, digest_of, read_record
 from store.decode import decode
 from store.imageset import ImageSet, Item, Photo, open_imageset, write_imageset
 from store.objects import HIDDEN, ObjectStore, open_store
 
-WORK, NIGHTS = "work", "nights"
+WORK, COPIES, NIGHTS = "work", "copies", "nights"
 PHOTO_COLUMNS = ("image_id", "source", "product_id", "file_name", "digest")
 PART_ITEMS = 20_000  # garments of a part of the results, at least: what is held in memory at once
 PHOTOS_OF_WORK = "photos.parquet"  # shard, image_id, digest of the photos in work/
@@ -56,6 +57,7 @@ class Changes:
         photos: image_id, product_id, file_name, digest, shard, row of every shop photo.
         new: digests that no result is known of. rows: shard -> row numbers of one photo of each of them.
         relabelled: photos whose bytes are as they were and whose product or name is another.
+        unshown: photos as they were whose garments are known and not in the current version: a night that tried them again was killed.
     """
 
     photos: pa.Table
@@ -64,12 +66,13 @@ class Changes:
     removed: int
     unchanged: int
     relabelled: int
+    unshown: int
     rows: Mapping[str, list[int]]
     new: int
 
     @property
     def nothing(self) -> bool:
-        return not (self.added or self.changed or self.removed or self.relabelled or self.new)
+        return not (self.added or self.changed or self.removed or self.relabelled or self.unshown or self.new)
 
     def __str__(self) -> str:
         return (
@@ -130,8 +133,18 @@ class Night:
         own = self.settings.gallery
         return Wanted(
             own.index, own.memory_mb, own.recall, self.plan, config.record(self.settings.search), self.retrain,
-            self.settings.threads_per_actor,
+            self.settings.threads_per_actor, self._advice() if self.retrain == "auto" else "",
         )  # fmt: skip
+
+    def _advice(self) -> str:
+        """To train again, as a version newer than the current one says that the gate refused: the current one knows nothing of it."""
+        now, known = versions.pointer_or_none(self.store), versions.names(self.store)
+        if not known or (now and known[-1] <= now[0]):
+            return ""
+        try:
+            return str(read_record(self.store, known[-1]).get("advice") or "")
+        except GalleryError:
+            return ""
 
     # --- what changed -------------------------------------------------------------------------------------------------
 
@@ -170,13 +183,16 @@ class Night:
         }
         both = [image_id for image_id in now if image_id in old]
         same = [image_id for image_id in both if old[image_id][0] == now[image_id][0]]
+        shown = set() if before is None else set(before.items.column("image_id").to_pylist())
         return Changes(
             photos, len(now) - len(both), len(both) - len(same), len(old) - len(both), len(same),
-            sum(old[image_id] != now[image_id] for image_id in same), rows, len(seen),
+            sum(old[image_id] != now[image_id] for image_id in same), len(_with_garments(known, photos).intersection(same) - shown),
+            rows, len(seen),
         )  # fmt: skip
 
     def take_over(self, before: Gallery | None) -> Changes:
         """`changes`, after what a killed night left in work/ was kept; where it was about the same photos it stays, to be gone on with."""
+        clear(self.store.sub(COPIES))
         changes, work = self.changes(before), self.store.sub(WORK)
         left = read_json(work, "night.json")
         if left == self._about(changes.rows):
@@ -220,7 +236,8 @@ class Night:
     def _run(self, settings: Settings, rows: Mapping[str, list[int]] | None) -> None:
         from jobs import stages
 
-        with Opened(settings, self.catalogue, rows=rows, retry_failed=self.retry_failed) as run:
+        images = None if rows is None else self.images
+        with Opened(settings, self.catalogue, rows=rows, images=images, retry_failed=self.retry_failed) as run:
             for name in ("detect", "fuse", "embed"):
                 stages.carry_out(run, name)
 
@@ -273,19 +290,12 @@ class Night:
         own = self.settings.gallery
         return [
             gates.of_index(built, own.least_recall),
-            gates.of_counts(built, self._with_garments(changes), before),
+            gates.of_counts(built, _with_garments(self.results.photos(), changes.photos), before),
             gates.of_rows(built),
             gates.of_canaries(built, before, own.least_canaries),
             gates.of_gone(changes.removed, changes.changed + changes.unchanged, own.most_gone),
             gates.of_failures(failed, len(changes.photos), self.settings.max_failed_share),
         ]
-
-    def _with_garments(self, changes: Changes) -> set[int]:
-        """image_ids of tonight's photos that garments were found on."""
-        known = self.results.photos()
-        some = known.filter(pc.greater(known.column("items"), 0)).column("digest").combine_chunks()
-        mine = changes.photos.filter(pc.is_in(changes.photos.column("digest"), value_set=some))
-        return set(mine.column("image_id").to_pylist())
 
     def copies(self, built: Built, record: Mapping[str, Any], changes: Changes) -> gates.Figure:
         """Known photos, cropped and encoded again, through the models and the new version, opened where it was built."""
@@ -296,27 +306,25 @@ class Night:
         chosen = gates.chosen_photos(gallery.items, own.copies, int(self.started) // 86_400)
         if not chosen:
             return gates.of_copies(gallery, [], {}, own.least_copies)
-        with tempfile.TemporaryDirectory(prefix="copies-") as folder:
-            write_imageset(self._copied(chosen, changes.photos), f"{folder}/imageset", source={"adapter": "copies"})
-            settings = replace(self._work_settings(), imageset=f"{folder}/imageset", output=f"{folder}/run")
-            self._run(settings, None)
-            run = open_store(f"{folder}/run")
-            copies = open_imageset(f"{folder}/imageset")
-            photos = copies.photos(("image_id", "digest"))
-            parts = [items for _, items in harvest(run, photos, list(self.results.models))]
-            items = pa.concat_tables(
-                [self.results.schema.empty_table(), *(one.cast(self.results.schema) for one in parts)]
-            )
-            rows: dict[int, dict[str, np.ndarray]] = {}
-            for image_id, digest in zip(
-                photos.column("image_id").to_pylist(), photos.column("digest").to_pylist(), strict=True
-            ):
-                mine = items.filter(pc.equal(items.column("digest"), digest))
-                if len(mine):
-                    rows[image_id] = {
-                        name: tables.rows_of(mine.column(name)).astype(np.float32) for name in self.results.models
-                    }
-        return gates.of_copies(gallery, [image_id for image_id, _ in chosen], rows, own.least_copies)
+        folder = self.store.sub(COPIES)
+        clear(folder)
+        uri = f"{self.store.uri}/{COPIES}"
+        write_imageset(
+            self._copied(chosen, changes.photos), f"{uri}/imageset", source={"adapter": "copies"},
+            endpoint_url=self.settings.storage.endpoint_url,
+        )  # fmt: skip
+        settings = replace(self._work_settings(), imageset=f"{uri}/imageset", output=f"{uri}/run")
+        self._run(settings, None)
+        photos = open_imageset(settings.imageset, endpoint_url=self.settings.storage.endpoint_url).photos(
+            ("image_id", "digest")
+        )
+        parts = [items for _, items in harvest(folder.sub("run"), photos, list(self.results.models))]
+        items = pa.concat_tables([self.results.schema.empty_table(), *(one.cast(self.results.schema) for one in parts)])
+        found: dict[int, pa.Table] = {}
+        for image_id, digest in zip(*(photos.column(name).to_pylist() for name in ("image_id", "digest")), strict=True):
+            found[image_id] = items.filter(pc.equal(items.column("digest"), digest))
+        clear(folder)
+        return gates.of_copies(gallery, [image_id for image_id, _ in chosen], found, own.least_copies)
 
     def _copied(self, chosen: Sequence[tuple[int, list[float]]], photos: pa.Table) -> Iterator[Photo]:
         """The chosen photos as they might come back, one shard in memory at a time."""
@@ -338,7 +346,7 @@ class Night:
             "models": [{"name": model.name, "dim": model.spec.dim, "weights": model.weights, "basis": model.basis} for model in self.embedders],
             "detectors": [model.basis for model in self.detectors], "search": config.record(self.settings.search),
             "results": self.results.store.uri.rpartition("/")[2], "wanted_kind": self.settings.gallery.index,
-            "budget_mb": self.settings.gallery.memory_mb, "profile": self.settings.profile,
+            "budget_mb": self.settings.gallery.memory_mb, "tuned_to": self.settings.gallery.recall, "profile": self.settings.profile,
             "imageset": {"uri": self.images.uri, "digest": self.images.digest}, "settings": recorded(self.settings),
         } | described(built) | dict(more)  # fmt: skip
 
@@ -356,12 +364,18 @@ def photos_of(store: ObjectStore, before: Gallery) -> dict[int, tuple[bytes, str
     return {image_id: (digest, product, name) for image_id, digest, product, name in zip(*columns, strict=True)}
 
 
+def _with_garments(known: pa.Table, photos: pa.Table) -> set[int]:
+    """image_ids of the photos that garments were found on, by the results that are known."""
+    some = known.filter(pc.greater(known.column("items"), 0)).column("digest").combine_chunks()
+    return set(photos.filter(pc.is_in(photos.column("digest"), value_set=some)).column("image_id").to_pylist())
+
+
 def clear(work: ObjectStore) -> None:
-    """Remove everything below; what says what it is about goes last, so that a kill in between is understood.
+    """Remove everything below; what says what it is about goes first: half of what is left says too little of what it was.
 
     For who holds the gallery's lock: a lock that lies here is a dead run's.
     """
-    keys = sorted((info.key for info in work.list()), key=lambda key: key in ("night.json", PHOTOS_OF_WORK))
+    keys = sorted((info.key for info in work.list()), key=lambda key: key != "night.json")
     for key in keys:
         work.delete(key)
     if (

@@ -72,7 +72,11 @@ def point_to(store: ObjectStore, name: str, expected: bytes | None, *, why: str)
     Raises:
         UserError: CURRENT is another now, and stays as it is.
     """
-    read_record(store, name)  # half a version is never pointed to
+    record = read_record(store, name)
+    if gone := [file for file in record["files"] if not store.exists(f"{VERSIONS}/{name}/{file}")]:
+        raise UserError(
+            f"{store.uri}: {name} lacks {', '.join(gone)}, removed since; half a version is never published"
+        )
     history = _history(expected)
     entry = {"version": name, "at": round(time.time(), 3), "why": why}
     content = {"version": name, "published": datetime.now(UTC).isoformat(timespec="seconds"), "token": uuid.uuid4().hex,
