@@ -56,7 +56,7 @@ class Lock:
         if holder.get("host") == host():
             if alive(holder):
                 raise UserError(
-                    f"{self.store.uri}: {described(holder)} is at work here; wait for it, or choose another --output"
+                    f"{self.store.uri}: {described(holder)} is at work here; wait for it, or name another place"
                 )
         else:
             self._wait_for_silence(holder)
@@ -66,7 +66,7 @@ class Lock:
         time.sleep(0.3)  # a rival that saw the same dead lock may have deleted ours meanwhile: the last one in stays
         if not created or self._holder().get("token") != self.token:
             raise UserError(
-                f"{self.store.uri}: another run took over here at this moment; wait for it, or choose another --output"
+                f"{self.store.uri}: another run took over here at this moment; wait for it, or name another place"
             )
 
     def _wait_for_silence(self, holder: dict[str, Any]) -> None:
@@ -81,7 +81,7 @@ class Lock:
             seen = self._holder()
             if seen and (seen.get("token"), seen.get("beat")) != (holder.get("token"), holder.get("beat")):
                 raise UserError(
-                    f"{self.store.uri}: {described(seen)} is at work here; wait for it, or choose another --output"
+                    f"{self.store.uri}: {described(seen)} is at work here; wait for it, or name another place"
                 )
 
     def _holder(self) -> dict[str, Any]:
