@@ -1,6 +1,6 @@
 """Figures of a running stage for Prometheus, through Ray's own exporter: what `deploy/grafana.json` draws.
 
-Ray prefixes each name with `ray_`; every node serves its own on the metrics port of `ray start` (docs/clusters.md). Where no Ray runs, as
+Ray prefixes each name with `ray_`; every node serves its own on the metrics port of `ray start` (docs/watching.md). Where no Ray runs, as
 for stages that this process does alone, nothing is exported.
 """
 
