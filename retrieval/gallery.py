@@ -17,8 +17,11 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
+import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,6 +46,8 @@ ITEMS = pa.schema(
     ]
 )  # fmt: skip
 COPY = 1 << 24  # bytes
+KEPT = 2  # versions of a bucket's gallery on this machine: what serves, and what a rollback goes to
+LOCK, GONE = ".lock", ".gone-"  # of a fetched version's folder; how its name begins while it is removed
 OPENING = (
     threading.Lock()
 )  # NumPy parses a file's header as Python, and CPython 3.11 fails when two threads do so at once
@@ -60,7 +65,7 @@ def open_gallery(
     """Open a gallery's current version, or one by name.
 
     Args:
-        uri: folder or s3://BUCKET/PREFIX. A bucket's files are fetched once a machine and kept by their digests.
+        uri: folder or s3://BUCKET/PREFIX. A bucket's files are fetched once a machine, which keeps the two versions used last.
         check: compare every file with its digest, which reads them once; False leaves a folder's files unread.
 
     Raises:
@@ -195,12 +200,12 @@ class Gallery:
 
     def _open(self, version: str) -> _Opened:
         record = read_record(self._store, version)
-        folder = fetch(self._store, version, record, check=self._check)
-        try:
-            with OPENING:
-                return _Opened.of_files(folder, version, record)
-        except (KeyError, TypeError, ValueError, OSError) as error:  # Arrow's errors are among these
-            raise GalleryError(f"{self._store.uri}/{VERSIONS}/{version}: {type(error).__name__}: {error}") from None
+        with fetched(self._store, version, record, check=self._check) as folder:
+            try:
+                with OPENING:
+                    return _Opened.of_files(folder, version, record)
+            except (KeyError, TypeError, ValueError, OSError) as error:  # Arrow's errors are among these
+                raise GalleryError(f"{self._store.uri}/{VERSIONS}/{version}: {type(error).__name__}: {error}") from None
 
     def __len__(self) -> int:
         """Garments that can be found."""
@@ -326,8 +331,11 @@ def _joins(plan: Sequence[steps.Step]) -> bool:
 # Files of a version on this machine.
 
 
-def fetch(store: ObjectStore, name: str, record: Mapping[str, Any], *, check: bool = True) -> Path:
+@contextmanager
+def fetched(store: ObjectStore, name: str, record: Mapping[str, Any], *, check: bool = True) -> Iterator[Path]:
     """The folder of a version's files: a folder's own, or a bucket's as they were fetched, each checked.
+
+    A bucket's stay where they are until the context ends; what was mapped within it can be read for good.
 
     Raises:
         GalleryError: a file that is missing or not what was published.
@@ -338,20 +346,75 @@ def fetch(store: ObjectStore, name: str, record: Mapping[str, Any], *, check: bo
             found = digest_of(folder / file) if (folder / file).is_file() else "missing"
             if found != digest:
                 raise GalleryError(f"{folder / file}: {found}, published as {digest}; `--rollback`, then publish anew")
-        return folder
+        yield folder
+        return
     text = json.dumps(record["files"], sort_keys=True)
-    folder = (
-        cache_folder()
-        / "galleries"
-        / hashlib.blake2b(f"{store.uri} {name} {text}".encode(), digest_size=16).hexdigest()
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the process ends, however it ends
+    folder = cache_folder() / "galleries" / _short(store.uri) / _short(f"{name} {text}")
+    with _held(folder):
         for file, digest in record["files"].items():
             if not ((folder / file).is_file() and digest_of(folder / file) == digest):
                 _download(store, f"{VERSIONS}/{name}/{file}", folder / file, digest)
-    return folder
+        _evict(folder.parent)
+        yield folder
+
+
+def _short(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Alone in a fetched version's folder, which is made where it is not there; its lock's time says when it was used last."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o666)
+        except FileNotFoundError:  # removed since
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # given back when the process ends, however it ends
+            if _lies_at(lock, folder):
+                os.utime(lock)
+                yield
+                return
+        finally:
+            os.close(lock)
+
+
+def _lies_at(lock: int, folder: Path) -> bool:
+    """Whether an open lock is still the folder's: whoever waited for it may have got that of a folder that was removed."""
+    try:
+        return os.path.samestat(os.fstat(lock), os.stat(folder / LOCK))
+    except FileNotFoundError:
+        return False
+
+
+def _evict(folder: Path) -> None:
+    """Remove a gallery's fetched versions but the KEPT used last, and those that somebody is fetching or opening at this moment."""
+    used = []
+    for path in folder.iterdir():
+        if path.name.startswith(GONE):  # of a process that was killed, or another's at this moment
+            shutil.rmtree(path, ignore_errors=True)
+            continue
+        try:
+            used.append(((path / LOCK).stat().st_mtime_ns, path))
+        except FileNotFoundError:  # removed, or just being made
+            continue
+    for _, path in sorted(used, reverse=True)[KEPT:]:
+        try:
+            lock = os.open(path / LOCK, os.O_RDWR)
+        except FileNotFoundError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _lies_at(lock, path):
+                gone = path.with_name(f"{GONE}{secrets.token_hex(8)}")
+                path.rename(gone)  # at once, so that nobody begins in what is half removed
+                shutil.rmtree(gone, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(lock)
 
 
 def _download(store: ObjectStore, key: str, path: Path, digest: str) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from handmade import DIM, rows, version
 
-from retrieval.gallery import GalleryError, open_gallery
+from retrieval.gallery import GalleryError, digest_of, fetched, open_gallery
 from store.objects import StorageError, open_store
 
 
@@ -177,17 +179,95 @@ def test_a_bucket_is_fetched_once(
     store = open_store(f"{s3_bucket}/gallery")
     version(store, "000001-x", [1, 2, 3])
     point(store, "000001-x")
-    fetched = []
+    counts = []
     for _ in range(2):
         del s3_proxy.sent[:]
         assert len(open_gallery(f"{s3_bucket}/gallery")) == 3
-        fetched.append(
+        counts.append(
             sum(
                 method == "GET" and "/versions/" in path and "version.json" not in path
                 for method, path in s3_proxy.sent
             )
         )
-    assert fetched == [3, 0]
+    assert counts == [3, 0]
+
+
+def _versions_here(tmp_path: Path) -> list[Path]:
+    return [lock.parent for lock in (tmp_path / "cache").rglob(".lock")]
+
+
+def test_of_a_buckets_versions_the_two_used_last_stay_on_the_machine(
+    s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    uri, other = f"{s3_bucket}/gallery", f"{s3_bucket}/other"
+    for number in range(1, 6):
+        version(open_store(uri), f"00000{number}-x", [number, number + 1])
+    version(open_store(other), "000001-x", [1])
+    open_gallery(other, version="000001-x")
+    held = open_gallery(uri, version="000001-x")
+    open_gallery(uri, version="000002-x")
+    open_gallery(uri, version="000001-x")
+    open_gallery(uri, version="000003-x")
+    kept = _versions_here(tmp_path)
+    open_gallery(uri, version="000001-x")
+    assert len(kept) == 3 and set(_versions_here(tmp_path)) == set(kept), "another gallery's count for themselves"
+    for one in kept:
+        (one.parent / ".gone-killed").mkdir(exist_ok=True)  # whose remover was killed
+    open_gallery(uri, version="000004-x")
+    open_gallery(uri, version="000005-x")
+    open_gallery(other, version="000001-x")
+    assert len(_versions_here(tmp_path)) == 3 and not list((tmp_path / "cache").rglob(".gone-*"))
+    assert held.search(rows([2]), 1)[1].tolist() == [[2]], "what is mapped stays readable"
+    assert open_gallery(uri, version="000001-x").search(rows([2]), 1)[1].tolist() == [[2]]
+
+
+def test_a_version_somebody_is_opening_is_not_removed(
+    s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    store = open_store(f"{s3_bucket}/gallery")
+    records = [version(store, f"00000{number}-x", [number]) for number in range(1, 5)]
+    with fetched(store, "000001-x", records[0]) as folder:
+        for number in (2, 3, 4):
+            open_gallery(store.uri, version=f"00000{number}-x")
+        assert len(_versions_here(tmp_path)) == 3
+        assert all((folder / file).is_file() for file in records[0]["files"])
+    open_gallery(store.uri, version="000004-x")
+    assert len(_versions_here(tmp_path)) == 2 and not folder.exists()
+
+
+class Far:
+    """As much of a store as fetching wants, elsewhere than on this machine."""
+
+    local_path = None
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.uri = folder, "far://gallery"
+
+    def open(self, key: str) -> Any:
+        return open(self.folder / key, "rb")
+
+
+def test_readers_of_one_machine_remove_nothing_from_under_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four of them open four versions in turn, with room for two."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    far: Any = Far(tmp_path / "far")
+    records = [version(open_store(far.folder), f"00000{number}-x", [number]) for number in range(4)]
+
+    def read(first: int) -> None:
+        for turn in range(60):
+            number = (first + turn) % 4
+            with fetched(far, f"00000{number}-x", records[number]) as folder:
+                time.sleep(0.001)
+                assert {file: digest_of(folder / file) for file in records[number]["files"]} == records[number]["files"]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(read, range(4))) == [None] * 4
+    with fetched(far, "000000-x", records[0]):
+        assert len(_versions_here(tmp_path)) == 2 and not list((tmp_path / "cache").rglob(".gone-*"))
 
 
 # ------------------------------------------------------------------------------------------------ following
