@@ -6,14 +6,19 @@ one version or the next, never half of one. CURRENT remembers when each version 
 long a version has been out of use.
 """
 
+import fcntl
 import json
+import os
 import shutil
+import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from jobs.cli import UserError
@@ -25,6 +30,8 @@ from store.objects import HIDDEN, ObjectMissing, ObjectStore
 
 GRACE_S = 24 * 3600.0  # a reader may hold a version for so long after it was superseded
 REMEMBERED = 200  # publications
+PASSING = f"{HIDDEN}gallery-"  # a version's folder while it is built, on the gallery's disk or, for a bucket, the machine's own
+UNHELD_S = 60.0  # a folder is held as soon as it is made; older and held by nobody: its maker was killed
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Listed:
 
     Attributes:
         state: current, earlier (was current once), ready (whole, never current), refused (by the gate) or broken (its version.json
-            is missing).
+            is missing or unreadable).
         since: when it last became current, seconds since 1970, 0 for never; until: when it was superseded, 0 while it is current.
     """
 
@@ -113,7 +120,13 @@ def listed(store: ObjectStore) -> list[Listed]:
         if name not in whole:
             found.append(Listed(name, "broken", bytes=sizes[name]))
             continue
-        record = read_record(store, name)
+        try:
+            record = read_record(store, name)
+        except GalleryError:
+            found.append(
+                Listed(name, "broken", bytes=sizes[name], since=came.get(name, 0.0), until=went.get(name, 0.0))
+            )
+            continue
         good = all(figure.get("good") for figure in record.get("gate", {}).values())
         state = "current" if now and now[0] == name else "earlier" if name in came else "ready" if good else "refused"
         rows, kind = record.get("rows", 0), record.get("index", {}).get("kind", "")
@@ -198,7 +211,8 @@ def prune(
     """Remove all but the newest `keep` versions, and what a killed run left behind. For who holds the gallery's lock.
 
     Never the current one, none that was superseded within the grace time, and none that was written within it without ever being current.
-    What has no version.json goes at once: whoever was writing it is gone, since the lock is ours. A version's version.json goes first, so
+    What has no version.json goes at once: whoever was writing it is gone, since the lock is ours. What has an unreadable one stays, as a
+    newer release may have written it. A version's version.json goes first, so
     that half of it is never taken for whole. Results of models go with the last version that was made of them.
 
     Args:
@@ -221,7 +235,7 @@ def prune(
         if one.name == serving or one.name in kept:
             continue
         if one.state == "broken":
-            if store.exists(f"{VERSIONS}/{one.name}/{RECORD}"):  # a listing may come late
+            if store.exists(f"{VERSIONS}/{one.name}/{RECORD}"):  # unreadable, or the listing came late
                 continue
         elif now - (one.until or one.since or written_at(one.name)) < grace_s:
             continue
@@ -262,12 +276,14 @@ def _whole(store: ObjectStore) -> list[Listed]:
 
 
 def sweep(store: ObjectStore) -> list[str]:
-    """Remove what killed runs were writing when they ended, on a disk; for who holds the lock. A bucket shows nothing half written.
+    """Remove what killed runs were writing when they ended; for who holds the lock. A bucket shows nothing half written, but what was
+    built for it lay on this machine's disk.
 
     Returns:
         names of the folders and files, under the gallery.
     """
     if store.local_path is None:
+        _sweep_machine()
         return []
     found = []
     for path in sorted(store.local_path.rglob(f"{HIDDEN}*")):
@@ -282,6 +298,35 @@ def sweep(store: ObjectStore) -> list[str]:
         if not any(folder.iterdir()):
             folder.rmdir()
     return found
+
+
+@contextmanager
+def passing(store: ObjectStore) -> Iterator[Path]:
+    """A folder to build a version in, which `sweep` removes after a kill: on the gallery's own disk, or this machine's for a bucket."""
+    with tempfile.TemporaryDirectory(prefix=PASSING, dir=store.local_path) as folder:
+        held = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX)  # given back when the process ends, however it ends
+            yield Path(folder)
+        finally:
+            os.close(held)
+
+
+def _sweep_machine() -> None:
+    """Other galleries' nights may be at work on this machine: what they build they hold."""
+    for path in Path(tempfile.gettempdir()).glob(f"{PASSING}*"):
+        try:
+            folder = os.open(path, os.O_RDONLY)
+        except OSError:  # gone, or another user's
+            continue
+        try:
+            if time.time() - os.fstat(folder).st_mtime > UNHELD_S:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+        except BlockingIOError:
+            continue
+        finally:
+            os.close(folder)
 
 
 def written_at(name: str) -> float:

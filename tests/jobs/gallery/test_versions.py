@@ -2,10 +2,13 @@
 
 import json
 import multiprocessing
+import os
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,6 +68,23 @@ def test_every_version_is_listed_with_its_state(store: ObjectStore) -> None:
     assert versions.next_name(store).startswith("000006-")
     store.write("CURRENT", b"spoiled")
     assert states(store) == {1: "ready", 2: "ready", 3: "ready", 4: "refused", 5: "broken"}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"schema": 2}', b"\xff"], ids=str)
+def test_an_unreadable_version_json_is_one_broken_version(content: bytes, tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    published(store, 1, 2, 3)
+    for number in (2, 3):
+        store.write(f"versions/{name_of(number)}/version.json", content)
+    assert states(store) == {1: "earlier", 2: "broken", 3: "broken"}
+    assert [line.split()[1] for line in versions.table(store)[1:]] == ["earlier", "broken", "broken"]
+    with pytest.raises(UserError, match=f"no earlier whole version to go back to named {name_of(2)}"):
+        versions.roll_back(store, name_of(2))
+    assert versions.roll_back(store) == (name_of(3), name_of(1))
+    version(store, name_of(4), [4])
+    version(store, name_of(5), [5])
+    assert versions.prune(store, 1, grace_s=0) == [name_of(4)]
+    assert states(store) == {1: "current", 2: "broken", 3: "broken", 5: "ready"}, "what nobody can read stays"
 
 
 # ------------------------------------------------------------------------------------------------ rolling back
@@ -212,6 +232,25 @@ def test_half_written_files_are_swept_up_and_waiting_places_are_not(tmp_path: Pa
 
 
 # ------------------------------------------------------------------------------------------------ two at once
+
+
+def test_what_was_built_for_a_bucket_is_swept_from_this_machine_once_nobody_holds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store: Any = SimpleNamespace(local_path=None)
+    with versions.passing(store) as held:
+        killed, new = tmp_path / f"{versions.PASSING}killed", tmp_path / f"{versions.PASSING}new"
+        for folder in (killed / "versions", new, tmp_path / ".tmp-anothers"):
+            folder.mkdir(parents=True)
+        for folder in (held, killed, tmp_path / ".tmp-anothers"):
+            os.utime(folder, (0, 0))
+        assert held.parent == tmp_path and versions.sweep(store) == []
+        assert set(tmp_path.iterdir()) == {held, new, tmp_path / ".tmp-anothers"}
+    assert not held.exists()
+    (tmp_path / "gallery").mkdir()
+    with versions.passing(open_store(tmp_path / "gallery")) as held:
+        assert held.parent == tmp_path / "gallery"
 
 
 def test_of_eight_who_publish_at_once_one_wins_and_all_versions_stay(store: ObjectStore) -> None:
