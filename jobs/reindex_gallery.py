@@ -16,8 +16,10 @@ max_failed_share allows; 4 the gate refused the new version; 1 anything else. Wi
 
 import argparse
 import contextlib
+import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +96,8 @@ def main(argv: list[str] | None = None, catalogue: Catalogue = SHIPPED) -> int:
     args = parse(argv)
     if args.list or args.prune or args.rollback is not None:
         return keep_house(args)
+    if args.metrics:
+        check_metrics(args.metrics)
     settings = config.load(args)
 
     from jobs.gallery.night import Night
@@ -118,12 +122,31 @@ def main(argv: list[str] | None = None, catalogue: Catalogue = SHIPPED) -> int:
     finally:
         ray_cluster.leave_ray()
         lock.release()
-    if args.metrics:
-        write_metrics(Path(args.metrics), summary)
     from jobs.gallery.night import summary_line
 
     print(summary_line(summary), flush=True)
+    if args.metrics:
+        with only_told(f"--metrics {args.metrics}"):
+            write_metrics(Path(args.metrics), summary)
     return {"published": 0, "unchanged": 0, "failed": FAILED, "refused": REFUSED}[summary["status"]]
+
+
+def check_metrics(metrics: str) -> None:
+    """Raises:
+    UserError: no such file can be written, which would show only after the night.
+    """
+    folder = Path(metrics).absolute().parent
+    if Path(metrics).is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"--metrics {metrics}: want a file in a folder that is there and can be written")
+
+
+@contextlib.contextmanager
+def only_told(what: str) -> Iterator[None]:
+    """Once CURRENT is where it shall be, what cannot be written besides changes nothing of how the night ended."""
+    try:
+        yield
+    except OSError as error:
+        print(f"reindex_gallery.py: {what} is not written: {cli.one_line(str(error))}", file=sys.stderr, flush=True)
 
 
 def keep_house(args: argparse.Namespace) -> int:
@@ -163,10 +186,17 @@ def dry_run(night: "Night") -> None:
 
 
 def tell_cost(night: "Night", changes: "Changes", before: "Gallery | None") -> None:
-    """The index to be, its memory and disk, and the time the models will take, by what the night before took."""
+    """The index to be, its memory and disk, and the time the models will take, by what the night before took.
+
+    Raises:
+        UserError: an index of that kind does not fit so many garments or the budget.
+    """
     photos = len(changes.photos)
     garments = int(photos * (len(before) / max(1, before.record["photos"]) if before is not None else 1.3))
-    made = night.estimate(garments)
+    try:
+        made = night.estimate(garments)
+    except ValueError as error:
+        raise UserError(f"gallery.index, gallery.memory_mb: {error}") from None
     say(f"index: {made.kind} of about {garments:,} garments, {made.memory_mb:,.0f} MB while searching, {made.build_mb:,.0f} MB while building, "
         f"{made.disk_mb:,.0f} MB on disk, {made.build_s:,.0f} s to build anew{'; ' + made.why if made.why else ''}")  # fmt: skip
     pace = (before.record.get("photo_s") if before is not None else None) or None
@@ -232,11 +262,12 @@ def carry_out(night: "Night", lock: Any) -> dict[str, Any]:
     spent = time.monotonic() - start
     summary |= {
         "status": status, "version": name if status == "published" else (before.version if before else None), "refused": bad, "failed": failed,
-        "rows": record["rows"], "garments_added": built.added, "garments_removed": built.removed, "rebuilt": built.rebuilt, "index": record["index"]["kind"],
+        "rows": record["rows"] if status == "published" else len(before) if before is not None else 0, "garments_added": built.added, "garments_removed": built.removed, "rebuilt": built.rebuilt, "index": record["index"]["kind"],
         "gate": {figure.name: figure.value for figure in figures}, "advice": advice, "seconds": round(spent, 1),
         "photos_per_s": round(changes.new / models_s, 3) if changes.new and models_s else None, "age_s": 0.0 if status == "published" else (round(versions.age_s(before.record), 1) if before else None),
     }  # fmt: skip
-    night.store.write(f"{NIGHTS}/{name}.json", as_json(summary))
+    with only_told(f"{night.store.uri}/{NIGHTS}/{name}.json"):
+        night.store.write(f"{NIGHTS}/{name}.json", as_json(summary))
     return summary
 
 

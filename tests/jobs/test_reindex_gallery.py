@@ -27,7 +27,7 @@ from jobs.cli import UserError
 from jobs.gallery import build, gate
 from jobs.gallery import night as nights
 from retrieval.gallery import GalleryError
-from store.objects import open_store
+from store.objects import StorageError, open_store
 
 Calls = list[tuple[str, str, Any]]
 
@@ -373,7 +373,7 @@ def test_half_a_shop_is_not_published_over_a_whole_one(where: tuple[Path, Path])
     assert night(*where)["gate"]["gone"] == 0.5
     stock(shop(range(8, 20)), where[0])  # three of five: many came, yet most of what was there is gone
     found = night(*where, status=4)
-    assert (found["refused"], found["gate"]["gone"], found["rows"]) == (["gone"], 0.6, 12)
+    assert (found["refused"], found["gate"]["gone"], found["rows"]) == (["gone"], 0.6, 5), "rows that serve"
     assert len(opened(where[1])) == 5
     assert night(*where, "--set", "gallery.most_gone=1")["status"] == "published"
 
@@ -460,6 +460,52 @@ def test_metrics_are_what_the_summary_says(tmp_path: Path, where: tuple[Path, Pa
         "clothes_gallery_published 1",
         'clothes_gallery_gate{figure="counts"} 1.0',
     } <= set(lines)
+    stock(shop(range(5, 12)), where[0])
+    night(*where, "--metrics", str(tmp_path / "gallery.prom"), status=4)
+    lines = (tmp_path / "gallery.prom").read_text().splitlines()
+    assert {"clothes_gallery_rows 6", "clothes_gallery_photos 7", "clothes_gallery_published 0"} <= set(lines)
+
+
+@pytest.mark.parametrize("file", ["nowhere/gallery.prom", "a file/gallery.prom", "a folder"])
+def test_metrics_that_cannot_be_written_end_a_night_before_it_begins(
+    file: str, tmp_path: Path, where: tuple[Path, Path]
+) -> None:
+    (tmp_path / "a file").write_bytes(b"")
+    (tmp_path / "a folder").mkdir()
+    stock(shop(range(6)), where[0])
+    with pytest.raises(UserError, match=f"--metrics .*/{file}: want a file in a folder that is there"):
+        night(*where, "--metrics", str(tmp_path / file))
+    assert not where[1].exists()
+
+
+def test_what_cannot_be_written_after_the_publication_is_told_and_no_more(
+    tmp_path: Path, where: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stock(shop(range(6)), where[0])
+    metrics = tmp_path / "metrics" / "gallery.prom"
+    metrics.parent.mkdir()
+    kind = type(open_store(where[1]))
+    real = kind.write
+
+    def write(store: Any, key: str, data: Any) -> None:
+        if key.startswith("nights/"):
+            metrics.parent.rmdir()
+            raise StorageError("the disk is\nfull")
+        real(store, key, data)
+
+    monkeypatch.setattr(kind, "write", write)
+    found = night(*where, "--metrics", str(metrics))  # the JSON line is there, and the status is 0
+    assert found["status"] == "published" and opened(where[1]).version == found["version"]
+    told = [one for one in capfd.readouterr().err.splitlines() if one.startswith("reindex_gallery.py: ")]
+    assert len(told) == 2 and told[0].endswith(f"/nights/{found['version']}.json is not written: the disk is full")
+    assert f"--metrics {metrics} is not written: " in told[1]
+
+
+@pytest.mark.parametrize("dry", [(), ("--dry-run",)], ids=str)
+def test_an_index_that_does_not_fit_is_a_mistake_in_the_line(dry: tuple[str, ...], where: tuple[Path, Path]) -> None:
+    stock(shop(range(6)), where[0])
+    with pytest.raises(UserError, match=r"gallery.index, gallery.memory_mb: plan: ivf_flat .*; what fits .*: flat"):
+        night(*where, "--set", "gallery.index=ivf_flat", *dry)
 
 
 # ------------------------------------------------------------------------------------------------ taking over
