@@ -86,7 +86,8 @@ def test_cron_says_something_on_a_bad_night_alone(statuses, said, tmp_path):
 
 
 def unit(name: str) -> configparser.ConfigParser:
-    file = configparser.ConfigParser(interpolation=None, comment_prefixes="#", delimiters="=")
+    """A key that is given again has its last value."""
+    file = configparser.ConfigParser(interpolation=None, comment_prefixes="#", delimiters="=", strict=False)
     file.optionxform = str  # type: ignore[assignment, method-assign]
     file.read_string((DEPLOY / name).read_text())
     return file
@@ -94,8 +95,11 @@ def unit(name: str) -> configparser.ConfigParser:
 
 def test_systemd_carries_out_a_night_and_tries_again_what_may_be_mended():
     service = unit("clothes-gallery.service")["Service"]
-    taken, gallery = (parsed(shlex.split(service[key])) for key in ("ExecStartPre", "ExecStart"))
+    started = re.findall(r"(?m)^(ExecStart\w*)=(.*)", (DEPLOY / "clothes-gallery.service").read_text())
+    assert [key for key, _ in started] == ["ExecStartPre", "ExecStartPre", "ExecStart"]
+    taken, pruned, gallery = (parsed(shlex.split(command)) for _, command in started)
     assert taken.update and taken.imageset == gallery.imageset and gallery.metrics
+    assert pruned.prune and pruned.gallery == gallery.gallery
     assert service["Type"] == "oneshot" and service["Restart"] == "on-failure"
     assert {int(word) for word in service["RestartPreventExitStatus"].split()} == {reindex_gallery.FAILED, reindex_gallery.REFUSED}  # fmt: skip
     page = unit("clothes-gallery.service")["Unit"]["Documentation"].removeprefix(f"file:{service['WorkingDirectory']}/")
@@ -131,10 +135,12 @@ def test_kubernetes_brings_the_set_up_to_date_and_creates_a_ray_job():
     files = documents()
     cron = files["CronJob"]["spec"]
     pod = cron["jobTemplate"]["spec"]["template"]["spec"]
-    (first,), (second,) = pod["initContainers"], pod["containers"]
+    (first, between), (second,) = pod["initContainers"], pod["containers"]
     night = yaml.safe_load(files["ConfigMap"]["data"]["rayjob.yaml"])
     taken, gallery = parsed(first["command"]), parsed(shlex.split(night["spec"]["entrypoint"]))
     assert taken.update and taken.imageset == gallery.imageset and gallery.profile == "paper"
+    pruned = parsed(between["command"])
+    assert pruned.prune and pruned.gallery == gallery.gallery
     assert reindex_gallery.config.load(gallery).actors == 8
     assert len(cron["schedule"].split()) == 5 and cron["concurrencyPolicy"] == "Forbid"
     mount = second["volumeMounts"][0]
@@ -173,6 +179,8 @@ def test_alerts_look_at_what_a_night_leaves(small_set, tmp_path, calls):
         assert set(rule) == {"alert", "expr", "labels", "annotations"} and rule["annotations"]["summary"]
         asked = set(re.findall(r'clothes_\w+(?:\{figure="\w+"\})?', rule["expr"]))
         assert asked and asked - {"clothes_gallery_photos_per_s"} <= left, (rule["alert"], left)
+    (late,) = (rule["expr"] for rule in group["rules"] if rule["alert"] == "GalleryLate")
+    assert re.search(r" or absent\w*\(clothes_gallery_finished_timestamp_seconds\b", late), "no night ever left a file"
 
 
 # ------------------------------------------------------------------------------------------------ the pages

@@ -67,6 +67,19 @@ def test_a_lost_current_is_made_anew_by_the_next_night_too(shop):
     assert shop.night() == 0 and shop.serves()
 
 
+def test_version_json_is_unreadable(shop, capsys):
+    before = shop.version
+    shop.ingest(SHOPS + 1)
+    shop.night()
+    (shop.gallery / "versions" / shop.version / "version.json").write_bytes(b"{")
+    with pytest.raises(GalleryError, match="not readable"):
+        shop.night()
+    capsys.readouterr()
+    assert shop.said("--list") == 0 and "broken" in capsys.readouterr().out
+    assert shop.said("--rollback") == 0 and shop.version == before and shop.serves()
+    assert shop.night() == 0 and shop.serves(SHOPS + 1)
+
+
 @pytest.mark.parametrize("file", ["vectors.npy", "ids.npy", "items.parquet"])
 def test_a_version_is_damaged_and_the_one_before_serves(file, shop):
     before = shop.version

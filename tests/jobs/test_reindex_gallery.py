@@ -442,6 +442,12 @@ def test_pruned_versions_take_their_results_along_when_no_other_needs_them(
     assert night(*where, *finest)["status"] == "unchanged"
 
 
+def test_a_prune_before_the_first_night_finds_nothing(where: tuple[Path, Path]) -> None:
+    assert house(where[1], "--prune") == "nothing to remove\n"
+    stock(shop(range(6)), where[0])
+    assert night(*where)["status"] == "published"
+
+
 def test_what_lies_damaged_stops_a_night_with_the_place(where: tuple[Path, Path]) -> None:
     stock(shop(range(6)), where[0])
     name = night(*where)["version"]
