@@ -11,7 +11,6 @@ Kill it anywhere and start the same line again: what was detected stays, and CUR
 
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,7 +36,7 @@ from retrieval.ann_plan import Plan, plan
 from retrieval.gallery import RECORD, VERSIONS, Gallery, GalleryError, digest_of, read_record
 from store.decode import decode
 from store.imageset import ImageSet, Item, Photo, open_imageset, write_imageset
-from store.objects import HIDDEN, ObjectStore, open_store
+from store.objects import ObjectStore, open_store
 
 WORK, COPIES, NIGHTS = "work", "copies", "nights"
 PHOTO_COLUMNS = ("image_id", "source", "product_id", "file_name", "digest")
@@ -271,9 +270,8 @@ class Night:
     @contextmanager
     def built(self, changes: Changes, before: Gallery | None, name: str) -> Iterator[Built]:
         """Tonight's version in a passing local folder, versions/NAME/ of a gallery that nobody else reads."""
-        place = self.store.local_path
-        with tempfile.TemporaryDirectory(prefix=f"{HIDDEN}building-", dir=place) as passing:
-            folder = Path(passing, VERSIONS, name)
+        with versions.passing(self.store) as passing:
+            folder = passing / VERSIONS / name
             folder.mkdir(parents=True)
             built = build(self.wanted, self.results, changes.photos, before, folder, self._fill)
             keep = ["image_id", "product_id", "file_name", "digest"]
