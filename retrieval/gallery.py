@@ -21,7 +21,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -365,8 +365,10 @@ def _short(text: str) -> str:
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """Alone in a fetched version's folder, which is made where it is not there; its lock's time says when it was used last."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # exist_ok would look at it once more, when it may be gone
+            folder.mkdir()
         try:
             lock = os.open(folder / LOCK, os.O_CREAT | os.O_RDWR, 0o666)
         except FileNotFoundError:  # removed since

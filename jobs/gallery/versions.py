@@ -211,9 +211,9 @@ def prune(
     """Remove all but the newest `keep` versions, and what a killed run left behind. For who holds the gallery's lock.
 
     Never the current one, none that was superseded within the grace time, and none that was written within it without ever being current.
-    What has no version.json goes at once: whoever was writing it is gone, since the lock is ours. What has an unreadable one stays, as a
-    newer release may have written it. A version's version.json goes first, so
-    that half of it is never taken for whole. Results of models go with the last version that was made of them.
+    What has no version.json goes at once: whoever was writing it is gone, since the lock is ours. What has an unreadable one stays: a
+    newer release may have written it. A version's version.json goes first, so that half of it is never taken for whole. Results of
+    models go with the last version that was made of them.
 
     Args:
         keep: whole versions to keep, the current one counted, those that the gate refused not; at least 1.
@@ -276,8 +276,9 @@ def _whole(store: ObjectStore) -> list[Listed]:
 
 
 def sweep(store: ObjectStore) -> list[str]:
-    """Remove what killed runs were writing when they ended; for who holds the lock. A bucket shows nothing half written, but what was
-    built for it lay on this machine's disk.
+    """Remove what killed runs were writing when they ended; for who holds the lock.
+
+    A bucket shows nothing half written; what was built for it lies on the disk of the machine that built it.
 
     Returns:
         names of the folders and files, under the gallery.
