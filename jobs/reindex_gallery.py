@@ -219,7 +219,7 @@ def carry_out(night: "Night", lock: Any) -> dict[str, Any]:
     say(str(changes))
     summary: dict[str, Any] = {
         "added": changes.added, "changed": changes.changed, "removed": changes.removed, "unchanged": changes.unchanged,
-        "photos": len(changes.photos), "detected": changes.new, "before": before.version if before else None,
+        "photos": len(changes.photos), "detected": changes.new, "before": before.version if before is not None else None,
     }  # fmt: skip
     if before is not None and changes.nothing and not anew(night, changes, before):
         said = {
@@ -242,8 +242,8 @@ def carry_out(night: "Night", lock: Any) -> dict[str, Any]:
         figures = night.gate(built, changes, before, failed)
         first = first_of(night, before) if not built.rebuilt else None
         recall = figures[0].value
-        more = {"photos": len(changes.photos), "photo_s": models_s / changes.new if changes.new > 20 else (before.record.get("photo_s") if before else None),
-                "before": before.version if before else None, "rebuilt": built.rebuilt, "trained_in": first["name"] if first else name}  # fmt: skip
+        more = {"photos": len(changes.photos), "photo_s": models_s / changes.new if changes.new > 20 else (before.record.get("photo_s") if before is not None else None),
+                "before": before.version if before is not None else None, "rebuilt": built.rebuilt, "trained_in": first["name"] if first else name}  # fmt: skip
         record = night.record(built, name, more)
         if all(figure.good for figure in figures):
             figures.insert(1, night.copies(built, record, changes))
@@ -261,10 +261,10 @@ def carry_out(night: "Night", lock: Any) -> dict[str, Any]:
         say(f"advice: train again (--retrain now): {advice}")
     spent = time.monotonic() - start
     summary |= {
-        "status": status, "version": name if status == "published" else (before.version if before else None), "refused": bad, "failed": failed,
+        "status": status, "version": name if status == "published" else (before.version if before is not None else None), "refused": bad, "failed": failed,
         "rows": record["rows"] if status == "published" else len(before) if before is not None else 0, "garments_added": built.added, "garments_removed": built.removed, "rebuilt": built.rebuilt, "index": record["index"]["kind"],
         "gate": {figure.name: figure.value for figure in figures}, "advice": advice, "seconds": round(spent, 1),
-        "photos_per_s": round(changes.new / models_s, 3) if changes.new and models_s else None, "age_s": 0.0 if status == "published" else (round(versions.age_s(before.record), 1) if before else None),
+        "photos_per_s": round(changes.new / models_s, 3) if changes.new and models_s else None, "age_s": 0.0 if status == "published" else (round(versions.age_s(before.record), 1) if before is not None else None),
     }  # fmt: skip
     with only_told(f"{night.store.uri}/{NIGHTS}/{name}.json"):
         night.store.write(f"{NIGHTS}/{name}.json", as_json(summary))

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs import tables
+from jobs.cli import UserError
 from jobs.gallery.results import Results
 from postproc import dba
 from retrieval import ann_build, steps
@@ -155,6 +156,9 @@ def build(
     Args:
         before: the version that is current; None for the first. Extended where it can be.
         fill: (plan, folder) -> None: writes index.faiss of the folder's vectors.npy; None: in this process.
+
+    Raises:
+        UserError: an index of that kind does not fit so many garments or the budget.
     """
     reason = "the first version" if before is None else why_anew(wanted, results, photos, before)
     if not reason:
@@ -162,7 +166,10 @@ def build(
         return extend(wanted, results, photos, before, folder)
     fitted, items = _fit_and_write(wanted, results, photos, folder)
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
-    made = plan(wanted.kind, len(items), vectors.shape[1], budget_mb=wanted.budget_mb, threads=wanted.threads)
+    try:
+        made = plan(wanted.kind, len(items), vectors.shape[1], budget_mb=wanted.budget_mb, threads=wanted.threads)
+    except ValueError as error:
+        raise UserError(f"gallery.index, gallery.memory_mb: {error}") from None
     if made.kind != "flat":
         (fill or (lambda made, folder: ann_build.build(made, folder, seed=SEED)))(made, folder)
     index = AnnIndex.open(folder, made)
