@@ -193,10 +193,7 @@ def tell_cost(night: "Night", changes: "Changes", before: "Gallery | None") -> N
     """
     photos = len(changes.photos)
     garments = int(photos * (len(before) / max(1, before.record["photos"]) if before is not None else 1.3))
-    try:
-        made = night.estimate(garments)
-    except ValueError as error:
-        raise UserError(f"gallery.index, gallery.memory_mb: {error}") from None
+    made = night.estimate(garments)
     say(f"index: {made.kind} of about {garments:,} garments, {made.memory_mb:,.0f} MB while searching, {made.build_mb:,.0f} MB while building, "
         f"{made.disk_mb:,.0f} MB on disk, {made.build_s:,.0f} s to build anew{'; ' + made.why if made.why else ''}")  # fmt: skip
     pace = (before.record.get("photo_s") if before is not None else None) or None
@@ -215,11 +212,12 @@ def carry_out(night: "Night", lock: Any) -> dict[str, Any]:
     versions.sweep(night.store)  # what a killed night was building is as large as the gallery
     now = versions.pointer(night.store)
     before = Gallery(night.store, now[0]) if now else None
+    serving = None if before is None else before.version
     changes = night.take_over(before)
     say(str(changes))
     summary: dict[str, Any] = {
         "added": changes.added, "changed": changes.changed, "removed": changes.removed, "unchanged": changes.unchanged,
-        "photos": len(changes.photos), "detected": changes.new, "before": before.version if before is not None else None,
+        "photos": len(changes.photos), "detected": changes.new, "before": serving,
     }  # fmt: skip
     if before is not None and changes.nothing and not anew(night, changes, before):
         said = {
@@ -243,7 +241,7 @@ def carry_out(night: "Night", lock: Any) -> dict[str, Any]:
         first = first_of(night, before) if not built.rebuilt else None
         recall = figures[0].value
         more = {"photos": len(changes.photos), "photo_s": models_s / changes.new if changes.new > 20 else (before.record.get("photo_s") if before is not None else None),
-                "before": before.version if before is not None else None, "rebuilt": built.rebuilt, "trained_in": first["name"] if first else name}  # fmt: skip
+                "before": serving, "rebuilt": built.rebuilt, "trained_in": first["name"] if first else name}  # fmt: skip
         record = night.record(built, name, more)
         if all(figure.good for figure in figures):
             figures.insert(1, night.copies(built, record, changes))
@@ -261,7 +259,7 @@ def carry_out(night: "Night", lock: Any) -> dict[str, Any]:
         say(f"advice: train again (--retrain now): {advice}")
     spent = time.monotonic() - start
     summary |= {
-        "status": status, "version": name if status == "published" else (before.version if before is not None else None), "refused": bad, "failed": failed,
+        "status": status, "version": name if status == "published" else serving, "refused": bad, "failed": failed,
         "rows": record["rows"] if status == "published" else len(before) if before is not None else 0, "garments_added": built.added, "garments_removed": built.removed, "rebuilt": built.rebuilt, "index": record["index"]["kind"],
         "gate": {figure.name: figure.value for figure in figures}, "advice": advice, "seconds": round(spent, 1),
         "photos_per_s": round(changes.new / models_s, 3) if changes.new and models_s else None, "age_s": 0.0 if status == "published" else (round(versions.age_s(before.record), 1) if before is not None else None),

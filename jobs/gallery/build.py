@@ -166,10 +166,7 @@ def build(
         return extend(wanted, results, photos, before, folder)
     fitted, items = _fit_and_write(wanted, results, photos, folder)
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
-    try:
-        made = plan(wanted.kind, len(items), vectors.shape[1], budget_mb=wanted.budget_mb, threads=wanted.threads)
-    except ValueError as error:
-        raise UserError(f"gallery.index, gallery.memory_mb: {error}") from None
+    made = planned(wanted.kind, len(items), vectors.shape[1], wanted.budget_mb, wanted.threads)
     if made.kind != "flat":
         (fill or (lambda made, folder: ann_build.build(made, folder, seed=SEED)))(made, folder)
     index = AnnIndex.open(folder, made)
@@ -179,6 +176,18 @@ def build(
     return Built(
         folder, index, parameters, items, fitted, len(items), 0, reason, quantisation_error(index, _sample(index))
     )
+
+
+def planned(kind: str, rows: int, dim: int, budget_mb: float, threads: int) -> Plan:
+    """`retrieval.ann_plan.plan` of the settings.
+
+    Raises:
+        UserError: an index of that kind does not fit so many garments or the budget.
+    """
+    try:
+        return plan(kind, rows, dim, budget_mb=budget_mb, threads=threads)
+    except ValueError as error:
+        raise UserError(f"gallery.index, gallery.memory_mb: {error}") from None
 
 
 def why_anew(wanted: Wanted, results: Results, photos: pa.Table, before: Gallery) -> str:

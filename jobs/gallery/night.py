@@ -26,13 +26,13 @@ from jobs.cli import UserError
 from jobs.config import Settings
 from jobs.gallery import gate as gates
 from jobs.gallery import versions
-from jobs.gallery.build import Built, Wanted, build, described, refused
+from jobs.gallery.build import Built, Wanted, build, described, planned, refused
 from jobs.gallery.look import recorded
 from jobs.gallery.results import FOLDER, Results, fingerprint_of, harvest
 from jobs.ledger import Opened, as_json, read_json
 from jobs.models import Catalogue, Model
 from retrieval import steps
-from retrieval.ann_plan import Plan, plan
+from retrieval.ann_plan import Plan
 from retrieval.gallery import RECORD, VERSIONS, Gallery, GalleryError, digest_of, read_record
 from store.decode import decode
 from store.imageset import ImageSet, Item, Photo, open_imageset, write_imageset
@@ -265,7 +265,7 @@ class Night:
         """The index as it would be built for so many garments."""
         dim = _width(self.plan, self.results.models)
         own = self.settings.gallery
-        return plan(own.index, n_rows, dim, budget_mb=own.memory_mb, threads=self.settings.threads_per_actor)
+        return planned(own.index, n_rows, dim, own.memory_mb, self.settings.threads_per_actor)
 
     @contextmanager
     def built(self, changes: Changes, before: Gallery | None, name: str) -> Iterator[Built]:
