@@ -390,7 +390,7 @@ class S3Store(ObjectStore):
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
 
     def read(self, key: str) -> bytes:
-        return self._get(key, _not_as_written)
+        return self._get(key, _not_as_written)[1]
 
     def read_range(self, key: str, at: int, n: int, etag: str) -> bytes:
         """`n` bytes from byte `at` of the version with this ETag."""
@@ -398,7 +398,7 @@ class S3Store(ObjectStore):
         def wrong(reply: dict[str, Any], data: bytes) -> str:
             return "" if len(data) == n else f"{len(data)} bytes where {n} lie"
 
-        return self._get(key, wrong, Range=f"bytes={at}-{at + n - 1}", IfMatch=etag)
+        return self._get(key, wrong, Range=f"bytes={at}-{at + n - 1}", IfMatch=etag)[1]
 
     def write(self, key: str, data: bytes | memoryview) -> None:
         if len(data) > MULTIPART_BYTES:
@@ -470,19 +470,14 @@ class S3Store(ObjectStore):
         from botocore.exceptions import ClientError
 
         for attempt in range(1, ATTEMPTS + 1):
-            found: dict[str, Any] = {}
-
-            def look(reply: dict[str, Any], read: bytes, found: dict[str, Any] = found) -> str:
-                found.update(reply)
-                return _not_as_written(reply, read)
-
             try:
-                if self._get(key, look) != expected:
-                    return False
+                reply, found = self._get(key, _not_as_written)
             except ObjectMissing:
                 return False
+            if found != expected:
+                return False
             with self._saying("swapping", key) as client:
-                more = _described(key, _digest(data)) | {"IfMatch": found["ETag"]}
+                more = _described(key, _digest(data)) | {"IfMatch": reply["ETag"]}
                 try:
                     client.put_object(Bucket=self.bucket, Key=self._name(key), Body=bytes(data), **more)
                     return True
@@ -514,8 +509,10 @@ class S3Store(ObjectStore):
     def _name(self, key: str) -> str:
         return f"{self.prefix}/{_checked(key)}".lstrip("/")
 
-    def _get(self, key: str, wrong: Callable[[dict[str, Any], bytes], str], **which: str) -> bytes:
-        """An object's bytes, asked for again while the answer breaks off or `wrong` says what is wrong with it."""
+    def _get(
+        self, key: str, wrong: Callable[[dict[str, Any], bytes], str], **which: str
+    ) -> tuple[dict[str, Any], bytes]:
+        """The reply about an object and its bytes, asked for again while the answer breaks off or `wrong` says what is wrong with it."""
         from botocore.exceptions import BotoCoreError, HTTPClientError
 
         reason: object = ""
@@ -529,7 +526,7 @@ class S3Store(ObjectStore):
                 else:
                     reason = wrong(reply, data)
                     if not reason:
-                        return data
+                        return reply, data
             if attempt < ATTEMPTS:
                 time.sleep(_pause_s(attempt))
         raise StorageError(f"reading {key} in {self.uri}: {_line(reason)} {_tries(ATTEMPTS)}")
