@@ -20,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # s3_proxy, seaweed, r
 from s3_proxy import Proxy
 from seaweed import Seaweed
 
+from jobs import ray_cluster
+
 REPO = Path(__file__).resolve().parents[1]
 fuzzed: dict[int, Counter[str]] = {}  # seed -> kind -> inputs
 
@@ -51,6 +53,13 @@ def rays_apart() -> Iterator[None]:
         patch.setenv("RAY_TMPDIR", folder)
         yield
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_ends_with_its_file() -> Iterator[None]:
+    """What a file's tests joined or started in this process is not there for the next file's, whichever that is."""
+    yield
+    ray_cluster.leave_ray()
 
 
 @pytest.fixture(scope="session")
