@@ -10,6 +10,8 @@ DEMO := runs/demo
 TESTS := $(PYTHON) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED := 0
+# A container image that sets it makes each of the hundreds of processes compile torch, ray and mmdetection anew: four seconds of a core.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: install demo test test-all test-cluster soak lint format lock clean
 
