@@ -221,7 +221,7 @@ class Gallery:
 
     index: str = setting("auto", one_of("auto", "flat", "hnsw", "ivf_flat", "ivf_pq"))
     memory_mb: float = setting(4096.0, number(1))  # while searching, and in each step of building; 10^6 bytes
-    recall: float = setting(0.95, number(0.01, 1))  # recall@10 that an approximate index is tuned to
+    recall: float = setting(0.95, number(0.01, 1))  # recall@10 that an approximate index is to keep
     least_recall: float = setting(0.9, number(0, 1))  # at the gate
     copies: int = setting(16, whole(0, 10_000))  # known photos seen again at the gate; 0: none
     least_copies: float = setting(0.8, number(0, 1))

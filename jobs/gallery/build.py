@@ -27,6 +27,8 @@ from retrieval.gallery import ITEMS, Gallery
 from retrieval.steps import KINDS, Rows, Step
 
 SAMPLE = 400  # rows that recall is looked at with
+MARGIN = 0.4  # of what recall wants to be perfect, aimed at besides: a sample flatters what was chosen by it, and 0.95 asked for is then
+# 0.97 on it, so that no night of a sound index falls under 0.95 by chance and is advised to train again
 SEED = 0
 OUTGROWN = 2.0  # times the rows an index was planned for: then it is planned anew
 
@@ -37,7 +39,7 @@ class Wanted:
 
     Attributes:
         kind: of index, or auto. budget_mb: of memory while searching and in each step of building.
-        recall: recall@10 that an approximate index is tuned to. plan: parsed `search.steps`. search: the settings' record.
+        recall: recall@10 that an approximate index is to keep. plan: parsed `search.steps`. search: the settings' record.
         retrain: auto, now or never: whether projections and clusters are learned again. advice: to do so, of a version that the gate
             refused, "" for none.
     """
@@ -170,7 +172,7 @@ def build(
     if made.kind != "flat":
         (fill or (lambda made, folder: ann_build.build(made, folder, seed=SEED)))(made, folder)
     index = AnnIndex.open(folder, made)
-    parameters = tune(index, _sample(index), wanted.recall) if index.rows else {}
+    parameters = tuned(index, wanted.recall) if index.rows else {}
     index = AnnIndex.open(folder, made, parameters=parameters)
     _write_rest(folder, items, fitted)
     return Built(
@@ -188,6 +190,23 @@ def planned(kind: str, rows: int, dim: int, budget_mb: float, threads: int) -> P
         return plan(kind, rows, dim, budget_mb=budget_mb, threads=threads)
     except ValueError as error:
         raise UserError(f"gallery.index, gallery.memory_mb: {error}") from None
+
+
+def tuned(index: AnnIndex, recall: float) -> dict[str, Any]:
+    """`retrieval.ann.tune` on stored rows, towards MARGIN more than this recall, or as much as there is.
+
+    Raises:
+        UserError: the best setting misses it.
+    """
+    sample = _sample(index)
+    try:
+        return tune(index, sample, recall + MARGIN * (1 - recall))
+    except ValueError:  # the margin may be out of reach
+        pass
+    try:
+        return tune(index, sample, recall)
+    except ValueError as error:
+        raise UserError(f"gallery.recall {recall:g}: {error}; or ask for less, or for another gallery.index") from None
 
 
 def why_anew(wanted: Wanted, results: Results, photos: pa.Table, before: Gallery) -> str:

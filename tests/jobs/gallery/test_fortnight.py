@@ -68,7 +68,7 @@ def nights(seed: int) -> list[list[Photo]]:
     return found
 
 
-def asked(gallery: Gallery, n: int = 60) -> np.ndarray:
+def asked(gallery: Gallery, n: int = 200) -> np.ndarray:
     """(n, D) rows as the models give them: stored ones of a plain gallery, moved as another photo of the garment would be."""
     rng = np.random.default_rng(SEED)
     ids = np.sort(gallery.items["id"].to_numpy())
