@@ -1,7 +1,6 @@
 """What an approximate index is asked for, and what is said where it cannot give it."""
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
