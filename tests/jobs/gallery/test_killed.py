@@ -24,7 +24,7 @@ from store.objects import ObjectStore, open_store
 
 REPO = Path(__file__).resolve().parents[3]
 KILLS = int(os.environ.get("GALLERY_KILLS", "5"))
-PAUSE_S = "0.3"  # after each file: most of a night passes between two of them, and not before the first
+PAUSE_S = "0.3"  # before each file of a version: kills meet a publication and not only the start of Python
 YESTERDAY = shop(range(60))
 TODAY = [*shop(range(10, 50)), *(Goods(number, 500 + number, "new") for number in range(50, 60)), *shop(range(60, 90))]
 
@@ -52,7 +52,9 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict
     stock(TODAY, folder / "set", max_images=20)
     copied(open_store(folder / "yesterday"), open_store(folder / "today"))
     began = time.monotonic()
-    process = start(folder / "set", str(folder / "today"), folder / "log", STAND_IN_PAUSE_S="0.01", FILE_PAUSE_S=PAUSE_S)
+    process = start(
+        folder / "set", str(folder / "today"), folder / "log", STAND_IN_PAUSE_S="0.01", FILE_PAUSE_S=PAUSE_S
+    )
     assert process.wait(timeout=300) == 0, (folder / "log").read_text()
     return folder / "set", folder / "yesterday", content(opened(folder / "today")), time.monotonic() - began
 
