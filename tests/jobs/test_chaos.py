@@ -138,6 +138,7 @@ class Round:
 
     def kill_the_driver(self, job: subprocess.Popen) -> None:
         job.kill()
+        job.wait()  # nothing more befalls it
 
     def kill_the_head(self, job: subprocess.Popen) -> None:
         self.nodes.kill()
