@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from jobs.reporting.figures import BOXES
+from jobs.reporting.figures import BOXES, final_list, final_name, judged_models
 from store.objects import ObjectMissing, ObjectStore
 
 DETECTION = ("AP", "AP50", "AP10", "AP10_50")
@@ -20,7 +20,7 @@ class Row:
     """One figure of both runs, a fraction in [0, 1]; None where a run did not measure it.
 
     Attributes:
-        owner: whose it is: a detector, "fused", or boxes and model.
+        owner: whose it is: a detector, "fused", boxes and model, or boxes and their final list, whose model each run chose itself.
         measure: which figure.
     """
 
@@ -107,6 +107,9 @@ def _figures(metrics: dict[str, Any]) -> dict[tuple[str, str], float | None]:
     for name, figures in (metrics.get("detection") or {}).items():
         found |= {(name, measure): figures.get(measure) for measure in DETECTION}
     for boxes in BOXES:
-        for name, figures in ((metrics.get("retrieval") or {}).get(boxes) or {}).items():
-            found |= {(f"{boxes} boxes, {name}", f"top-{k}"): (figures.get("top") or {}).get(k) for k in TOPS}
+        models = judged_models(metrics, boxes)
+        owners = {f"{boxes} boxes, {name}": figures for name, figures in models.items()}
+        if name := final_name(models):
+            owners = {final_list(boxes): models[name], **owners}
+        found |= {(owner, f"top-{k}"): (row.get("top") or {}).get(k) for owner, row in owners.items() for k in TOPS}
     return found

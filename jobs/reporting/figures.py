@@ -39,12 +39,14 @@ class Table:
 
 
 def colours(metrics: dict[str, Any]) -> dict[str, int]:
-    """Each model's colour, the same on every page: detectors and embedders 1, 2, … in their order, what is made of several 0."""
+    """Each model's colour, the same on every page: detectors and embedders 1, 2, … in their order, what is made of several 0, concat
+    beside the steps that go beyond it -1."""
     found: dict[str, int] = {}
     parts = [metrics.get("detection") or {}, *((metrics.get("retrieval") or {}).get(boxes) or {} for boxes in BOXES)]
     for part in parts:
         single = [name for name in part if name not in TOGETHER]
         found |= {name: n for n, name in enumerate(single, 1)} | {name: 0 for name in part if name in TOGETHER}
+        found |= {"concat": -1} if {"concat", "steps"} <= set(part) else {}
     return found
 
 
@@ -68,13 +70,18 @@ def tiles(metrics: dict[str, Any]) -> list[tuple[str, str, str, tuple[str, str]]
         figures: dict[str, Any] = models[name] if name else {}
         note = f"{name}, {count(figures.get('queries'))} queries" if name else "not measured"
         value = percent((figures.get("top") or {}).get("10"))
-        found.append((f"Acc@10, {boxes} boxes", value, note, (f"{boxes} boxes, {name}", "top-10")))
+        found.append((f"Acc@10, {boxes} boxes", value, note, (final_list(boxes), "top-10")))
     images = metrics.get("images") or {}
     told = f"of {count(images.get('total'))}, {count(images.get('failed'))} failed"
     found.append(("images done", count(images.get("done")), told, ("", "")))
     seconds = [s for s in (metrics.get("seconds") or {}).values() if s is not None]
     found.append(("worker time", duration(sum(seconds) if seconds else None), "all stages, all workers", ("", "")))
     return found
+
+
+def final_list(boxes: str) -> str:
+    """What the list of `final_name` is called beside those of the models, whichever it is in either of two runs."""
+    return f"{boxes} boxes, final list"
 
 
 def final_name(models: Iterable[str]) -> str | None:

@@ -9,9 +9,9 @@
   const colourOf = (colour) => {
     if (colour === "right") return style("--c3");
     if (colour === "wrong") return style("--c2");
-    return style(`--c${colour === 0 ? 0 : ((colour - 1) % N_COLOURS) + 1}`);
+    return style(`--c${colour <= 0 ? 0 : ((colour - 1) % N_COLOURS) + 1}`);
   };
-  const dashOf = (colour) => (typeof colour === "number" && colour > N_COLOURS ? "dot" : "solid");
+  const dashOf = (colour) => (colour > N_COLOURS ? "dot" : colour < 0 ? "dash" : "solid");
   const escaped = (text) => String(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;"); // plotly reads some tags
 
   // The square of the middle of a logarithmic axis: names stand on the side of their point that has room.
@@ -25,12 +25,12 @@
   const traces = {
     lines: (series) => series.map((one) => ({
       type: "scatter", mode: "lines", name: escaped(one.name), x: one.x, y: one.y,
-      line: { color: colourOf(one.colour), width: one.colour === 0 ? 3 : 1.75, dash: dashOf(one.colour) },
+      line: { color: colourOf(one.colour), width: one.colour <= 0 ? 3 : 1.75, dash: dashOf(one.colour) },
       hovertemplate: "%{y:.1f}<extra>%{fullData.name}</extra>",
     })),
     dots: (series) => series.map((one) => ({
       type: "scatter", mode: "markers", name: escaped(one.name), x: one.x, y: one.y.map(escaped),
-      marker: { color: colourOf(one.colour), size: one.colour === 0 ? 8 : 11, symbol: one.colour === 0 ? "diamond" : "circle-open", line: { width: 2 } },
+      marker: { color: colourOf(one.colour), size: one.colour === 0 ? 8 : 11, symbol: one.colour === 0 ? "diamond" : one.colour < 0 ? "diamond-open" : "circle-open", line: { width: 2 } },
       cliponaxis: false,
       hovertemplate: "%{y}: %{x:.4~g}<extra>%{fullData.name}</extra>",
     })),

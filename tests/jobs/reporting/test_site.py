@@ -386,6 +386,19 @@ def test_an_earlier_run_over_the_same_photos_gives_differences(four, tmp_path):
     assert "detected boxes, concat" in page.text and page.text.count("+10.0") == 2
 
 
+def test_final_lists_are_compared_whatever_made_them(four, tmp_path):
+    """Now steps, then concatenation alone: the tile and a row tell what became of the list that is used."""
+    output, images = four
+    then = METRICS["retrieval"]["detected"]["concat"]
+    steps = then | {"top": {k: value + 0.125 for k, value in then["top"].items()}}
+    retrieval = {"detected": METRICS["retrieval"]["detected"] | {"steps": steps}}
+    output.write("metrics.json", json.dumps(METRICS | {"retrieval": retrieval}).encode())
+    output.write("run.json", json.dumps(RUN).encode())
+    page = build(output, images, compare=str(earlier(tmp_path / "earlier").uri)).pages["index"]
+    assert "detected boxes, final list" in page.text and page.text.count("+12.5") == 1 + 3
+    assert figures.colours({"retrieval": retrieval})["concat"] == -1  # dashed beside the steps
+
+
 @pytest.mark.parametrize(
     "imageset, words",
     [
