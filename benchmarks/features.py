@@ -1,9 +1,10 @@
-"""What the steps on feature rows cost as the gallery grows, beside what a user would write or take instead.
+"""What the steps on feature rows and on lists cost as the gallery grows, beside what a user would write or take instead.
 
     OMP_NUM_THREADS=2 python benchmarks/features.py
 
-Gallery rows of 512 numbers, in clusters so that neighbours mean something; 2,000 queries for expansion. The peers: scikit-learn's
-PCA for the projections, and for augmentation and expansion the few lines with the whole N x N or Q x N matrix that one writes first.
+Gallery rows of 512 numbers, in clusters so that neighbours mean something; 2,000 queries for expansion, with lists of 200 for what works
+on those. The peers: scikit-learn's PCA for the projections, for augmentation and expansion the few lines with the whole N x N or Q x N
+matrix that one writes first, for lists a loop over the queries.
 Every figure is a process of its own: seconds are the median of the rounds, megabytes how much its memory grew over the rows.
 Answers are compared before anything is timed.
 """
@@ -21,7 +22,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 
-DIM, N_QUERIES = 512, 2000
+DIM, N_QUERIES, POOL = 512, 2000, 200
 
 
 def drawn(n: int, seed: int) -> np.ndarray:
@@ -88,12 +89,108 @@ def plain_alpha_qe(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+def average_qe(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    from postproc.query_expansion import average
+
+    return average(queries, gallery, 10)
+
+
+def plain_average_qe(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    best = np.argsort(-(queries @ gallery.T), axis=1)[:, :10]
+    rows = queries + gallery[best].sum(axis=1)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def models_of(gallery: np.ndarray) -> list[np.ndarray]:
+    """Three models' rows of the same items, or three views."""
+    return [gallery, gallery[::-1], np.roll(gallery, 1, axis=0)]
+
+
+def concat(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    from postproc.concat import concat as together
+
+    return together(models_of(gallery), [1.0, 2.0, 1.0])
+
+
+def plain_concat(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    shares = np.sqrt(np.array([0.25, 0.5, 0.25], np.float32))
+    return np.concatenate([share * rows for share, rows in zip(shares, models_of(gallery), strict=True)], axis=1)
+
+
+def views(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    from postproc.views import average_views
+
+    return average_views(models_of(gallery))
+
+
+def plain_views(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    rows = np.mean(models_of(gallery), axis=0)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def lists_of(gallery: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(Q, POOL) positions and similarities, best first; a position's category is the rest by 13, its product a third of it."""
+    rows = (np.arange(len(queries))[:, None] * 31 + np.arange(POOL) * 7) % len(gallery)
+    return rows, np.broadcast_to(np.linspace(0.9, 0.1, POOL, dtype=np.float32), rows.shape)
+
+
+def category(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    from postproc.category_rule import category_rule
+
+    of_query, of_item = np.arange(len(queries)) % 13, np.arange(len(gallery)) % 13
+    return category_rule(*lists_of(gallery, queries), of_query, of_item, "soft", 0.1)[1]
+
+
+def plain_category(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    found = []
+    for query, (rows, similarity) in enumerate(zip(*lists_of(gallery, queries), strict=True)):
+        told = [s - 0.1 * (row % 13 != query % 13) for row, s in zip(rows.tolist(), similarity.tolist(), strict=True)]
+        found.append(sorted(told, reverse=True))
+    return np.array(found, np.float32)
+
+
+def detector_score(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    from postproc.detector_score import with_detector_score
+
+    return with_detector_score(*lists_of(gallery, queries), np.linspace(0, 1, len(gallery)), 0.1)[1]
+
+
+def plain_detector_score(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    score, found = np.linspace(0, 1, len(gallery)).tolist(), []
+    for rows, similarity in zip(*lists_of(gallery, queries), strict=True):
+        told = [s + 0.1 * score[row] for row, s in zip(rows.tolist(), similarity.tolist(), strict=True)]
+        found.append(sorted(told, reverse=True))
+    return np.array(found, np.float32)
+
+
+def grouping(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    from postproc.grouping import group
+
+    return np.maximum(group(*lists_of(gallery, queries), np.arange(len(gallery)) // 3)[1], 0)
+
+
+def plain_grouping(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
+    found = np.zeros((len(queries), POOL), np.float32)
+    for line, rows, similarity in zip(found, *lists_of(gallery, queries), strict=True):
+        best: dict[int, float] = {}
+        for row, s in zip(rows.tolist(), similarity.tolist(), strict=True):
+            best.setdefault(row // 3, s)
+        line[: len(best)] = list(best.values())
+    return found
+
+
 Technique = Callable[[np.ndarray, np.ndarray], np.ndarray]
 PAIRS: dict[str, tuple[Technique, Technique]] = {
     "power normalisation": (power, plain_power),
     "whiten to 256": (whiten, sklearn_pca),
     "augmentation, 5 neighbours": (dba, plain_dba),
     "alpha query expansion, 10": (alpha_qe, plain_alpha_qe),
+    "average query expansion, 10": (average_qe, plain_average_qe),
+    "concatenation of 3": (concat, plain_concat),
+    "3 views averaged": (views, plain_views),
+    "category rule, soft": (category, plain_category),
+    "detector score": (detector_score, plain_detector_score),
+    "grouping by product": (grouping, plain_grouping),
 }
 WHOLE_MATRIX, LARGEST_MATRIX = ("augmentation, 5 neighbours",), 15_000
 
@@ -128,6 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 37_000])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=PAIRS, default=list(PAIRS), help="these techniques")
     parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -141,7 +239,7 @@ def main() -> None:
     print(
         f"| {'technique':27} | gallery | s | MB | peer's s | peer's MB | peer's s / ours |\n|---|--:|--:|--:|--:|--:|--:|"
     )
-    for name in PAIRS:
+    for name in args.only:
         for n in args.sizes:
             whole = name in WHOLE_MATRIX and n > LARGEST_MATRIX  # the peer would want 16 GB and more
             mine, peer = apart(name, 0, n, args.rounds), None if whole else apart(name, 1, n, args.rounds)

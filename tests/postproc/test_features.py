@@ -202,6 +202,17 @@ def test_views_are_weighed(weights: list | None, want: list) -> None:
     np.testing.assert_allclose(average_views([rows([1, 0]), rows([0, 1])], weights), [want], atol=1e-6)
 
 
+def test_each_row_is_averaged_alone() -> None:
+    """However many stand beside it, and the row that is no number is told by its place."""
+    one, other = np.random.default_rng(0).normal(size=(2, 700, 5)).astype(np.float32)
+    whole = average_views([one, other], [1, 3])
+    alone = [average_views([a[None], b[None]], [1, 3])[0] for a, b in zip(one, other, strict=True)]
+    np.testing.assert_array_equal(whole, alone)
+    other[640, 2] = np.nan
+    with pytest.raises(ValueError, match="row 640"):
+        average_views([one, other])
+
+
 @pytest.mark.parametrize("views, weights, words", [
     ([], None, "one shape"),
     ([rows([1, 0]), rows([1, 0, 0])], None, "one shape"),
