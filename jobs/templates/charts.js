@@ -1,6 +1,7 @@
 // Draws the charts of a page with plotly.js: records from data/charts-PAGE.js (see jobs/reporting/charts.py), colours from report.css.
 "use strict";
 (() => {
+  const LINE = 16; // px between two names
   const NARROW = 560; // px of a chart under which names go above it instead of beside the lines
   const N_COLOURS = 6;
   const charts = Object.entries(window.REPORT ?? {}).filter(([key]) => key.startsWith("charts-")).flatMap(([, drawn]) => drawn);
@@ -72,19 +73,16 @@
     fixedrange: true, tickfont: { size: 12 }, ...(axis.log ? { dtick: 1, minor: { showgrid: false } } : {}),
   });
 
-  // Names beside the ends of lines, moved apart where they would cover each other.
+  // Names beside the ends of lines, moved apart where they would cover each other: upwards, and down again from the chart's top edge.
   const endLabels = (series, range, height) => {
     const pixel = (value) => ((value - range[0]) / (range[1] - range[0])) * height;
     const ends = series.map((one) => ({ one, at: pixel(one.y.at(-1)), value: one.y.at(-1) })).sort((a, b) => a.at - b.at);
-    let last = -Infinity;
-    return ends.map(({ one, at, value }) => {
-      const place = Math.max(at, last + 16);
-      last = place;
-      return {
-        xref: "paper", x: 1, xanchor: "left", xshift: 6, y: value, yshift: place - at, yanchor: "middle", showarrow: false,
-        text: `${escaped(one.name)} ${value.toFixed(1)}`, font: { size: 12, color: colourOf(one.colour) },
-      };
-    });
+    ends.forEach((end, i) => (end.place = i ? Math.max(end.at, ends[i - 1].place + LINE) : end.at));
+    ends.reduceRight((above, end) => (end.place = Math.min(end.place, above - LINE)), height + LINE);
+    return ends.map(({ one, at, value, place }) => ({
+      xref: "paper", x: 1, xanchor: "left", xshift: 6, y: value, yshift: place - at, yanchor: "middle", showarrow: false,
+      text: `${escaped(one.name)} ${value.toFixed(1)}`, font: { size: 12, color: colourOf(one.colour) },
+    }));
   };
 
   const heightOf = (chart, rows) => ({ heat: 120 + 30 * rows, dots: 96 + 30 * rows, points: 420 })[chart.kind] ?? 350;

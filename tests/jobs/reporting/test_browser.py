@@ -1,6 +1,8 @@
 """The report's pages in a real browser, opened from a folder: what is drawn, filtered, reached by keys, in both themes and on a phone."""
 
 import io
+import itertools
+import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -174,6 +176,26 @@ def test_a_choice_changes_the_chart(report, tab):
     assert [text.strip() for text in chart.locator(".ytick").all_text_contents()] == ["skirt (4)"]
     chart.locator("select").select_option("per scale")
     assert [text.strip() for text in chart.locator(".ytick").all_text_contents()] == ["1 small (4)"]
+
+
+def test_names_beside_many_lines_stand_apart_within_the_chart(tmp_path, tab):
+    """Ten models that end at the same figure."""
+    output = open_store(tmp_path / "run")
+    images = runs.four(tmp_path / "set", output)
+    runs.with_figures(output)
+    names = [f"lite{n}" for n in range(9)]
+    detected = dict.fromkeys(names, runs.accuracy(0.5)) | {"concat": runs.accuracy(0.5)}
+    output.write("metrics.json", json.dumps(runs.METRICS | {"retrieval": {"detected": detected}}).encode())
+    for name in names:
+        output.write(f"rankings/detected/{name}.parquet", output.read("rankings/detected/lite.parquet"))
+    build(output, images)
+    page = tab(tmp_path / "run" / "report").open("retrieval.html")
+    chart = page.locator("[data-chart^=accuracy]").first
+    svg = chart.locator(".main-svg").first.bounding_box()
+    labels = sorted((label.bounding_box() for label in chart.locator(".annotation").all()), key=lambda box: box["y"])
+    assert len(labels) == 10 and svg["y"] <= labels[0]["y"]
+    assert labels[-1]["y"] + labels[-1]["height"] <= svg["y"] + svg["height"]
+    assert all(below["y"] - above["y"] >= 15 for above, below in itertools.pairwise(labels))
 
 
 def test_hostile_names_stay_text(tmp_path, tab):
