@@ -3,13 +3,15 @@
     OMP_NUM_THREADS=1 python benchmarks/scaling.py
 
 The first table is what the pool and Ray cost: a shard sleeps, so a machine of two cores can play four nodes (processes of
-`ray.cluster_utils.Cluster`, one core declared each). The second decodes and resizes JPEGs of an image set, which needs real cores.
+`ray.cluster_utils.Cluster`, one core declared each). The second decodes and resizes JPEGs of an image set, which needs real cores; bare
+processes that share the same shards out beforehand, in turn with the actors, show what the machine itself gives for a second core.
 Time runs from the first shard begun, every actor ready, to the last one ended, by the pool's own events; efficiency is T1 / (n Tn).
 The longest gap is an actor's, between a shard ended and the next begun.
 """
 
 import argparse
 import io
+import multiprocessing
 import os
 import statistics
 import sys
@@ -28,7 +30,7 @@ os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # a busy machi
 
 from jobs import ray_cluster
 from jobs.config import Settings
-from jobs.pool import Pool
+from jobs.pool import Pool, keep_freed_memory
 from jobs.ray_cluster import Share
 from jobs.trial import Job
 
@@ -109,6 +111,29 @@ def trace_of(make: Callable[[], Any], jobs: Sequence[Job], n: int) -> Trace:
     return trace
 
 
+def bare(folder: str, jobs: Sequence[Job], n: int) -> float:
+    """Seconds of the same work in n processes of nothing else, from the moment all are ready."""
+    context = multiprocessing.get_context("spawn")
+    ready = context.Barrier(n + 1)
+    workers = [context.Process(target=_bare, args=(folder, jobs[part::n], ready)) for part in range(n)]
+    for worker in workers:
+        worker.start()
+    ready.wait()
+    began = time.perf_counter()
+    for worker in workers:
+        worker.join()
+    return time.perf_counter() - began
+
+
+def _bare(folder: str, jobs: Sequence[Job], ready: Any) -> None:
+    keep_freed_memory()
+    worker = Resizer(folder)
+    worker.load()
+    ready.wait()
+    for job in jobs:
+        worker.run(job, {}, False)
+
+
 def seconds(trace: Trace) -> float:
     return max(turn["began"] + turn["wall_s"] for turn in trace) - min(turn["began"] for turn in trace)
 
@@ -158,14 +183,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         draw(folder, args.real_shards, args.photos)
         jobs = [Job(f"shard-{i:05d}", tuple(range(args.photos))) for i in range(args.real_shards)]
-        pairs = [[seconds(trace_of(partial(Resizer, folder), jobs, n)) for n in (1, 2)] for _ in range(args.rounds)]
-    one, two = (statistics.median(column) for column in zip(*pairs, strict=True))
-    ratios = sorted(one / two for one, two in pairs)
+        ways: dict[str, Callable[[int], float]] = {
+            "actors": lambda n: seconds(trace_of(partial(Resizer, folder), jobs, n)),
+            "bare processes": lambda n: bare(folder, jobs, n),
+        }
+        found = [{name: (way(1), way(2)) for name, way in ways.items()} for _ in range(args.rounds)]
     print(
         f"\n{args.real_shards} shards of {args.photos} JPEGs of {PHOTO_PX[0]} x {PHOTO_PX[1]}, decoded and resized, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n"
     )
-    print(f"| actors | s (median) | speed-up, median of {len(ratios)} |\n|--:|--:|--:|\n| 1 | {one:.2f} | 1 |")
-    print(f"| 2 | {two:.2f} | {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |")
+    print(f"| | 1, s | 2, s | speed-up, median of {args.rounds} |\n|---|--:|--:|--:|")
+    for name in ways:
+        one, two = (statistics.median(pair[name][n] for pair in found) for n in (0, 1))
+        ratios = sorted(pair[name][0] / pair[name][1] for pair in found)
+        print(
+            f"| {name} | {one:.2f} | {two:.2f} | {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |"
+        )
     ray.shutdown()
 
 
