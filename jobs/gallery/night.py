@@ -77,6 +77,7 @@ class Changes:
         return (
             f"added {self.added:,}, changed {self.changed:,}, removed {self.removed:,}, unchanged {self.unchanged:,}"
             + (f" ({self.relabelled:,} of them with another product or name)" if self.relabelled else "")
+            + (f"; {self.unshown:,} known from a night that did not end" if self.unshown else "")
             + f"; {self.new:,} to detect and embed"
         )
 

@@ -75,7 +75,7 @@ def test_killed_while_it_clears_up_a_night_forgets_no_failure(
 
 
 def test_what_a_killed_night_won_back_is_published_by_the_next(
-    where: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    where: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stock([*shop(range(10)), Goods(11, 11, corner=stand_ins.STUMBLER)], where[0])
     night(*where, *LOOSE)
@@ -83,6 +83,8 @@ def test_what_a_killed_night_won_back_is_published_by_the_next(
     with monkeypatch.context() as patch:
         patch.setattr(versions, "point_to", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         killed(where, *LOOSE, "--retry-failed")
+    assert reindex_gallery.main(line(*where, *LOOSE, "--dry-run"), stand_ins.CATALOGUE) == 0
+    assert "unchanged 11; 1 known from a night that did not end; 0 to detect" in capsys.readouterr().out
     found = night(*where, *LOOSE)
     assert (found["status"], found["detected"], found["garments_added"], found["rows"]) == ("published", 0, 1, 11)
     assert night(*where, *LOOSE)["status"] == "unchanged"
