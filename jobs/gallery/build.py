@@ -27,8 +27,9 @@ from retrieval.gallery import ITEMS, Gallery
 from retrieval.steps import KINDS, Rows, Step
 
 SAMPLE = 400  # rows that recall is looked at with
-MARGIN = 0.4  # of what recall wants to be perfect, aimed at besides: a sample flatters what was chosen by it, and 0.95 asked for is then
-# 0.97 on it, so that no night of a sound index falls under 0.95 by chance and is advised to train again
+# Of what recall wants to be perfect, aimed at besides: a sample flatters what was chosen by it, and 0.95 asked for is then 0.97 on it, so
+# that no night of a sound index falls under 0.95 by chance and is advised to train again.
+MARGIN = 0.4
 SEED = 0
 OUTGROWN = 2.0  # times the rows an index was planned for: then it is planned anew
 
@@ -160,7 +161,7 @@ def build(
         fill: (plan, folder) -> None: writes index.faiss of the folder's vectors.npy; None: in this process.
 
     Raises:
-        UserError: an index of that kind does not fit so many garments or the budget.
+        UserError: an index of that kind does not fit so many garments or the budget, or misses the recall.
     """
     reason = "the first version" if before is None else why_anew(wanted, results, photos, before)
     if not reason:
@@ -199,14 +200,12 @@ def tuned(index: AnnIndex, recall: float) -> dict[str, Any]:
         UserError: the best setting misses it.
     """
     sample = _sample(index)
-    try:
-        return tune(index, sample, recall + MARGIN * (1 - recall))
-    except ValueError:  # the margin may be out of reach
-        pass
-    try:
-        return tune(index, sample, recall)
-    except ValueError as error:
-        raise UserError(f"gallery.recall {recall:g}: {error}; or ask for less, or for another gallery.index") from None
+    for target in (recall + MARGIN * (1 - recall), recall):  # the margin may be out of reach
+        try:
+            return tune(index, sample, target)
+        except ValueError as error:
+            missed = error
+    raise UserError(f"gallery.recall {recall:g}: {missed}; or ask for less, or for another gallery.index")
 
 
 def why_anew(wanted: Wanted, results: Results, photos: pa.Table, before: Gallery) -> str:
