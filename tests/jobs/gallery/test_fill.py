@@ -1,24 +1,16 @@
 """An index filled as tasks of a Ray is the one that is filled here, byte for byte."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jobs import ray_cluster
 from jobs.config import Settings
 from jobs.gallery import fill
 from retrieval import ann_build
 from tests.retrieval.clustered import planned
 
 ROWS, DIM = 3_500, 16
-
-
-@pytest.fixture
-def ours() -> Iterator[None]:
-    yield
-    ray_cluster.leave_ray()
 
 
 @pytest.fixture
@@ -34,7 +26,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ivf_flat", "ivf_pq"])
 def test_filled_on_ray_it_is_what_is_filled_here(
-    folders: tuple[Path, Path], ours: None, monkeypatch: pytest.MonkeyPatch, kind: str
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     made = planned(kind, ROWS, DIM)
     monkeypatch.setattr(ann_build, "PART_ROWS", 1_000)  # four parts, the last one short

@@ -24,7 +24,10 @@ from store.objects import ObjectStore, open_store
 
 REPO = Path(__file__).resolve().parents[3]
 KILLS = int(os.environ.get("GALLERY_KILLS", "5"))
-PAUSE_S = "0.3"  # before each file of a version: kills meet a publication and not only the start of Python
+SLOWLY = {
+    "STAND_IN_PAUSE_S": "0.01",
+    "FILE_PAUSE_S": "0.3",
+}  # kills meet a publication and not only the start of Python
 YESTERDAY = shop(range(60))
 TODAY = [*shop(range(10, 50)), *(Goods(number, 500 + number, "new") for number in range(50, 60)), *shop(range(60, 90))]
 
@@ -52,9 +55,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict
     stock(TODAY, folder / "set", max_images=20)
     copied(open_store(folder / "yesterday"), open_store(folder / "today"))
     began = time.monotonic()
-    process = start(
-        folder / "set", str(folder / "today"), folder / "log", STAND_IN_PAUSE_S="0.01", FILE_PAUSE_S=PAUSE_S
-    )
+    process = start(folder / "set", str(folder / "today"), folder / "log", **SLOWLY)
     assert process.wait(timeout=300) == 0, (folder / "log").read_text()
     return folder / "set", folder / "yesterday", content(opened(folder / "today")), time.monotonic() - began
 
@@ -78,7 +79,7 @@ def test_a_killed_night_leaves_what_serves_whole_and_the_next_ends_the_same(
     old = content(opened(gallery))
     seed = int(os.environ.get("GALLERY_KILL_SEED", random.randrange(10**6)))
     moment = random.Random(seed).uniform(0.10, 0.95) * seconds
-    process = start(imageset, gallery, tmp_path / "log", STAND_IN_PAUSE_S="0.01", FILE_PAUSE_S=PAUSE_S)
+    process = start(imageset, gallery, tmp_path / "log", **SLOWLY)
     try:
         process.wait(timeout=moment)
     except subprocess.TimeoutExpired:
