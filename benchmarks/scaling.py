@@ -114,7 +114,7 @@ def trace_of(make: Callable[[], Any], jobs: Sequence[Job], n: int) -> Trace:
 def bare(folder: str, jobs: Sequence[Job], n: int) -> float:
     """Seconds of the same work in n processes of nothing else, from the moment all are ready."""
     context = multiprocessing.get_context("spawn")
-    ready = context.Barrier(n + 1)
+    ready = context.Barrier(n + 1, timeout=120)
     workers = [context.Process(target=_bare, args=(folder, jobs[part::n], ready)) for part in range(n)]
     for worker in workers:
         worker.start()
@@ -122,7 +122,10 @@ def bare(folder: str, jobs: Sequence[Job], n: int) -> float:
     began = time.perf_counter()
     for worker in workers:
         worker.join()
-    return time.perf_counter() - began
+    took = time.perf_counter() - began
+    if any(worker.exitcode for worker in workers):
+        raise SystemExit("a bare process failed; its traceback is above")
+    return took
 
 
 def _bare(folder: str, jobs: Sequence[Job], ready: Any) -> None:
