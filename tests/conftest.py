@@ -22,6 +22,9 @@ from seaweed import Seaweed
 
 from jobs import ray_cluster
 
+# A process that has joined a Ray is ended by it, without a word, where the head does not answer for so long; a busy machine's may not.
+os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "300")
+
 REPO = Path(__file__).resolve().parents[1]
 fuzzed: dict[int, Counter[str]] = {}  # seed -> kind -> inputs
 

@@ -1,14 +1,17 @@
-"""A `ray start` of a test's own: ports and a folder nobody else has, and an end that leaves every other Ray of the machine alone."""
+"""A `ray start` of a test's own, or nodes to kill: ports and a folder nobody else has, and an end that leaves every other Ray alone."""
 
 import contextlib
+import multiprocessing
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import ray  # noqa: F401 - psutil comes with it
 
@@ -53,3 +56,97 @@ def start(*options: str, env: Mapping[str, str], before: tuple[str, ...] = ()) -
     line = [*before, str(BIN / "ray"), "start", *APART, f"--dashboard-agent-listen-port={free_port()}", *options]
     done = subprocess.run(line, env=dict(env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
     assert done.returncode == 0, done.stdout
+
+
+# ------------------------------------------------------------------------------------------------ nodes that are killed
+
+
+class Nodes:
+    """A head of one core and the nodes added to it. A context manager; `end` is the same.
+
+    They are started by a process of their own: Ray ends, without a word, a process whose head does not answer it in time, and
+    what a test has of a dead cluster is better not left for this process to collect.
+    """
+
+    def __init__(self) -> None:
+        self._keeper = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+        self._pid = self._keeper.submit(os.getpid).result()
+        try:
+            self.address, self.head = self._keeper.submit(_begin).result()
+        except BaseException:
+            self.end()
+            raise
+        self.others: list[str] = []
+
+    def __enter__(self) -> "Nodes":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def add(self, n_cpus: int = 1, n_gpus: int = 0) -> str:
+        """One more node; its id."""
+        self.others.append(self._keeper.submit(_add, n_cpus, n_gpus).result())
+        return self.others[-1]
+
+    def kill(self, node: str, *, wait: bool = True) -> None:
+        """Kill a node beside the head; wait until Ray knows."""
+        self.others.remove(node)
+        self._keeper.submit(_kill, node, wait).result()
+
+    def workers(self) -> list[int]:
+        """Process numbers of the actors."""
+        import psutil
+
+        found = []
+        for process in psutil.Process(self._pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found += [process.pid] if (process.cmdline() or [""])[0].startswith("ray::Host") else []
+        return sorted(found)
+
+    def end(self) -> None:
+        """Kill all of them at once, and who started them."""
+        import psutil
+
+        with contextlib.suppress(psutil.NoSuchProcess):
+            keeper = psutil.Process(self._pid)
+            keeper.suspend()  # it starts no more
+            for process in [*keeper.children(recursive=True), keeper]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self._keeper.shutdown()
+
+
+_cluster: Any = None  # in the process that started the nodes
+
+
+def _begin() -> tuple[str, str]:
+    global _cluster
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 1, "num_gpus": 0, "include_dashboard": False}
+    _cluster = _patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
+    return _cluster.address, _cluster.head_node.node_id
+
+
+def _add(n_cpus: int, n_gpus: int) -> str:
+    return _patiently(lambda: _cluster.add_node(num_cpus=n_cpus, num_gpus=n_gpus)).node_id
+
+
+def _kill(node_id: str, wait: bool) -> None:
+    node = next(node for node in _cluster.list_all_nodes() if node.node_id == node_id)
+    if wait:
+        _cluster.remove_node(node, allow_graceful=False)
+    else:
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+
+def _patiently(begin: Callable[[], Any]) -> Any:
+    """Start a node; a busy machine does not always get there in the half minute Ray gives it."""
+    for attempts_left in (2, 1, 0):
+        try:
+            return begin()
+        except Exception:
+            if not attempts_left:
+                raise
+    raise AssertionError("unreachable")

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import own_ray
 import pytest
 import stand_ins
 from agreement import contract
@@ -31,6 +32,7 @@ FIRST_SEED = int(os.environ.get("CHAOS_SEED", "20"))  # 20 to 24 meet twelve of 
 ODD = {30: stand_ins.STUMBLER} | ({5: stand_ins.KILLER} if ROUNDS > 5 else {})  # each death takes Ray seconds
 STARTS = 8  # of the job in a round, at most
 LASTS_S = 2.0  # a fault of storage
+HEAD_GONE = {"RAY_gcs_rpc_server_reconnect_timeout_s": "5"}  # after which a job ends
 DISK = 16_000_000  # bytes of the small disk; a run takes 7 MB, most of it the report's chart library
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -38,7 +40,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 def start(line: list[str], log: Path, **env: str) -> subprocess.Popen:
     paths = os.pathsep.join([str(REPO), str(REPO / "tests" / "jobs")])
-    env = os.environ | {"PYTHONPATH": paths, "STAND_IN_PAUSE_S": "0.1", "OMP_NUM_THREADS": "1"} | env
+    env = os.environ | {"PYTHONPATH": paths, "STAND_IN_PAUSE_S": "0.1", "OMP_NUM_THREADS": "1"} | HEAD_GONE | env
     argv = [sys.executable, str(REPO / "tests" / "jobs" / "run_with_stand_ins.py"), *line]
     with open(log, "ab") as told:
         return subprocess.Popen(argv, env=env, stdout=told, stderr=told, start_new_session=True)
@@ -47,58 +49,11 @@ def start(line: list[str], log: Path, **env: str) -> subprocess.Popen:
 # ------------------------------------------------------------------------------------------------ what can be hurt
 
 
-def patiently(begin: Callable[[], Any]) -> Any:
-    """Start a node; a busy machine does not always get there in the half minute Ray gives it."""
-    for attempts_left in (2, 1, 0):
-        try:
-            return begin()
-        except Exception:
-            if not attempts_left:
-                raise
-    raise AssertionError("unreachable")
-
-
-class Nodes:
-    """Three Ray nodes of one core each; `head` and the rest can be killed and come back."""
-
-    def __init__(self) -> None:
-        from ray.cluster_utils import Cluster
-
-        head = {"num_cpus": 1, "include_dashboard": False}
-        self.cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
-        for _ in range(2):
-            self.add_one()
-
-    def add_one(self) -> None:
-        patiently(lambda: self.cluster.add_node(num_cpus=1))
-
-    @property
-    def address(self) -> str:
-        return self.cluster.address
-
-    def workers(self) -> list[int]:
-        """Process numbers of the actors."""
-        import psutil
-
-        raylets = [
-            process.process.pid for node in self.cluster.list_all_nodes() for process in node.all_processes["raylet"]
-        ]
-        found = []
-        for pid in raylets:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                for child in psutil.Process(pid).children(recursive=True):
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        found += [child.pid] if (child.cmdline() or [""])[0].startswith("ray::Host") else []
-        return sorted(found)
-
-    def kill_one(self, chance: random.Random) -> None:
-        node = chance.choice([node for node in self.cluster.list_all_nodes() if not node.head])
-        self.cluster.remove_node(node, allow_graceful=False)
-        self.add_one()
-
-    def kill(self) -> None:
-        for node in self.cluster.list_all_nodes():
-            node.kill_all_processes(check_alive=False, allow_graceful=False)
+def three_nodes() -> own_ray.Nodes:
+    nodes = own_ray.Nodes()
+    for _ in range(2):
+        nodes.add()
+    return nodes
 
 
 @dataclass
@@ -106,7 +61,7 @@ class Round:
     """One run and what may befall it."""
 
     seed: int
-    nodes: Nodes
+    nodes: own_ray.Nodes
     output: str
     line: list[str]
     log: Path
@@ -134,16 +89,17 @@ class Round:
                 os.kill(self.chance.choice(workers), number)
 
     def kill_a_node(self, job: subprocess.Popen) -> None:
-        self.nodes.kill_one(self.chance)
+        self.nodes.kill(self.chance.choice(self.nodes.others))
+        self.nodes.add()
 
     def kill_the_driver(self, job: subprocess.Popen) -> None:
         job.kill()
         job.wait()  # nothing more befalls it
 
     def kill_the_head(self, job: subprocess.Popen) -> None:
-        self.nodes.kill()
+        self.nodes.end()
         job.wait(timeout=120)  # it sees that the head is gone, and ends
-        self.nodes = Nodes()
+        self.nodes = three_nodes()
 
     def disturb_storage(self, how: str) -> Callable[[subprocess.Popen], None]:
         def disturb(job: subprocess.Popen) -> None:
@@ -256,7 +212,7 @@ def quick() -> Iterator[None]:
     """Ray that notices deaths soon, for this process's nodes and the jobs on them."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_health_check_period_ms": "1000",
-                            "RAY_health_check_failure_threshold": "10", "RAY_gcs_rpc_server_reconnect_timeout_s": "5"}.items():  # fmt: skip
+                            "RAY_health_check_failure_threshold": "10"}.items():  # fmt: skip
             patch.setenv(name, value)
         yield
 
@@ -278,11 +234,11 @@ def test_whatever_happens_the_answer_is_whole(
         allowed, status = ("1", 0) if seed % 3 == 0 else ("0.01", 3)
         line = ["--imageset", str(imageset), "--output", output, "--set", "actors=2", "--set", "shard_deadline_s=30",
                 "--set", f"max_failed_share={allowed}"]  # fmt: skip
-        one = Round(seed, Nodes(), output, line, tmp_path / "log", proxy if in_a_bucket else None, disk)
+        one = Round(seed, three_nodes(), output, line, tmp_path / "log", proxy if in_a_bucket else None, disk)
         try:
             assert one.play(seconds) == status, one.story()
         finally:
-            one.nodes.kill()
+            one.nodes.end()
         print(f"seed {seed}, {'bucket' if in_a_bucket else 'folder'}: {', '.join(one.happened)}")
         proxy.heal()
         found = contract(output)

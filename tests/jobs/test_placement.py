@@ -35,17 +35,15 @@ class Placed:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[list[str]]:
     """Node ids: a head of one core, a node of two cores and two GPUs, one of one core and one GPU."""
-    import ray
-    from ray.cluster_utils import Cluster
+    import own_ray  # here, as workers import this file and have no such path
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False})
-        patch.setenv("RAY_ADDRESS", made.address)
-        yield [made.head_node.node_id, *(made.add_node(num_cpus=n, num_gpus=n).node_id for n in (2, 1))]
-        ray.shutdown()
-        made.shutdown()
+        with own_ray.Nodes() as nodes:
+            patch.setenv("RAY_ADDRESS", nodes.address)
+            yield [nodes.head, *(nodes.add(n, n) for n in (2, 1))]
+            ray_cluster.leave_ray()
 
 
 @pytest.mark.parametrize("settings, n_jobs, want", [

@@ -109,16 +109,13 @@ def test_an_autoscaler_starts_gpu_nodes_for_waiting_actors_and_takes_them_back(a
 
 @pytest.fixture
 def cluster(left_alone: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    from ray.cluster_utils import Cluster
+    import own_ray  # here, as workers import this file and have no such path
 
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    monkeypatch.setenv("RAY_ADDRESS", made.address)
-    ray_cluster.join_ray()
-    yield made
-    import ray
-
-    ray.shutdown()
-    made.shutdown()
+    with own_ray.Nodes() as nodes:
+        monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+        ray_cluster.join_ray()
+        yield nodes
+        ray_cluster.leave_ray()
 
 
 def test_a_node_that_joins_gets_an_actor(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +124,7 @@ def test_a_node_that_joins_gets_an_actor(cluster: Any, monkeypatch: pytest.Monke
 
     def join() -> None:
         if not joined:
-            joined.append(cluster.add_node(num_cpus=1))
+            joined.append(cluster.add())
 
     nodes = nodes_of(Settings(device="cpu"), 16, join)
     assert len(nodes) == 16 and len(set(nodes)) == 2
@@ -140,7 +137,7 @@ def test_an_actor_that_no_node_has_room_for_is_said_in_time(cluster: Any) -> Non
 
 
 def test_actors_without_work_go_while_others_finish(cluster: Any) -> None:
-    cluster.add_node(num_cpus=1)
+    cluster.add()
     with Pool(Slow, ray_cluster.Share(2, "cpu", 0.0, 1), 60.0) as actors:
         left = [len(actors.slots) for _ in actors.run([Job(f"shard-{i}", (0,)) for i in range(3)])]
     assert left[-1] == 1
@@ -148,7 +145,7 @@ def test_actors_without_work_go_while_others_finish(cluster: Any) -> None:
 
 def test_a_node_with_other_packages_is_named(cluster: Any) -> None:
     ray_cluster.same_on_all_nodes()
-    cluster.add_node(num_cpus=1)
+    cluster.add()
     ray_cluster.same_on_all_nodes()
     here = ledger.versions()
     with pytest.raises(
@@ -158,6 +155,5 @@ def test_a_node_with_other_packages_is_named(cluster: Any) -> None:
 
 
 def test_a_node_that_dies_while_it_is_asked_is_not_waited_for(cluster: Any) -> None:
-    node = cluster.add_node(num_cpus=1)
-    node.kill_all_processes(check_alive=False, allow_graceful=False)  # Ray believes in it for some seconds yet
+    cluster.kill(cluster.add(), wait=False)  # Ray believes in it for some seconds yet
     ray_cluster.same_on_all_nodes()
