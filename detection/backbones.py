@@ -103,17 +103,22 @@ def register() -> None:
             return tuple([one.contiguous() for one in maps] for maps in super().forward(inputs))
 
     class RleMaskHead(FCNMaskHead):
-        """Masks become run lengths one by one: a hundred of them at the size of a 50 MP photo would be 5 GB."""
+        """Masks become run lengths one by one: a hundred of them at the size of a 50 MP photo would be 5 GB.
+
+        On the CPU, whatever made them: there only a mask's own box is drawn, on a GPU the whole photo for each, and fetched.
+        """
 
         def _predict_by_feat_single(
             self, mask_preds: Any, bboxes: Tensor, labels: Tensor, *args: Any, **kw: Any
         ) -> Any:
             whole = super()._predict_by_feat_single
-            rows = (
-                slice(i, i + 1) for i in range(len(bboxes))
-            )  # slices: rescaling changes `bboxes` in place, row by row
-            pasted = (whole(mask_preds[row], bboxes[row], labels[row], *args, **kw)[0] for row in rows)
-            return [coco_mask.encode(mask.cpu().numpy().astype("uint8", order="F")) for mask in pasted]
+            small, boxes, names = mask_preds.float().cpu(), bboxes.cpu(), labels.cpu()
+            # slices, for rescaling changes `boxes` in place, row by row
+            rows = (slice(i, i + 1) for i in range(len(boxes)))
+            pasted = (whole(small[row], boxes[row], names[row], *args, **kw)[0] for row in rows)
+            encoded = [coco_mask.encode(mask.numpy().astype("uint8", order="F")) for mask in pasted]
+            bboxes.copy_(boxes)
+            return encoded
 
     for module in (EfficientNetLite, FinestLevel, LastMap, PlanesFirstCenterNetHead, RleMaskHead):
         if module.__name__ not in MODELS.module_dict:

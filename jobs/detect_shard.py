@@ -19,7 +19,7 @@ from jobs.trial import Job
 from store.imageset import ImageSet
 from store.objects import ObjectStore
 
-GROUP_BATCHES = 4  # photos looked at together, in batches: enough that photos of like shape find each other
+GROUP_BATCHES = 16  # photos looked at together, in batches: enough that those of like shape fill batches
 
 
 @dataclass

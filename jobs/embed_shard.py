@@ -108,11 +108,11 @@ class EmbedShard:
                     numbers, boxes = _inside(*items[kind][photo.image_id], photo.pixels.shape)
                     self._add(rows, kind, photo.image_id, photo.pixels, numbers, boxes)
             for pair in job.work:
-                self._run_batches(pair[1], rows[pair], batch_size)
+                self._run_batches(pair[1], rows[pair], batch_size, batch_size)
             clock.spent("infer", start)
         start = time.perf_counter()
         for pair in job.work:
-            self._run_batches(pair[1], rows[pair], len(rows[pair].crops))
+            self._run_batches(pair[1], rows[pair], len(rows[pair].crops), batch_size)
         clock.spent("infer", start)
         return rows, failures
 
@@ -139,9 +139,10 @@ class EmbedShard:
             rows[kind, name].ids += [(image_id, int(number)) for number in numbers]
             rows[kind, name].crops += list(cut[look])
 
-    def _run_batches(self, name: str, rows: Rows, n: int) -> None:
+    def _run_batches(self, name: str, rows: Rows, n: int, batch_size: int) -> None:
+        """What waits, `n` crops at a time."""
         for batch in rows.take(n):
-            answer = np.asarray(self.loaded[name].embed(batch, batch_size=max(n, 1)), np.float32)
+            answer = np.asarray(self.loaded[name].embed(batch, batch_size=batch_size), np.float32)
             if not np.isfinite(answer).all():
                 raise ValueError(f"{name}: rows that are not numbers; are its weights sound?")
             rows.embedded.append(answer)

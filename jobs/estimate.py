@@ -9,7 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.config import Settings
+from jobs.detect_shard import GROUP_BATCHES
+from jobs.embed_shard import GROUP
 from jobs.models import Model
+from jobs.photos import GROUP_PIXELS
 from jobs.selection import Selected
 from store.objects import ObjectStore
 
@@ -52,9 +55,8 @@ def estimate(
     """
     shard = max((taken.bytes for taken in selected.shards), default=0) if remote else 0
     photos = max((taken.images for taken in selected.shards), default=0)
-    pixels = 3.0 * min(
-        64e6, 3 * 4 * settings.detect.batch_size * 1e6 if photos else 0.0
-    )  # decoded ahead, of a megapixel each
+    groups = (GROUP_BATCHES * settings.detect.batch_size, GROUP)  # photos, of a megapixel each; as many wait decoded
+    detect_pixels, embed_pixels = (3.0 * 2 * min(GROUP_PIXELS, min(n, photos) * 1e6) for n in groups)
     alone = settings.models_per_actor == 1
     together = max if alone else sum
     sides = [getattr(model.spec, "scale_px", (0, 0)) for model in detectors]
@@ -68,12 +70,12 @@ def estimate(
         LIBRARIES["detect"]
         + together(parameters(detectors, weights))
         + shard
-        + pixels
+        + detect_pixels
         + 4.0 * FLOATS_PER_PIXEL * detect_pass,
         LIBRARIES["embed"]
         + together(parameters(embedders, weights))
         + shard
-        + pixels
+        + embed_pixels
         + 4.0 * FLOATS_PER_PIXEL * embed_pass,
         DRIVER + 4.0 * COPIES * items * dim,
         items,

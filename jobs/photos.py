@@ -1,8 +1,9 @@
 """The photos of one shard for a worker: read, decoded a little ahead of the model, in groups that depend on nothing but the shard."""
 
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from store.decode import DecodeError, decode
 from store.imageset import ImageSet
 
-GROUP_PIXELS = 64_000_000  # a group closes here at the latest: bounds the memory of large photos
+GROUP_PIXELS = 64_000_000  # of a group at most, and of what waits decoded: bounds the memory of large photos
 
 
 @dataclass
@@ -32,11 +33,69 @@ class Decoded:
     pixels: np.ndarray | None
     reason: str = ""
 
+    @property
+    def n_pixels(self) -> int:
+        return 0 if self.pixels is None else self.pixels.shape[0] * self.pixels.shape[1]
+
+
+class Ahead:
+    """Photos decoded in a thread of their own while the caller is busy: at most `n`, and no more than GROUP_PIXELS and one photo.
+
+    A context manager: whatever ends the block ends the thread.
+    """
+
+    def __init__(self, rows: Sequence[int], decode_row: Callable[[int], Decoded], n: int) -> None:
+        self._rows, self._decode_row, self._n = rows, decode_row, n
+        self._ready: deque[Decoded | BaseException] = deque()
+        self._pixels, self._over = 0, False
+        self._change = threading.Condition()
+        self._thread = threading.Thread(target=self._work, name="decode", daemon=True)
+
+    def __enter__(self) -> "Ahead":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._change:
+            self._over = True
+            self._change.notify_all()
+        self._thread.join()
+
+    def next(self) -> Decoded:
+        """The next photo, in the order of the rows; raises what its decoding raised."""
+        with self._change:
+            self._change.wait_for(lambda: self._ready)
+            photo = self._ready.popleft()
+            if isinstance(photo, BaseException):
+                raise photo
+            self._pixels -= photo.n_pixels
+            self._change.notify_all()
+            return photo
+
+    def _has_room(self) -> bool:
+        return self._over or (len(self._ready) < self._n and self._pixels < GROUP_PIXELS)
+
+    def _work(self) -> None:
+        for row in self._rows:
+            try:
+                photo: Decoded | BaseException = self._decode_row(row)
+            except BaseException as error:  # the caller's to see
+                photo = error
+            with self._change:
+                self._change.wait_for(self._has_room)
+                if self._over:
+                    return
+                self._ready.append(photo)
+                self._pixels += 0 if isinstance(photo, BaseException) else photo.n_pixels
+                self._change.notify_all()
+
 
 def groups(
     images: ImageSet, shard: str, rows: Sequence[int], skip: dict[int, str], *, size: int, max_pixels: int, clock: Clock
 ) -> Iterator[list[Decoded]]:
     """Groups of at most `size` photos in row order, the next one decoded while the caller is busy with the last.
+
+    A group ends before its size where its photos come to GROUP_PIXELS; what is decoded ahead is bounded likewise.
 
     Args:
         rows: row numbers to read, rising.
@@ -56,20 +115,14 @@ def groups(
         except DecodeError as error:
             return Decoded(row, image_id, None, str(error))
 
-    with ThreadPoolExecutor(1) as thread:
-        pending = [thread.submit(one, row) for row in rows[: 2 * size]]
-        fed, group, pixels = len(pending), [], 0
+    with Ahead(rows, one, size) as ahead:
+        group: list[Decoded] = []
         for _ in rows:
-            photo = pending.pop(0).result()
-            group.append(photo)
-            pixels += 0 if photo.pixels is None else photo.pixels.shape[0] * photo.pixels.shape[1]
-            if len(group) == size or pixels >= GROUP_PIXELS:
+            group.append(ahead.next())
+            if len(group) == size or sum(photo.n_pixels for photo in group) >= GROUP_PIXELS:
                 clock.spent("read", start)
                 yield group
-                start, group, pixels = time.perf_counter(), [], 0
-            if fed < len(rows) and len(pending) < 2 * size:
-                pending.append(thread.submit(one, rows[fed]))
-                fed += 1
+                start, group = time.perf_counter(), []
         clock.spent("read", start)
         if group:
             yield group

@@ -82,6 +82,7 @@ class Embedder:
         model = model.to(self.device, self.dtype).to(memory_format=torch.channels_last)
         self.model = model.eval().requires_grad_(False)
         self.notes: list[str] = []
+        self._full_batches = self.device.type == "cuda"  # cuDNN takes seconds to plan for a batch size it has not met
         self._mean = torch.tensor(spec.mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(spec.std, device=self.device).view(1, 3, 1, 1)
 
@@ -115,7 +116,10 @@ class Embedder:
         start = 0
         while start < len(crops):
             try:
-                rows[start : start + batch_size] = self._run(crops[start : start + batch_size])
+                batch = crops[start : start + batch_size]
+                if missing := self._full_batches * (batch_size - len(batch)):
+                    batch = np.concatenate([batch, np.zeros((missing, *batch.shape[1:]), np.uint8)])
+                rows[start : start + batch_size] = self._run(batch)[: len(crops) - start]
             except torch.OutOfMemoryError:
                 if batch_size == 1:
                     raise

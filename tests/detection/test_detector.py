@@ -215,6 +215,21 @@ def test_out_of_memory_halves_the_batch(loaded: dict[str, Any], monkeypatch: pyt
     assert [len(a) for a in whole] == [len(b) for b in halved] and any("halved" in note for note in ours.notes)
 
 
+@pytest.mark.parametrize("n, batch_size, seen", [(1, 4, [1]), (3, 4, [4]), (5, 4, [4, 1]), (5, 6, [6]), (6, 6, [6])])
+def test_on_a_gpu_batches_have_few_sizes_and_the_boxes_are_the_same(
+    loaded: dict[str, Any], monkeypatch: pytest.MonkeyPatch, n: int, batch_size: int, seen: list[int]
+) -> None:
+    ours, sizes = loaded["atss-tiny"], []
+    photos = [photo[:200, :150] for photo in drawn_photos(n)]
+    want, forward = ours.detect(photos, batch_size=1), ours._forward
+    monkeypatch.setattr(ours, "_few_sizes", True)
+    monkeypatch.setattr(ours, "_forward", lambda batch, *rest: sizes.append(len(batch)) or forward(batch, *rest))
+    found = ours.detect(photos, batch_size=batch_size)
+    assert sizes == seen and len(found) == n
+    for a, b in zip(found, want, strict=True):
+        np.testing.assert_allclose(a.scores, b.scores, atol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", [*models.PROFILES["paper"], models.CENTERNET_HOURGLASS], ids=lambda spec: spec.name)
 def test_paper_models_build_and_see_photos(spec: DetectorSpec) -> None:

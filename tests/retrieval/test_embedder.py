@@ -143,6 +143,17 @@ def test_lack_of_memory_halves_the_batch_and_says_so(weights, crops, monkeypatch
         ours.embed(crops, batch_size=2)
 
 
+@pytest.mark.parametrize("n, seen", [(3, [4]), (4, [4]), (7, [4, 4]), (0, [])])
+def test_on_a_gpu_every_batch_is_full_and_the_rows_are_the_same(weights, crops, monkeypatch, n, seen):
+    ours, sizes = load(SMALL, "cpu", weights=weights), []
+    some = np.concatenate([crops] * 3)[:n]
+    want, run = ours.embed(some, batch_size=1), ours._run
+    monkeypatch.setattr(ours, "_full_batches", True)
+    monkeypatch.setattr(ours, "_run", lambda batch: sizes.append(len(batch)) or run(batch))
+    np.testing.assert_allclose(ours.embed(some, batch_size=4), want, atol=1e-5)
+    assert sizes == seen
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", PROFILES["paper"], ids=lambda spec: spec.name)
 def test_paper_models_embed_a_real_photo(spec, ccp_df2):
