@@ -37,7 +37,7 @@ def photos_of(uri: str, n: int) -> list[np.ndarray]:
     return found
 
 
-def their_inferencer(spec: Any, ours: Any) -> Any:
+def their_inferencer(spec: Any, ours: Any, device: str) -> Any:
     """mmdetection's inferencer around a model of its own with the same weights."""
     from mmdet.apis import DetInferencer
     from mmengine.config import Config
@@ -55,7 +55,7 @@ def their_inferencer(spec: Any, ours: Any) -> Any:
     dataset = dict(type="CocoDataset", metainfo=dict(classes=spec.categories), pipeline=pipeline)
     drawer = dict(type="DetLocalVisualizer", name=spec.name)  # it draws nothing here, but wants to be made
     config = Config(dict(model=model, default_scope="mmdet", test_dataloader=dict(dataset=dataset), visualizer=drawer))
-    inferencer = DetInferencer(config, device="cpu", palette="none", show_progress=False)
+    inferencer = DetInferencer(config, device=device, palette="none", show_progress=False)
     inferencer.model.load_state_dict(ours.model.state_dict(), strict=False)
     inferencer.model.test_cfg = ours.model.test_cfg
     for name in ("bbox_head", "roi_head"):
@@ -71,6 +71,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--device", default="cpu", help='"cpu" or "cuda", where ours takes the precision it would (cpu)'
+    )
     parser.add_argument("--weights", type=Path, default=Path("weights/tiny"))
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -84,15 +87,15 @@ def main() -> None:
     photos = photos_of(args.imageset, args.photos)
     bgr = [np.ascontiguousarray(photo[..., ::-1]) for photo in photos]
     print(
-        f"{len(photos)} photos, batches of {args.batch_size}, {args.threads} thread(s), float32, {args.rounds} rounds, seconds\n"
+        f"{len(photos)} photos, batches of {args.batch_size}, {args.threads} thread(s), {args.device}, {args.rounds} rounds, seconds\n"
     )
     print("| detector | ours | DetInferencer | theirs / ours |\n|---|--:|--:|--:|")
     ratios = []
     for spec in models.PROFILES["tiny"]:
         if spec.model["type"] == "CenterNet":
             continue  # its own pipeline pads otherwise (see detection/detector.py), so the work would not be the same
-        ours = detector.load(spec, "cpu", weights=args.weights / spec.weights)
-        theirs = their_inferencer(spec, ours)
+        ours = detector.load(spec, args.device, weights=args.weights / spec.weights)
+        theirs = their_inferencer(spec, ours, args.device)
         ours.detect(photos[:8])  # both warm
         theirs(bgr[:8], batch_size=8, return_datasamples=True)
         times: list[tuple[float, float]] = []

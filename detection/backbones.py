@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from detection import rle
 from pretrained import efficientnet_lite
 
 
@@ -75,7 +76,6 @@ def register() -> None:
     from mmdet.models.necks import FPN
     from mmdet.models.roi_heads.mask_heads import FCNMaskHead
     from mmdet.registry import MODELS
-    from pycocotools import mask as coco_mask
 
     class FinestLevel(FPN):
         """A feature pyramid of which only the finest map is used: what CenterNet, a single-map detector, reads."""
@@ -103,22 +103,24 @@ def register() -> None:
             return tuple([one.contiguous() for one in maps] for maps in super().forward(inputs))
 
     class RleMaskHead(FCNMaskHead):
-        """Masks become run lengths one by one: a hundred of them at the size of a 50 MP photo would be 5 GB.
-
-        On the CPU, whatever made them: there only a mask's own box is drawn, on a GPU the whole photo for each, and fetched.
-        """
+        """Masks become run lengths one by one, on the CPU: a hundred of them at the size of a 50 MP photo would be 5 GB."""
 
         def _predict_by_feat_single(
-            self, mask_preds: Any, bboxes: Tensor, labels: Tensor, *args: Any, **kw: Any
-        ) -> Any:
-            whole = super()._predict_by_feat_single
-            small, boxes, names = mask_preds.float().cpu(), bboxes.cpu(), labels.cpu()
-            # slices, for rescaling changes `boxes` in place, row by row
-            rows = (slice(i, i + 1) for i in range(len(boxes)))
-            pasted = (whole(small[row], boxes[row], names[row], *args, **kw)[0] for row in rows)
-            encoded = [coco_mask.encode(mask.numpy().astype("uint8", order="F")) for mask in pasted]
-            bboxes.copy_(boxes)
-            return encoded
+            self, mask_preds: Any, bboxes: Tensor, labels: Tensor, img_meta: dict, rcnn_test_cfg: Any,
+            rescale: bool = False, activate_map: bool = False,
+        ) -> Any:  # fmt: skip
+            values = mask_preds if activate_map else mask_preds.sigmoid()
+            if not self.class_agnostic:
+                values = values[range(len(values)), labels][:, None]
+            scale = bboxes.new_tensor(img_meta["scale_factor"])  # width, height
+            height, width = img_meta["ori_shape"][:2]
+            if rescale:
+                bboxes /= scale.repeat((1, 2))  # in place, as mmdetection does: the caller reads them
+            else:
+                height, width = round(height * scale[1].item()), round(width * scale[0].item())
+            cells, boxes = values[:, 0].float().cpu().numpy(), bboxes.float().cpu().numpy()
+            threshold = rcnn_test_cfg.mask_thr_binary
+            return [rle.drawn(one, box, (height, width), threshold) for one, box in zip(cells, boxes, strict=True)]
 
     for module in (EfficientNetLite, FinestLevel, LastMap, PlanesFirstCenterNetHead, RleMaskHead):
         if module.__name__ not in MODELS.module_dict:

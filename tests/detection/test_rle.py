@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
-from detection.rle import from_lengths, lengths, mirrored
+from detection.rle import drawn, from_lengths, lengths, mirrored
 
 
 def pixels(runs: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -41,3 +41,45 @@ def test_any_lengths_come_back(runs: list[int]) -> None:
 def test_what_is_no_mask_is_refused(counts: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         lengths({"size": [2, 3], "counts": counts})
+
+
+def test_a_mask_is_drawn_over_its_box() -> None:
+    """By hand: two cells of 1 above two of 0, over 4 x 4 pixels. Row centres lie at -0.25, 0.25, 0.75 and 1.25 cells: 0.75, 0.75, 0.25, 0."""
+    values = np.array([[1, 1], [0, 0]], np.float32)
+    mask = coco.decode(drawn(values, np.array([2, 1, 6, 5], np.float32), (7, 9)))
+    want = np.zeros((7, 9), np.uint8)
+    want[1:3, 2:6] = 1
+    np.testing.assert_array_equal(mask, want)
+    lower = coco.decode(drawn(values, np.array([2, 1, 6, 5], np.float32), (7, 9), 0.2))
+    np.testing.assert_array_equal(np.flatnonzero(lower[:, 3]), [0, 1, 2, 3])  # 0.25 half a pixel above the box
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    st.tuples(*[st.floats(-5, 70, width=32)] * 4),
+    st.sampled_from([2, 7, 28]),
+)
+def test_masks_are_drawn_as_mmdetection_pastes_them(
+    seed: int, size: tuple[int, int], corners: tuple[float, ...], cells: int
+) -> None:
+    import torch
+
+    from detection import mmcv_ops
+
+    mmcv_ops.install()
+    from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
+
+    height, width = size
+    x1, x2 = sorted(np.clip(corners[:2], 0, width))
+    y1, y2 = sorted(np.clip(corners[2:], 0, height))
+    box = np.array([x1, y1, x2, y2], np.float32)
+    values = np.random.default_rng(seed).random((cells, cells), np.float32)
+    pasted, _ = _do_paste_mask(
+        torch.from_numpy(values)[None, None], torch.from_numpy(box)[None], height, width, skip_empty=False
+    )
+    theirs = pasted[0].numpy()
+    ours = coco.decode(drawn(values, box, size))
+    certain = np.abs(theirs - 0.5) > 1e-3 * (1 + 1 / max(1e-3, min(x2 - x1, y2 - y1)))
+    np.testing.assert_array_equal(ours[certain], (theirs >= 0.5)[certain])
