@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from jobs import ray_cluster, run_log
+from jobs import gpu_busy, ray_cluster, run_log
 from jobs.cli import UserError
 from jobs.ray_cluster import Share
 from jobs.trial import Job, Trial
@@ -45,12 +45,13 @@ class Host:
     """The actor: makes its worker at the first call, so that what goes wrong there is an answer and not a death.
 
     Every method answers with what the worker said and the facts of the call: `began` (seconds since 1970), `wall_s`, `waited_s` (idle
-    before it), by the actor's own clock, and the process's memory after it.
+    before it), by the actor's own clock, the process's memory after it, and `gpu_busy` where the actor has a GPU.
     """
 
     def __init__(self, make: Callable[[], Worker]) -> None:
         self.make = make
         self.ended: float | None = None
+        self.gpu: gpu_busy.GpuBusy | None = None
 
     def load(self) -> tuple[dict[str, Any], dict[str, float]]:
         """What the worker's `load` says, and where it is."""
@@ -68,13 +69,18 @@ class Host:
         answer = call()
         self.ended = time.monotonic()
         facts = {"began": round(began, 3), "wall_s": round(self.ended - start, 3), "waited_s": round(waited, 3)}
+        if self.gpu and (busy := self.gpu.mean()) is not None:
+            facts["gpu_busy"] = round(busy, 3)
         return answer, facts | run_log.memory()
 
     @functools.cached_property
     def loaded(self) -> tuple[Worker, dict[str, Any]]:
         keep_freed_memory()
         worker = self.make()
-        return worker, worker.load() | {"node": socket.gethostname(), "pid": os.getpid()}
+        account = worker.load()
+        if account.get("device") == "cuda":
+            self.gpu = gpu_busy.watch()
+        return worker, account | {"node": socket.gethostname(), "pid": os.getpid()}
 
 
 def keep_freed_memory() -> None:

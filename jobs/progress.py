@@ -1,7 +1,8 @@
 """A line now and then while a stage works: how far, how fast, where the time goes, how much went wrong, how long yet.
 
 The rate is of this session, from the moment the first actor was ready: work that an earlier start finished counts as done and not as
-speed. GPUs that spend less than half of their actors' time in the models are called out, with what they wait for.
+speed. GPUs that spend less than half of their actors' time in the models are called out, with what they wait for; so are those on which
+no kernel ran for half of that time.
 """
 
 import time
@@ -9,8 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 MOST_IDLE = 0.5  # of a GPU actor's time, before it is said
+MORE_ACTORS = "a smaller gpus_per_actor"
 WAITS_FOR = {
-    "read": "waiting for photos: storage or decoding is slow; more, smaller actors (gpus_per_actor: 0.5) overlap it",
+    "read": f"waiting for photos: storage or decoding is slow; more, smaller actors ({MORE_ACTORS}) overlap it",
     "write": "waiting for results to be written: storage is slow",
     "wait": "waiting for shards: smaller shards, fewer actors, or a driver nearer to OUTPUT",
 }
@@ -43,6 +45,8 @@ class Progress:
     images_done: int = 0
     failed: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    gpu_seconds: float = 0.0  # of shards whose actor told how busy its GPU was,
+    gpu_busy_seconds: float = 0.0  # and those in which a kernel ran
 
     def __post_init__(self) -> None:
         self.started = self.last = self.clock()
@@ -66,6 +70,11 @@ class Progress:
         """An actor had nothing to do."""
         self.seconds["wait"] = self.seconds.get("wait", 0.0) + seconds
 
+    def gpu(self, busy: float, seconds: float) -> None:
+        """A shard's GPU was busy for this share of so many seconds."""
+        self.gpu_seconds += seconds
+        self.gpu_busy_seconds += busy * seconds
+
     def tick(self) -> None:
         if self.clock() - self.last >= self.interval_s:
             self.last = self.clock()
@@ -83,11 +92,15 @@ class Progress:
         return f"{head}, {rate:.1f} images/s, {shares}, bad {self.failed}, {_duration(left)} to go{self.idle()}"
 
     def idle(self) -> str:
-        """Says so where GPUs idle: share of the actors' time outside the models, and the greatest part of it."""
+        """Says so where GPUs idle: share of the actors' time outside the models, and the greatest part of it; or of the time in them."""
         spent = sum(self.seconds.values())
         idle = 1 - self.seconds.get("infer", 0.0) / spent if spent else 0.0
-        if not self.on_gpu or idle <= MOST_IDLE:
+        if not self.on_gpu:
             return ""
+        if idle <= MOST_IDLE:
+            busy = self.gpu_busy_seconds / self.gpu_seconds if self.gpu_seconds else 1.0
+            more = f"; GPUs busy {busy:.0%} of the time, the models are small for them: let more actors share one ({MORE_ACTORS})"
+            return more if busy < 1 - MOST_IDLE else ""
         others = {name: value for name, value in self.seconds.items() if name != "infer"}
         return f"; GPUs idle {idle:.0%} of the time, {WAITS_FOR[max(others, key=others.__getitem__)]}"
 

@@ -5,7 +5,7 @@ of too. Every line has `time` (UTC), `event` and `stage`; what else it has:
 
     loaded    actor, node, pid, device, wall_s, rss_mb, peak_mb
     shard     actor, node, pid, shard, images, failed, began, wall_s, waited_s (the actor idle before it), read_s, infer_s, write_s, rss_mb, peak_mb,
-              gpu_mb: the most torch has held on a GPU
+              gpu_mb: the most torch has held on a GPU; gpu_busy: share of the time in which a kernel ran on it, of whichever actor
     died hung actor, node, pid, shard, row (looked at alone), deaths, reason
     again     a shard whose storage failed: shard, reason
     stage     images, failed, seconds, rss_mb, peak_mb of the driver: a stage is over

@@ -135,6 +135,8 @@ class _Watch:
             facts |= {"failed": len(failed(answer))} | {f"{part}_s": round(s, 3) for part, s in seconds(answer).items()}
         if "waited_s" in facts:
             self.progress.waited(facts["waited_s"])
+        if event == "shard" and "gpu_busy" in facts:
+            self.progress.gpu(facts["gpu_busy"], facts["wall_s"])
         self.run.log.tell(event, self.stage, **facts)
         self.meter.tell(event, facts)
 

@@ -42,6 +42,8 @@ class StageLog:
     waited_s: float = 0.0
     peak_mb: float = 0.0
     gpu_mb: float = 0.0
+    gpu_wall_s: float = 0.0  # of shards that tell how busy their GPU was
+    gpu_busy_s: float = 0.0
     deaths: int = 0
     again: int = 0
     actors: set[str] = field(default_factory=set)
@@ -50,6 +52,11 @@ class StageLog:
     def busy(self) -> float | None:
         whole = self.wall_s + self.waited_s
         return self.wall_s / whole if whole else None
+
+    @property
+    def gpu_busy(self) -> float | None:
+        """Share of the shards' time in which a kernel ran on their GPU, in [0, 1]; None where none told."""
+        return self.gpu_busy_s / self.gpu_wall_s if self.gpu_wall_s else None
 
 
 def stage_times(metrics: dict[str, Any]) -> list[StageTime]:
@@ -114,6 +121,9 @@ def _add(stage: StageLog, line: dict[str, Any]) -> None:
         stage.wall_s += float(line.get("wall_s") or 0)
         stage.waited_s += float(line.get("waited_s") or 0)
         stage.actors.add(str(line.get("actor")))
+        if "gpu_busy" in line:
+            stage.gpu_wall_s += float(line.get("wall_s") or 0)
+            stage.gpu_busy_s += float(line.get("gpu_busy") or 0) * float(line.get("wall_s") or 0)
     stage.deaths += event in ("died", "hung")
     stage.again += event == "again"
     stage.peak_mb = max(stage.peak_mb, float(line.get("peak_mb") or 0))

@@ -55,3 +55,19 @@ def test_an_idle_gpu_is_called_out_with_what_it_waits_for(
     clock.now = 10.0
     progress.add(10, seconds, failed=0)
     assert progress.idle().removeprefix("; ").startswith(told) and bool(told) == bool(progress.idle())
+
+
+@pytest.mark.parametrize("on_gpu, busy, told", [
+    (True, [(0.1, 10.0), (0.3, 30.0)], "GPUs busy 25% of the time"),  # (1 + 9) of 40 s
+    (True, [(0.1, 10.0), (0.7, 20.0)], ""),  # half is not called out
+    (True, [], ""),  # nobody told
+    (False, [(0.1, 10.0)], ""),
+])  # fmt: skip
+def test_a_gpu_that_idles_while_its_actors_are_in_the_models_is_called_out(
+    on_gpu: bool, busy: list[tuple[float, float]], told: str
+) -> None:
+    progress, _ = stage(Clock(), on_gpu=on_gpu)
+    for share, seconds in busy:
+        progress.gpu(share, seconds)
+    progress.add(10, {"read": 1.0, "infer": 9.0}, failed=0)
+    assert progress.idle().removeprefix("; ").startswith(told) and bool(told) == bool(progress.idle())

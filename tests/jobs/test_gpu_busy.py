@@ -1,0 +1,84 @@
+"""How busy a GPU is: a program named nvidia-smi says so here, as the real one does, a number a line."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import gpu_busy
+from jobs.gpu_busy import GpuBusy
+from jobs.pool import Host
+from jobs.trial import Job
+
+
+@pytest.fixture
+def smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Notes its arguments in the file that is given and says 20, [N/A] and 60, ten times a second; its reader gone, it ends."""
+    asked, program = tmp_path / "asked", tmp_path / "nvidia-smi"
+    lines = 'printf "20\\n[N/A]\\n60\\n"'
+    program.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n{lines}\nwhile sleep 0.1; do {lines}; done\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    return asked
+
+
+def waits_for(busy: GpuBusy, n: int) -> None:
+    """Until so many samples have come."""
+    for _ in range(200):
+        if len(busy._samples) >= n:
+            return
+        time.sleep(0.05)
+    raise AssertionError("no samples")
+
+
+def test_the_mean_of_what_came_since_it_was_asked(smi: Path) -> None:
+    busy = gpu_busy.watch({"CUDA_VISIBLE_DEVICES": "1,3"})
+    assert busy is not None
+    try:
+        waits_for(busy, 2)
+        assert busy.mean() == pytest.approx(0.4, abs=0.1)
+        assert len(busy._samples) < 2  # the next mean is of what comes from now on
+        assert smi.read_text() == "--query-gpu=utilization.gpu --format=csv,noheader,nounits --loop-ms=1000 --id=1,3\n"
+    finally:
+        busy.end()
+
+
+def test_no_gpu_of_ones_own_and_no_program(smi: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu_busy.watch({}) is None and gpu_busy.watch({"CUDA_VISIBLE_DEVICES": ""}) is None
+    assert not smi.exists()
+    monkeypatch.setenv("PATH", "")
+    assert gpu_busy.watch({"CUDA_VISIBLE_DEVICES": "0"}) is None
+
+
+class Loaded:
+    """A worker on a device."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def load(self) -> dict[str, Any]:
+        return {"device": self.device}
+
+    def run(self, job: Job, skip: dict[int, str], single: bool) -> str:
+        return job.name
+
+    def probe(self, job: Job, row: int) -> None: ...
+
+
+@pytest.mark.parametrize("device, want", [("cuda", 0.4), ("cpu", None)])
+def test_an_actor_tells_it_with_each_shard(
+    smi: Path, monkeypatch: pytest.MonkeyPatch, device: str, want: float | None
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    host = Host(lambda: Loaded(device))
+    account, _ = host.load()
+    assert account["device"] == device and (host.gpu is None) == (device == "cpu")
+    try:
+        if host.gpu:
+            waits_for(host.gpu, 10)
+        answer, facts = host.run(Job("shard-0", (0,)), {}, False)
+        assert answer == "shard-0" and facts.get("gpu_busy") == (want and pytest.approx(want, abs=0.05))
+    finally:
+        if host.gpu:
+            host.gpu.end()
