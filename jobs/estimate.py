@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jobs.config import Settings
-from jobs.detect_shard import GROUP_BATCHES
-from jobs.embed_shard import GROUP
 from jobs.models import Model
-from jobs.photos import GROUP_PIXELS
 from jobs.selection import Selected
 from store.objects import ObjectStore
 
@@ -53,6 +50,10 @@ def estimate(
     weights: the folder of the weight files.
     remote: whether shards come from a bucket, and are held whole.
     """
+    from jobs.detect_shard import GROUP_BATCHES  # here: a run that has nothing to do imports no cv2
+    from jobs.embed_shard import GROUP
+    from jobs.photos import GROUP_PIXELS
+
     shard = max((taken.bytes for taken in selected.shards), default=0) if remote else 0
     photos = max((taken.images for taken in selected.shards), default=0)
     groups = (GROUP_BATCHES * settings.detect.batch_size, GROUP)  # photos, of a megapixel each; as many wait decoded
