@@ -153,9 +153,7 @@ class Detector:
         self.notes: list[str] = []
         on_gpu = self.device.type == "cuda"
         self._few_sizes = on_gpu  # cuDNN plans each convolution anew for a shape it has not met
-        planes_first = on_gpu and _is_depthwise(
-            model
-        )  # and for a depthwise one in channels-last memory takes it seconds
+        planes_first = on_gpu and _is_depthwise(model)  # channels last, a depthwise one takes it seconds to plan
         self._layout = torch.contiguous_format if planes_first else torch.channels_last
         self._half = on_gpu and not planes_first  # small networks: converting costs more time than half precision saves
         self.model.to(memory_format=self._layout)  # type: ignore[call-overload]  # channels last: a third faster on a CPU

@@ -65,10 +65,11 @@ def drawn(values: np.ndarray, box: np.ndarray, size: tuple[int, int], threshold:
 
     Args:
         values: (S, S) float32, in [0, 1].
-        box: x1, y1, x2, y2 in pixels.
+        box: x1, y1, x2, y2 in pixels; what is not a number counts as 0, for the detector drops such a box itself.
         size: height, width of the photo.
     """
     height, width = size
+    box = np.where(np.isfinite(box), box, 0)
     left, top = (max(int(side) - 1, 0) for side in np.floor(box[:2]))
     right, bottom = (min(int(side) + 1, end) for side, end in zip(np.ceil(box[2:]), (width, height), strict=True))
     whole = np.zeros((height, width), np.uint8, order="F")

@@ -54,6 +54,14 @@ def test_a_mask_is_drawn_over_its_box() -> None:
     np.testing.assert_array_equal(np.flatnonzero(lower[:, 3]), [0, 1, 2, 3])  # 0.25 half a pixel above the box
 
 
+@pytest.mark.parametrize("box", [[np.nan] * 4, [0, 0, np.inf, 3], [5, 5, 5, 5], [50, 50, 60, 60], [-9, -9, -3, -3]])
+def test_a_box_that_covers_nothing_or_is_none_has_a_mask_all_the_same(box: list[float]) -> None:
+    mask = coco.decode(drawn(np.ones((7, 7), np.float32), np.array(box, np.float32), (8, 6)))
+    assert (
+        mask.shape == (8, 6) and mask.sum() <= 4
+    )  # a box without a side reaches its neighbours, as mmdetection's does
+
+
 @settings(deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
