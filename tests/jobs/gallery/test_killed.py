@@ -143,7 +143,7 @@ def test_a_night_that_lost_its_lock_does_not_publish_over_the_other(
     def gate(self: nights.Night, *args: Any) -> Any:
         if not second:
             second.append(True)
-            time.sleep(1.1)  # a lock is taken over minutes later; two nights of one second would give their versions one name
+            time.sleep(1.1)  # a lock is taken over after minutes; two nights of one second name their versions alike
             store.delete("lock.json")  # as who takes a silent lock over
             second.append(night(imageset, gallery))
         return real(self, *args)
