@@ -47,7 +47,7 @@ class Ahead:
     def __init__(self, rows: Sequence[int], decode_row: Callable[[int], Decoded], n: int) -> None:
         self._rows, self._decode_row, self._n = rows, decode_row, n
         self._ready: deque[Decoded | BaseException] = deque()
-        self._pixels, self._over = 0, False
+        self._over = False
         self._change = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="decode", daemon=True)
 
@@ -68,12 +68,12 @@ class Ahead:
             photo = self._ready.popleft()
             if isinstance(photo, BaseException):
                 raise photo
-            self._pixels -= photo.n_pixels
             self._change.notify_all()
             return photo
 
     def _has_room(self) -> bool:
-        return self._over or (len(self._ready) < self._n and self._pixels < GROUP_PIXELS)
+        waiting = sum(photo.n_pixels for photo in self._ready if isinstance(photo, Decoded))
+        return self._over or (len(self._ready) < self._n and waiting < GROUP_PIXELS)
 
     def _work(self) -> None:
         for row in self._rows:
@@ -86,7 +86,6 @@ class Ahead:
                 if self._over:
                     return
                 self._ready.append(photo)
-                self._pixels += 0 if isinstance(photo, BaseException) else photo.n_pixels
                 self._change.notify_all()
 
 

@@ -93,16 +93,17 @@ class Progress:
 
     def idle(self) -> str:
         """Says so where GPUs idle: share of the actors' time outside the models, and the greatest part of it; or of the time in them."""
-        spent = sum(self.seconds.values())
-        idle = 1 - self.seconds.get("infer", 0.0) / spent if spent else 0.0
         if not self.on_gpu:
             return ""
-        if idle <= MOST_IDLE:
-            busy = self.gpu_busy_seconds / self.gpu_seconds if self.gpu_seconds else 1.0
-            more = f"; GPUs busy {busy:.0%} of the time, the models are small for them: let more actors share one ({MORE_ACTORS})"
-            return more if busy < 1 - MOST_IDLE else ""
-        others = {name: value for name, value in self.seconds.items() if name != "infer"}
-        return f"; GPUs idle {idle:.0%} of the time, {WAITS_FOR[max(others, key=others.__getitem__)]}"
+        spent = sum(self.seconds.values())
+        idle = 1 - self.seconds.get("infer", 0.0) / spent if spent else 0.0
+        if idle > MOST_IDLE:
+            others = {name: value for name, value in self.seconds.items() if name != "infer"}
+            return f"; GPUs idle {idle:.0%} of the time, {WAITS_FOR[max(others, key=others.__getitem__)]}"
+        busy = self.gpu_busy_seconds / self.gpu_seconds if self.gpu_seconds else 1.0
+        if busy < 1 - MOST_IDLE:
+            return f"; GPUs busy {busy:.0%} of the time, the models are small for them: let more actors share one ({MORE_ACTORS})"
+        return ""
 
     def finish(self) -> None:
         if self.images_done:
