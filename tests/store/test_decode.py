@@ -5,10 +5,11 @@ import struct
 import zlib
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms, PngImagePlugin
 
-from store.decode import DecodeError, decode, probe_size
+from store.decode import DecodeError, decode, ignores_profile, probe_size
 
 # 4 x 2 pixels; every corner differs, so no turn or mirror goes unnoticed
 CORNERS = np.zeros((2, 4, 3), np.uint8)
@@ -132,9 +133,9 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), n
     "why, data, reason",
     [
         ("nothing", b"", "empty file"),
-        ("text", b"hello, this is no picture", "not a JPEG, PNG or WebP picture"),
-        ("another format", saved(NOISE, "GIF"), "not a JPEG, PNG or WebP picture"),
-        ("another format", saved(NOISE, "TIFF"), "not a JPEG, PNG or WebP picture"),
+        ("text", b"hello, this is no picture", "not a JPEG, PNG, WebP, AVIF, TIFF, BMP, GIF or HEIC picture"),
+        ("another format", saved(NOISE, "PPM"), "not a JPEG, PNG, WebP, AVIF, TIFF, BMP, GIF or HEIC picture"),
+        ("another format", saved(NOISE, "ICO"), "not a JPEG, PNG, WebP, AVIF, TIFF, BMP, GIF or HEIC picture"),
         ("cut JPEG", saved(NOISE, "JPEG")[:-700], "truncated"),
         ("cut PNG", saved(NOISE, "PNG")[:-700], "cannot be decoded"),
         ("cut WebP", saved(NOISE, "WEBP")[:-700], "cannot be decoded|not a JPEG"),
@@ -152,7 +153,7 @@ def test_refusals(why, data, reason):
     assert len(str(caught.value)) < 160 and "0x" not in str(caught.value)
 
 
-def test_every_cut_of_a_file_decodes_or_says_why():
+def test_every_truncation_of_a_file_decodes_or_gives_a_reason():
     for kind in ("JPEG", "PNG", "WEBP"):
         data = saved(NOISE, kind)
         for end in range(0, len(data), max(1, len(data) // 60)):
@@ -166,3 +167,130 @@ def test_the_limit_is_a_setting():
     for function in (decode, probe_size):
         with pytest.raises(DecodeError, match="10 x 10 is more than 99 pixels"):
             function(data, max_pixels=99)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Colour profiles, texts, the end of a file.
+
+# Primaries adapted to D50, as in the Display P3 profile that phones write (columns of its matrix).
+P3_PRIMARIES = {
+    b"rXYZ": (0.51512, 0.24120, -0.00105),
+    b"gXYZ": (0.29198, 0.69225, 0.04189),
+    b"bXYZ": (0.15710, 0.06657, 0.78407),
+}
+SRGB_CURVE = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)  # of IEC 61966-2-1, and of Display P3
+
+
+def profile(space: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """An ICC profile (ICC.1:2010): header, table of tags, tags."""
+    at, table, bodies = 128 + 4 + 12 * len(tags), b"", b""
+    for name, body in tags.items():
+        table += name + struct.pack(">II", at + len(bodies), len(body))
+        bodies += body
+    date = struct.pack(">6H", 2026, 1, 1, 0, 0, 0)
+    header = struct.pack(">I", at + len(bodies)) + b"lcms" + bytes([4, 32, 0, 0]) + b"mntr" + space + b"XYZ " + date
+    header += b"acsp" + bytes(28) + xyz(0.9642, 1.0, 0.8249)[8:] + bytes(48)
+    return header + struct.pack(">I", len(tags)) + table + bodies
+
+
+def xyz(*values: float) -> bytes:
+    return b"XYZ \0\0\0\0" + b"".join(struct.pack(">i", round(value * 65536)) for value in values)
+
+
+def curve(*parameters: float) -> bytes:
+    """A parametric curve: gamma alone, or the five numbers of a curve with a straight foot."""
+    kind = {1: 0, 5: 3}[len(parameters)]
+    return (
+        b"para\0\0\0\0"
+        + struct.pack(">HH", kind, 0)
+        + b"".join(struct.pack(">i", round(p * 65536)) for p in parameters)
+    )
+
+
+WHITE = {b"wtpt": xyz(0.9642, 1.0, 0.8249)}
+CURVES = {name: curve(*SRGB_CURVE) for name in (b"rTRC", b"gTRC", b"bTRC")}
+P3 = profile(b"RGB ", WHITE | {name: xyz(*values) for name, values in P3_PRIMARIES.items()} | CURVES)
+LINEAR_GREY = profile(b"GRAY", WHITE | {b"kTRC": curve(1.0)})
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("stored, shown", [((184, 50, 41), (200, 30, 30)), ((255, 255, 255),) * 2, ((0, 0, 0),) * 2])
+def test_display_p3_becomes_srgb(kind: str, stored: tuple, shown: tuple) -> None:
+    options = {"PNG": {}, "JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}[kind]
+    data = saved(Image.new("RGB", (16, 16), stored), kind, icc_profile=P3, **options)
+    assert np.abs(decode(data).astype(int) - shown).max() <= 2
+    assert not ignores_profile(data)
+
+
+def test_grey_with_a_profile() -> None:
+    """Half of the light is 188 in sRGB: 255 * (1.055 * 0.5 ** (1 / 2.4) - 0.055) = 187.5."""
+    assert (
+        np.abs(decode(saved(Image.new("L", (2, 2), 128), "PNG", icc_profile=LINEAR_GREY)).astype(int) - 188).max() <= 1
+    )
+
+
+def test_a_clear_background_stays_white_beside_a_profile() -> None:
+    assert decode(saved(one_pixel("RGBA", (9, 9, 9, 0)), "PNG", icc_profile=P3)).tolist() == [[[255, 255, 255]]]
+
+
+@pytest.mark.parametrize("why, icc, ignored", [
+    ("sRGB changes nothing", SRGB, False),
+    ("no profile", b"", False),
+    ("not a profile", b"garbage " * 30, True),
+    ("cut", P3[:200], True),
+    ("of grey pixels", LINEAR_GREY, True),
+])  # fmt: skip
+def test_profiles_that_leave_the_pixels(why: str, icc: bytes, ignored: bool) -> None:
+    data = saved(NOISE, "JPEG", **({"icc_profile": icc} if icc else {}))
+    np.testing.assert_array_equal(decode(data), decode(saved(NOISE, "JPEG")), err_msg=why)
+    assert ignores_profile(data) is ignored
+
+
+def test_a_text_that_unpacks_to_much_costs_no_photo() -> None:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("prompt", "y" * 3_000_000, zip=True)
+    data = saved(NOISE, "PNG", pnginfo=texts)
+    np.testing.assert_array_equal(decode(data), np.asarray(NOISE))
+    assert probe_size(data) == NOISE.size
+    data = saved(NOISE, "PNG", icc_profile=P3 + bytes(3_000_000))
+    np.testing.assert_array_equal(decode(data), np.asarray(NOISE))
+    assert ignores_profile(data)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("cut, whole", [(1, True), (2, True), (3, False), (4, False), (40, False)])
+def test_a_jpeg_without_its_end_marker_is_whole(progressive: bool, cut: int, whole: bool) -> None:
+    data = saved(NOISE, "JPEG", progressive=progressive)
+    if whole:
+        np.testing.assert_array_equal(decode(data[:-cut]), decode(data))
+    else:
+        with pytest.raises(DecodeError, match="truncated"):
+            decode(data[:-cut])
+
+
+def test_bytes_of_any_kind() -> None:
+    """A shard gives the bytes of its photos without copying them."""
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("prompt", "y" * 3_000_000, zip=True)
+    for data in (saved(NOISE, "PNG", pnginfo=texts), saved(NOISE, "JPEG")[:-2]):
+        for view in (memoryview(data), pa.py_buffer(data)):
+            np.testing.assert_array_equal(decode(view), decode(data))
+            assert probe_size(view) == NOISE.size
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_an_orientation_in_xmp_alone_turns_nothing(kind: str) -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    options: dict = {"xmp": xmp}
+    if kind == "PNG":
+        options = {"pnginfo": PngImagePlugin.PngInfo()}
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", xmp.decode())
+    data = saved(Image.fromarray(CORNERS), kind, **options)
+    assert b"tiff:Orientation" in data
+    assert decode(data).shape == (2, 4, 3) and probe_size(data) == (4, 2)
+
+
+def test_a_limit_above_pillows_own() -> None:
+    """Pillow refuses more than 178,956,970 pixels unless told otherwise."""
+    assert probe_size(saved(Image.new("L", (20_000, 9_000)), "JPEG"), max_pixels=180_000_000) == (20_000, 9_000)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from racing import one_of_eight_wins
 
-from store import objects
+from store import s3
 from store.objects import ObjectInfo, ObjectMissing, ObjectStore, StorageError, open_store
 
 
@@ -160,18 +160,51 @@ def test_probe_leaves_nothing(store: ObjectStore):
     assert store.list() == []
 
 
-@pytest.mark.parametrize("uri", ["gs://bucket/x", "s3://", "s3:///x", "http://x/y", "file://host/x", ""])
-def test_addresses_that_are_none(uri: str):
+@pytest.mark.parametrize(
+    "uri", ["gs://bucket/x", "s3://", "s3:///x", "http://x/y", "file://host/x", "S3://", " s3://b", "s3:://b", ""]
+)
+def test_bad_addresses(uri: str):
     with pytest.raises(StorageError):
         open_store(uri)
 
 
 @pytest.mark.parametrize(
     "uri, want",
-    [("s3://b", "s3://b"), ("s3://b/", "s3://b"), ("s3://b/x/y/", "s3://b/x/y"), ("file:///tmp/a%20b", "/tmp/a b")],
+    [
+        ("s3://b", "s3://b"),
+        ("s3://b/", "s3://b"),
+        ("s3://b/x/y/", "s3://b/x/y"),
+        ("file:///tmp/a%20b", "/tmp/a b"),
+        ("S3://B/x", "s3://B/x"),
+        ("FILE:///a", "/a"),
+    ],
 )
 def test_addresses(uri: str, want: str):
     assert open_store(uri).uri == want
+
+
+@pytest.mark.parametrize("uri", [
+    "s3:/bucket/set", "S3:/bucket", "s3:bucket", "s3:", "s3//bucket/set", " s3:/bucket", "file:/tmp/x", "file:x",
+    "gs:/bucket", "gs:bucket", "https:/host/x", "http:host", "hdfs:/host/x", "s3a:/bucket",
+])  # fmt: skip
+@pytest.mark.parametrize("kind", [str, Path])
+def test_a_mistyped_scheme_is_no_folder(uri: str, kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    if kind is Path and "//" in uri:
+        uri = "s3:/bucket"  # what `Path` makes of s3://bucket
+    with pytest.raises(StorageError, match="a mistyped address\\? want s3://bucket/prefix"):
+        open_store(kind(uri))
+    (tmp_path / uri).mkdir(parents=True)  # a folder that is there is taken for what it is
+    assert open_store(kind(uri)).local_path == tmp_path / uri
+
+
+@pytest.mark.parametrize("path", [
+    "C", "C:/x", "./a:b", "a:b", "2026-11-29T10:00/run", "./s3:/x", "../s3:x", "s3", "s3/x", "files/x", "s3-sets/a:/b",
+    "/data/s3:/x", "a//b",
+])  # fmt: skip
+def test_real_paths_are_paths(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert open_store(path).local_path == tmp_path / path
 
 
 # ------------------------------------------------------------------------------------------------ folder
@@ -183,14 +216,14 @@ def test_home_and_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert open_store("~/x").uri == open_store("x").uri == str(tmp_path / "x")
 
 
-def test_a_write_that_breaks_off_leaves_the_old_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_an_interrupted_write_leaves_the_old_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     store = open_store(tmp_path)
     store.write("key", b"old")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(objects.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StorageError, match=r"writing key .*No space left"):
         store.write("key", b"new")
     assert store.read("key") == b"old"
@@ -219,8 +252,8 @@ def test_probing_a_folder_that_is_not_there(tmp_path: Path):
 
 
 def test_parts_of_a_large_object(s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(objects, "MULTIPART_BYTES", 5 << 20)
-    monkeypatch.setattr(objects, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(s3, "MULTIPART_BYTES", 5 << 20)
+    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
     store = open_store(s3_bucket)
     data = os.urandom((12 << 20) + 7)  # three parts
     store.write("large", memoryview(data))
@@ -237,7 +270,7 @@ def test_a_missing_bucket_is_named(s3_bucket: str):
             call()
 
 
-def test_an_endpoint_that_nobody_answers_at(monkeypatch: pytest.MonkeyPatch, s3_endpoint: str):
+def test_an_endpoint_without_a_server(monkeypatch: pytest.MonkeyPatch, s3_endpoint: str):
     store = open_store("s3://bucket", endpoint_url="http://127.0.0.1:9")
     with pytest.raises(StorageError, match=r"http://127\.0\.0\.1:9 cannot be reached"):
         store.probe(write=True)
@@ -294,7 +327,7 @@ def refusal(code: str) -> bytes:
         [(200, b"bo", 2), (503, refusal("SlowDown"), 0), (200, b"body", 0)],
     ],
 )
-def test_reading_through_trouble(impatient: None, replies: list[tuple[int, bytes, int]]):
+def test_reading_retries_through_trouble(impatient: None, replies: list[tuple[int, bytes, int]]):
     with stub(*replies) as url:
         assert open_store("s3://bucket", endpoint_url=url).read("key") == b"body"
 
@@ -310,7 +343,7 @@ def test_reading_through_trouble(impatient: None, replies: list[tuple[int, bytes
         ((200, b"bo", 2), r"reading key in s3://bucket: .*\(6 attempts\)"),
     ],
 )
-def test_trouble_that_stays(impatient: None, reply: tuple[int, bytes, int], want: str):
+def test_trouble_that_lasts_is_an_error(impatient: None, reply: tuple[int, bytes, int], want: str):
     with stub(reply) as url, pytest.raises(StorageError, match=want):
         open_store("s3://bucket", endpoint_url=url).read("key")
 
@@ -322,7 +355,7 @@ def test_a_create_whose_first_reply_was_lost(impatient: None, stored: bytes, wan
         assert open_store("s3://bucket", endpoint_url=url).create("lock", b"mine") is want
 
 
-def test_a_create_in_conflict_asks_again(impatient: None):
+def test_a_create_in_conflict_is_retried(impatient: None):
     replies = [
         (409, refusal("ConditionalRequestConflict"), 0),
         (412, refusal("PreconditionFailed"), 0),

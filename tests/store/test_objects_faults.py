@@ -1,4 +1,4 @@
-"""A bucket that misbehaves (`s3_proxy`): each operation gives the right answer, or one line with the key, the attempts and the reason."""
+"""A bucket that misbehaves: each operation gives the right answer, or one line with key, attempts and reason."""
 
 import os
 import secrets
@@ -14,9 +14,10 @@ import pytest
 from racing import one_of_eight_wins
 from s3_proxy import Proxy
 
-from store import objects
-from store.cached import cached
-from store.imageset import ImageSetError, Photo, open_imageset, write_imageset
+from store import s3
+from store.files import cached, digest
+from store.imageset import ImageSetError, Photo, open_imageset
+from store.imageset_write import write_imageset
 from store.objects import ObjectInfo, ObjectMissing, ObjectStore, StorageError, open_store
 
 SMALL, LARGE = os.urandom(10_000), os.urandom((11 << 20) + 7)  # LARGE: three parts
@@ -27,10 +28,10 @@ PHOTO = Photo(7, SMALL, 10, 10, "shop")
 
 @pytest.fixture(scope="module")
 def behind(s3_endpoint: str, s3_client: Any) -> Iterator[tuple[Proxy, ObjectStore]]:
-    """A proxy, and a bucket behind it for clients that do not wait long; making a client takes a while, so there is one for all."""
+    """A proxy, and a bucket behind it for impatient clients; one for all tests, since making a client takes long."""
     s3_client.create_bucket(Bucket=BUCKET)
     with Proxy(s3_endpoint) as proxy, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objects, "READ_TIMEOUT_S", 0.5)
+        patch.setattr(s3, "READ_TIMEOUT_S", 0.5)
         patch.setattr("botocore.retryhandler.delay_exponential", lambda *_, **__: 0.0)
         patch.setenv("AWS_ENDPOINT_URL", proxy.url)
         store = open_store(f"s3://{BUCKET}")
@@ -53,8 +54,8 @@ def store(
     behind: tuple[Proxy, ObjectStore], s3_proxy: Proxy, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> ObjectStore:
     """A fresh prefix of the bucket, with an object "old"."""
-    monkeypatch.setattr(objects, "MULTIPART_BYTES", 5 << 20)
-    monkeypatch.setattr(objects, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(s3, "MULTIPART_BYTES", 5 << 20)
+    monkeypatch.setattr(s3, "PART_BYTES", 5 << 20)
     found = behind[1].sub(f"{secrets.token_hex(4)}/run")
     found.write("old", SMALL)
     return found
@@ -103,7 +104,7 @@ OPERATIONS: dict[str, Callable[[ObjectStore, Path], Any]] = {
         if (operation, how) != ("write_file, large", "stall")  # the same requests as "write, large"
     ],
 )
-def test_what_passes_is_not_noticed(
+def test_passing_faults_are_retried(
     store: ObjectStore, s3_proxy: Proxy, tmp_path: Path, operation: str, how: str
 ) -> None:
     for method, key in REQUESTS:
@@ -116,9 +117,11 @@ STAYING = {
     "503 SlowDown": r"(SlowDown: said the proxy|503: Service Unavailable) \(6 attempts\)",
     "stall": r"[Tt]imeout.* \(6 attempts\)",
     "drop": r"([Cc]onnection|500: Internal Server Error).* \(6 attempts\)",
-    "403 ExpiredToken": r"refused by the server, (ExpiredToken: said the proxy|403: Forbidden) \(1 attempt\); check the credentials",
-    "507 XMinioStorageFull": r"the storage is full, (XMinioStorageFull: said the proxy|507: Insufficient Storage) \(1 attempt\); make room",
-}  # fmt: skip
+    "403 ExpiredToken": r"refused by the server, (ExpiredToken: said the proxy|403: Forbidden) \(1 attempt\); "
+    "check the credentials",
+    "507 XMinioStorageFull": r"the storage is full, (XMinioStorageFull: said the proxy|507: Insufficient Storage) "
+    r"\(1 attempt\); make room",
+}
 
 
 @pytest.mark.parametrize(
@@ -130,15 +133,13 @@ STAYING = {
         if how != "stall" or operation in ("open", "list", "write")  # each takes six time-outs
     ],
 )
-def test_what_stays_is_told_with_key_attempts_and_reason(
+def test_lasting_faults_name_key_attempts_and_reason(
     store: ObjectStore, s3_proxy: Proxy, tmp_path: Path, operation: str, how: str
 ) -> None:
     s3_proxy.cause(how)
     key = {"list": "objects"}.get(operation, "(old|new)")
-    with pytest.raises(
-        StorageError,
-        match=rf"^(reading|opening|looking at|listing|writing|deleting|creating) {key} in s3://[^ ]+/run: .*{STAYING[how]}",
-    ):
+    doing = "(reading|opening|looking at|listing|writing|deleting|creating)"
+    with pytest.raises(StorageError, match=rf"^{doing} {key} in s3://[^ ]+/run: .*{STAYING[how]}"):
         OPERATIONS[operation](store, tmp_path)
     s3_proxy.heal()
     assert store.read("old") == SMALL
@@ -150,7 +151,7 @@ def test_what_stays_is_told_with_key_attempts_and_reason(
     (lambda store: store.swap("old", b"token", SMALL), "5000 bytes that are not what was written"),
     (a_range, "2500 bytes where 5000 lie"),
 ])  # fmt: skip
-def test_a_length_that_lies_for_good_is_found_out(
+def test_an_object_that_is_always_truncated_is_refused(
     store: ObjectStore, s3_proxy: Proxy, operation: Callable[[ObjectStore], Any], said: str
 ) -> None:
     s3_proxy.cause("truncate", "GET")
@@ -163,15 +164,15 @@ def by_hand(client: Any, store: ObjectStore, key: str, data: bytes, **more: Any)
     client.put_object(Bucket=BUCKET, Key=f"{store.uri.removeprefix(f's3://{BUCKET}/')}/{key}", Body=data, **more)
 
 
-def test_half_an_object_that_was_stored_is_found_out(store: ObjectStore, s3_client: Any) -> None:
-    by_hand(s3_client, store, "old", SMALL[:5_000], Metadata={objects.DIGEST: objects._digest(SMALL)})
+def test_an_object_stored_truncated_is_refused(store: ObjectStore, s3_client: Any) -> None:
+    by_hand(s3_client, store, "old", SMALL[:5_000], Metadata={s3.DIGEST: digest(SMALL)})
     with pytest.raises(StorageError, match="5000 bytes that are not what was written"):
         store.read("old")
     by_hand(s3_client, store, "old", SMALL[:5_000])  # another program's own: it names no digest
     assert store.read("old") == SMALL[:5_000]
 
 
-def test_a_range_is_of_one_version(store: ObjectStore) -> None:
+def test_ranges_come_from_one_version(store: ObjectStore) -> None:
     with store.open("old") as file:
         store.write("old", SMALL[::-1])
         with pytest.raises(StorageError, match=r"reading old in .*PreconditionFailed"):
@@ -195,7 +196,9 @@ def test_an_image_set_copied_by_another_program_is_checked_by_its_manifest(
         open_imageset(f"{store.uri}/set")
 
 
-def test_half_a_weight_file_is_never_kept(store: ObjectStore, s3_proxy: Proxy, s3_client: Any, tmp_path: Path) -> None:
+def test_a_truncated_weight_file_is_not_cached(
+    store: ObjectStore, s3_proxy: Proxy, s3_client: Any, tmp_path: Path
+) -> None:
     by_hand(s3_client, store, "w.safetensors", SMALL)
     s3_proxy.cause("truncate", "GET", first=1)
     want = sha256(SMALL).hexdigest()
@@ -208,14 +211,14 @@ def test_half_a_weight_file_is_never_kept(store: ObjectStore, s3_proxy: Proxy, s
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_of_racing_creators_one_wins_whatever_replies_are_lost(store: ObjectStore, s3_proxy: Proxy, seed: int) -> None:
+def test_of_racing_creators_one_wins_even_if_replies_are_lost(store: ObjectStore, s3_proxy: Proxy, seed: int) -> None:
     s3_proxy.chance.seed(seed)
     for how, first in (("lose", 2), ("drop", 2), ("503 SlowDown", 1)):  # 5 in all: nobody can meet 6
         s3_proxy.cause(how, "PUT", "lock", share=0.5, first=first)
     one_of_eight_wins(store)
 
 
-def test_a_creator_that_never_hears_owns_what_it_made(store: ObjectStore, s3_proxy: Proxy) -> None:
+def test_a_creator_without_replies_owns_its_object(store: ObjectStore, s3_proxy: Proxy) -> None:
     s3_proxy.cause("lose", "PUT")
     with pytest.raises(StorageError, match=r"creating lock .*\(6 attempts\)"):
         store.create("lock", b"mine")
@@ -223,7 +226,7 @@ def test_a_creator_that_never_hears_owns_what_it_made(store: ObjectStore, s3_pro
     assert store.create("lock", b"theirs") is False and store.read("lock") == b"mine"
 
 
-def test_what_was_given_back_between_two_attempts_is_free(store: ObjectStore, s3_proxy: Proxy) -> None:
+def test_an_object_deleted_between_two_attempts_can_be_created(store: ObjectStore, s3_proxy: Proxy) -> None:
     s3_proxy.cause("500 InternalError", "PUT", first=1)
     s3_proxy.cause("412 PreconditionFailed", "PUT", first=1)  # another's, which is gone when we look whose it is
     assert store.create("lock", b"mine") is True and store.read("lock") == b"mine"
@@ -232,7 +235,7 @@ def test_what_was_given_back_between_two_attempts_is_free(store: ObjectStore, s3
 # ------------------------------------------------------------------------------------------------ many at once
 
 
-def test_readers_never_see_half_a_file_while_it_is_written_again(store: ObjectStore, s3_proxy: Proxy) -> None:
+def test_readers_see_whole_files_while_one_is_replaced(store: ObjectStore, s3_proxy: Proxy) -> None:
     for how in ("drop", "lose", "truncate", "503 SlowDown"):
         s3_proxy.cause(how, "GET|PUT", "twin", share=0.05)
     versions = [bytes([i]) * (50_000 + i) for i in range(30)]
@@ -268,7 +271,7 @@ def test_many_readers_through_throttling(store: ObjectStore, s3_proxy: Proxy) ->
 # ------------------------------------------------------------------------------------------------ a late listing
 
 
-def test_a_late_listing_hides_nothing_that_is_asked_for(store: ObjectStore, s3_proxy: Proxy) -> None:
+def test_a_late_listing_does_not_hide_objects_read_by_key(store: ObjectStore, s3_proxy: Proxy) -> None:
     s3_proxy.late_s = 60
     store.write("new", b"1")
     assert store.list() == []
@@ -277,9 +280,26 @@ def test_a_late_listing_hides_nothing_that_is_asked_for(store: ObjectStore, s3_p
         store.read("newer")
 
 
-def test_a_finished_image_set_is_not_written_over_because_it_is_not_listed(store: ObjectStore, s3_proxy: Proxy) -> None:
+def test_a_finished_image_set_missing_in_a_listing_is_not_overwritten(store: ObjectStore, s3_proxy: Proxy) -> None:
     write_imageset([PHOTO], f"{store.uri}/set", source={})
     s3_proxy.late_s = 60
     with pytest.raises(ImageSetError, match="already holds an image set"):
         write_imageset([PHOTO], f"{store.uri}/set", source={})
     assert photos(store) == [7]
+
+
+@pytest.mark.parametrize("name, value, want", [
+    ("AWS_PROFILE", "nobody", r"profile \(nobody\) could not be found"),
+    ("AWS_CONFIG_FILE", __file__, "parse config file.*test_objects_faults"),
+    ("AWS_ENDPOINT_URL", "127.0.0.1:9000", "Invalid endpoint: 127.0.0.1:9000"),
+    ("AWS_ENDPOINT_URL", "http://127.0.0.1:abc", "http://127.0.0.1:abc` was not a valid URI"),
+    ("HTTP_PROXY", "http://x:abc", "'x:abc' is not a valid host or port"),
+])  # fmt: skip
+def test_a_faulty_environment_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, impatient: None, name: str, value: str, want: str
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://example.invalid")
+    monkeypatch.setenv(name, value)
+    with pytest.raises(StorageError, match=want) as caught:
+        open_store("s3://bucket/prefix").probe(False)
+    assert "\n" not in str(caught.value)
