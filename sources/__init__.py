@@ -1,0 +1,1 @@
+"""Where photos come from: published data sets and users' folders, one file each."""

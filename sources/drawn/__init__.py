@@ -1,0 +1,1 @@
+"""Synthetic images of garments with ground truth: what the `drawn` source draws."""
