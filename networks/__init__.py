@@ -1,0 +1,1 @@
+"""What detection and retrieval share of torch: published weights and weight files."""
