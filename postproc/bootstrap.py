@@ -1,8 +1,8 @@
-"""Paired bootstrap: is one way of doing it better than another, on photos as they might have been drawn?
+"""Paired bootstrap: is one method better than another, beyond the chance of which photos were drawn?
 
-In: a value per query of two ways, and the photo each query is of. Out: the mean difference and an interval. Photos are drawn
-with replacement, all queries of a photo together, for garments of one photo are right or wrong together. Source: the
-percentile interval of Efron and Tibshirani, An Introduction to the Bootstrap (1993), ch. 13.
+In: a value per query by each method, and each query's photo. Out: the mean difference and an interval. Photos are drawn
+with replacement, all queries of a photo together, because garments of one photo are right or wrong together. Source:
+the percentile interval of Efron and Tibshirani, An Introduction to the Bootstrap (1993), ch. 13.
 """
 
 import numpy as np
@@ -17,20 +17,17 @@ def paired_interval(
     n_draws: int = 2000,
     seed: int = 0,
 ) -> tuple[float, float, float]:
-    """Mean of `ours - theirs`, and the interval it lies in.
+    """Mean of `ours - theirs`, and the interval it lies in: (mean, low, high).
+
+    An interval without 0 means a difference that other photos would show too. Raises ValueError for different lengths,
+    no query, or a value that is not finite.
 
     Args:
-        ours, theirs: (Q,) float, the value of each query either way; the same queries in the same order.
-        photo: (Q,) any, which photo each query is of.
+        ours, theirs: (Q,) float, the value of each query by each method; the same queries in the same order.
+        photo: (Q,) of any type, equal for queries of one photo.
         confidence: share of the draws inside the interval, in (0, 1).
         n_draws: how often photos are drawn; memory grows with n_draws only.
         seed: of the draws.
-
-    Returns:
-        (mean, low, high); an interval without 0 means a difference that other photos would show too.
-
-    Raises:
-        ValueError: different lengths, no query, or a value that is not finite.
 
     >>> paired_interval(np.array([1.0, 1, 0, 1]), np.array([0.0, 0, 0, 0]), np.array([1, 1, 2, 3]))[0]
     0.75

@@ -6,23 +6,15 @@ computed and returned in float64, whatever comes in; inputs are never changed. O
 
 import numpy as np
 
-LARGEST_COORDINATE = (
-    1e15  # beyond this, areas and weighted sums would leave the range of float32; nothing real is there
-)
+LARGEST_COORDINATE = 1e15  # beyond this, areas and weighted sums would leave the range of float32
 NOWHERE = 4 * LARGEST_COORDINATE
 LEAST_AREA = 5e-324
 PAIRS_IN_MEMORY = 1_000_000  # of `overlapping`: some 200 MB at most
-PAIRS_AT_ONCE = 8_192  # what stays in a processor's nearest cache; results do not depend on it
+PAIRS_AT_ONCE = 8_192  # so many stay in a processor's nearest cache; results do not depend on it
 
 
 def area(boxes: np.ndarray) -> np.ndarray:
-    """Areas of boxes, in the square of their unit.
-
-    Args:
-        boxes: (..., 4) x1 y1 x2 y2 with x1 <= x2, y1 <= y2 (see `check`).
-
-    Returns:
-        (...) float64.
+    """Areas (...) float64 of boxes (..., 4) with x1 <= x2, y1 <= y2 (see `check`), in the square of their unit.
 
     >>> area(np.array([[0, 0, 2, 3], [1, 1, 1, 5]]))
     array([6., 0.])
@@ -32,14 +24,7 @@ def area(boxes: np.ndarray) -> np.ndarray:
 
 
 def iou_matrix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU of every box of one list with every box of another.
-
-    Args:
-        a: (N, 4) x1 y1 x2 y2.
-        b: (M, 4) in the same unit.
-
-    Returns:
-        (N, M) float64 in [0, 1]; 0 where both boxes have no area.
+    """IoU of all (N, 4) boxes with all (M, 4) of the same unit: (N, M) float64 in [0, 1], 0 where both have no area.
 
     >>> iou_matrix(np.array([[0, 0, 2, 2]]), np.array([[0, 0, 2, 2], [1, 0, 3, 2], [5, 5, 6, 6]])).round(3)
     array([[1.   , 0.333, 0.   ]])
@@ -70,15 +55,11 @@ def pairwise_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def overlapping(
     boxes: np.ndarray, groups: np.ndarray, kept: np.ndarray, iou_threshold: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Which boxes stand behind each kept one: itself, and those of its group that overlap it by more than the threshold.
+    """The boxes behind each kept one: itself, and those of its group that overlap it by more than the threshold.
 
-    Args:
-        boxes: (N, 4) x1 y1 x2 y2. groups: (N,) whole numbers. kept: (K,) rows of `boxes`.
-        iou_threshold: in [0, 1]; equal overlap does not count.
-
-    Returns:
-        place (P,) int64 in [0, K), rising, and row (P,) int64 in [0, N), rising within one place. A box may stand behind several
-        kept ones, or behind none.
+    `groups` (N,) are whole numbers, `kept` (K,) rows of `boxes` (N, 4). Overlap is in [0, 1]; overlap equal to the
+    threshold does not count. Returns place (P,) int64 in [0, K), rising, and row (P,) int64 in [0, N), rising within
+    one place. A box may stand behind several kept ones, or behind none.
 
     >>> boxes = np.array([[0, 0, 9, 9], [0, 0, 9, 8], [20, 0, 29, 9]])
     >>> [part.tolist() for part in overlapping(boxes, np.zeros(3, int), np.array([1, 2]), 0.5)]
@@ -100,20 +81,16 @@ def overlapping(
 
 
 def _runs(sizes: np.ndarray, most: int) -> list[slice]:
-    """Places in runs of about `most` in all, one at least: what is worked on at once."""
+    """Places in runs whose sizes add up to about `most`, at least one place each."""
     number = np.cumsum(sizes) // most
     ends = [*(np.flatnonzero(number[1:] != number[:-1]) + 1).tolist(), len(sizes)] if len(sizes) else []
     return [slice(begin, end) for begin, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []
 
 
 def check(boxes: np.ndarray) -> np.ndarray:
-    """Boxes as an (N, 4) float64 array, or the reason why not.
+    """Boxes as an (N, 4) float64 array; an empty list of any shape is no boxes, and boxes without area pass.
 
-    Args:
-        boxes: (N, 4) x1 y1 x2 y2; an empty list of any shape is no boxes. Boxes without area pass.
-
-    Raises:
-        ValueError: wrong shape; a coordinate that is NaN, infinite or beyond 1e15; x2 < x1 or y2 < y1. Names the row.
+    Raises ValueError, with the row, for x2 < x1, y2 < y1, a wrong shape, or a coordinate NaN, infinite or beyond 1e15.
     """
     boxes = np.asarray(boxes, dtype=np.float64)
     if boxes.size == 0:
@@ -142,13 +119,12 @@ def check(boxes: np.ndarray) -> np.ndarray:
 def by_rank(scores: np.ndarray, *keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Order rows so that the best row of every group comes first, then every second best, and so on.
 
-    Args:
-        scores: (N,) finite; higher is better; equal scores keep the order of the rows.
-        keys: one or more (N,) arrays; rows that agree in all of them are one group.
+    Rows that agree in all `keys`, each (N,), are one group. Of `scores` (N,), finite, the higher is better; equal ones
+    keep the order of the rows.
 
     Returns:
         order: (N,) int64 rows. `order[steps[r] : steps[r + 1]]` are the r-th best rows of all groups with more than r
-            rows, largest group first; a group is in the same column of every step.
+        rows, largest group first; a group is in the same column of every step.
         steps: (R + 1,) int64, R the size of the largest group.
 
     >>> by_rank(np.array([0.1, 0.9, 0.5]), np.array([7, 7, 8]))    # group 7 is rows 1, 0; group 8 is row 2
@@ -225,14 +201,10 @@ class Stacks:
         self._n_slots, self._n_columns = n_slots, n_columns
 
     def overlap(self, new: np.ndarray) -> np.ndarray:
-        """IoU of each column's new box with its stack.
+        """IoU of each column's new box with its stack: (K, A) float64, K >= 1 the highest of these stacks.
 
-        Args:
-            new: (5, A) one box for each of the first A columns, as `edges` gives them; the other columns are finished.
-
-        Returns:
-            (K, A) float64, K >= 1 the highest of these stacks; zero or less where boxes do not overlap and in free
-            slots. Valid until the next call.
+        `new` (5, A) has a box for each of the first A columns, as `edges` gives them; the other columns are finished.
+        The result is zero or less where boxes do not overlap and in free slots, and is valid until the next call.
         """
         n = self._in_use = new.shape[1]
         n_slots = max(1, int(self.height[:n].max()))
@@ -278,9 +250,7 @@ class Stacks:
 def chunks(keys: np.ndarray, most: int) -> list[slice]:
     """Cut rows into runs of about `most` rows, never between two rows of one key.
 
-    Args:
-        keys: (N,) with equal keys side by side.
-        most: rows wanted in a run; a single key with more rows is a run of its own.
+    Equal `keys` (N,) stand side by side. A single key with more than `most` rows is a run of its own.
 
     >>> chunks(np.array([3, 3, 1, 1, 1, 2]), 4)
     [slice(0, 2, None), slice(2, 6, None)]

@@ -1,6 +1,7 @@
-"""What every way of fusing asks of its input: several models' boxes of many images, checked, weighted, images side by side.
+"""The input of every way of fusing: several models' boxes of many images, checked, weighted, images side by side.
 
-Arrays, or lists for each model, in; `Candidates` out, or the reason why not, with the row. Shared by `postproc.wbf` and `postproc.nmw`.
+Arrays, or lists for each model, in; `Candidates` out, or an error that names the row. Shared by `postproc.wbf` and
+`postproc.nmw`.
 """
 
 from collections.abc import Sequence
@@ -13,24 +14,17 @@ from postproc.boxes import area, check
 
 @dataclass(frozen=True)
 class Candidates:
-    """Boxes of several models, ready to be fused.
+    """Boxes of several models, ready to be fused."""
 
-    Attributes:
-        boxes: (N, 4) float64 x1 y1 x2 y2.
-        strength: (N,) float64, score times the model's weight.
-        labels: (N,) int64; image: (N,) ids in the type given; model: (N,) int64.
-        rows: (U,) int64, the rows to use: of a score at the threshold or above, and with an area. Those of one image stand
-            together, images by first appearance, otherwise in order.
-        weights: (T,) float64, one for each model.
-    """
-
-    boxes: np.ndarray
-    strength: np.ndarray
-    labels: np.ndarray
-    image: np.ndarray
-    model: np.ndarray
+    boxes: np.ndarray  # (N, 4) float64 x1 y1 x2 y2
+    strength: np.ndarray  # (N,) float64, score times the model's weight
+    labels: np.ndarray  # (N,) int64
+    image: np.ndarray  # (N,) ids in the type given
+    model: np.ndarray  # (N,) int64
+    # (U,) int64, the rows to use: of a score at the threshold or above, and with an area. Those of one image stand
+    # together, images by first appearance, otherwise in order.
     rows: np.ndarray
-    weights: np.ndarray
+    weights: np.ndarray  # (T,) float64, one for each model
 
 
 def checked(
@@ -46,9 +40,8 @@ def checked(
 ) -> Candidates:
     """One row per box, as `postproc.wbf.fuse_batch` takes them.
 
-    Raises:
-        ValueError: different lengths, weights that do not fit, thresholds out of range, a NaN, x2 < x1, a label or model that
-            is not a whole number, a negative score that passes the threshold; names the row.
+    Raises ValueError, with the row, for different lengths, weights that do not fit, thresholds out of range, a NaN,
+    x2 < x1, a label or model that is not a whole number, and a negative score that passes the threshold.
     """
     model, shares = _models(model, n_models), checked_weights(weights, n_models)
     if not 0 <= iou_thr <= 1 or np.isnan(skip_box_thr):
@@ -68,8 +61,7 @@ def in_one(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """A list for each model, all of one image, as rows: boxes (N, 4), scores, labels, image (all 0) and model (N,).
 
-    Raises:
-        ValueError: different numbers of models or of boxes; a wrong box, with its model and its row there.
+    Raises ValueError for different numbers of models or boxes, and for a wrong box, with its model and its row there.
     """
     n_models = len(boxes_list)
     if not len(scores_list) == len(labels_list) == n_models:
@@ -104,7 +96,7 @@ def checked_weights(weights: Sequence[float] | None, n_models: int) -> np.ndarra
 
 
 def votes_of(model: np.ndarray, fused: np.ndarray, n_fused: int, n_models: int) -> np.ndarray:
-    """(n_fused,) int8, distinct models among the boxes of each fused box; model (P,) of a box, fused (P,) where it went.
+    """(n_fused,) int8, distinct models in each fused box; model (P,) of a box, fused (P,) the place it went to.
 
     >>> votes_of(np.array([0, 0, 2]), np.array([1, 1, 1]), 2, 3).tolist()
     [0, 2]
@@ -132,7 +124,7 @@ def _boxes_of(boxes: Sequence, model: int) -> np.ndarray:
 
 
 def _join(lists: Sequence) -> np.ndarray:
-    """The models' lists in one; those without boxes have no say in the type."""
+    """The models' lists in one; empty ones do not decide its type."""
     filled = [np.asarray(one) for one in lists if len(one)]
     return np.concatenate(filled) if filled else np.zeros(0)
 

@@ -19,17 +19,14 @@ def category_rule(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Apply the rule to lists of candidates.
 
+    Returns rows (Q, K) int64 and similarity (Q, K) float32, best first, equal ones as they stood; -1 and -inf at the
+    end. Raises ValueError for shapes that do not fit, an unknown rule, or a penalty under 0.
+
     Args:
         rows: (Q, K) int, positions in the gallery, -1 for none; similarity: (Q, K) float.
         query_category: (Q,) int; gallery_category: (N,) int.
         rule: `hard`: other categories leave the list; `soft`: they lose `penalty`; `off`: nothing happens.
         penalty: at least 0, in units of similarity.
-
-    Returns:
-        rows (Q, K) int64 and similarity (Q, K) float32, best first, equal ones as they stood; -1 and -inf at the end.
-
-    Raises:
-        ValueError: shapes that do not fit, an unknown rule, a penalty under 0.
 
     >>> lists = np.array([[0, 1]]), np.array([[0.75, 0.5]])
     >>> category_rule(*lists, np.array([7]), np.array([1, 7]), "hard")[0].tolist()

@@ -12,20 +12,14 @@ UNIT_TOLERANCE = 0.01  # rows stored in float16 are unit length within this
 
 
 def concat(features: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:
-    """Join several models' unit rows into one unit row per item.
+    """Join several models' unit rows into one unit row per item: (N, sum D_i) float32, models in the order given.
 
-    Model i's row is scaled by sqrt(w_i / sum w), so that
-    `out[a] @ out[b] = sum_i w_i * cosine_i(a, b) / sum_i w_i`.
+    Model i's row is scaled by sqrt(w_i / sum w), so that `out[a] @ out[b] = sum_i w_i * cosine_i(a, b) / sum_i w_i`.
+    `features` has one (N, D_i) float array of unit rows per model, the same items in the same order; N may be 0.
+    `weights` are numbers >= 0, one per model, their sum positive; only their ratios matter, and None means all alike.
 
-    Args:
-        features: one (N, D_i) float array per model, unit rows, the same items in the same order; N may be 0.
-        weights: one number >= 0 per model, their sum positive; only their ratios matter. None: all alike.
-
-    Returns:
-        (N, sum D_i) float32 unit rows, models in the order given.
-
-    Raises:
-        ValueError: no model; row counts differ; weights that do not fit; a row not of unit length (names model, row).
+    Raises ValueError for no model, row counts that differ, weights that do not fit, and a row not of unit length, with
+    its model and number.
 
     >>> concat([np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])], weights=[9, 16]).tolist()
     [[0.6000000238418579, 0.0, 0.0, 0.800000011920929]]

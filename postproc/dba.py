@@ -1,8 +1,8 @@
 """Database-side augmentation: every gallery row moves towards its nearest neighbours in the gallery.
 
-Gallery rows in, gallery rows out; done once, before the index is built. Source: Turcot and Lowe, "Better matching with fewer
-features", ICCV-W 2009; weights falling with the neighbour's rank after Gordo et al., arXiv:1610.07940, section 5.3; weights by
-similarity as in alpha query expansion, Radenović et al., arXiv:1711.02512, section 3.
+Gallery rows in, gallery rows out; done once, before the index is built. Source: Turcot and Lowe, "Better matching with
+fewer features", ICCV-W 2009; weights falling with the neighbour's rank after Gordo et al., arXiv:1610.07940, section
+5.3; weights by similarity as in alpha query expansion, Radenović et al., arXiv:1711.02512, section 3.
 """
 
 import numpy as np
@@ -17,24 +17,20 @@ BLOCK = 4096  # rows whose neighbours are gathered at once: BLOCK x (k + 1) x D 
 def augment(
     gallery: np.ndarray, k: int = 5, *, weights: str = "rank", alpha: float = 3.0, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """Replace each row by the weighted sum of itself and its k nearest neighbours, at unit length.
+    """Replace each row by the weighted sum of itself and its k nearest neighbours, at unit length: (N, D) float32.
 
-    With `rank` the row itself weighs 1 and its r-th neighbour (k + 1 - r) / (k + 1); with `similarity` the row weighs 1 and a
-    neighbour of cosine s weighs max(s, 0) ** alpha.
+    With `rank` the row itself weighs 1 and its r-th neighbour (k + 1 - r) / (k + 1); with `similarity` the row weighs 1
+    and a neighbour of cosine s weighs max(s, 0) ** alpha. Of equal neighbours the lower row comes first. Raises
+    ValueError for rows that are not finite, k under 0, unknown weights, and `out` that shares memory with the gallery.
 
     Args:
         gallery: (N, D) float32 unit rows; may be memory-mapped, and then `out` too.
         k: neighbours, at least 0; a gallery of k rows or fewer has N - 1.
         out: (N, D) float32 to write to, never `gallery` itself; None: a new array.
 
-    Returns:
-        (N, D) float32 unit rows. Equal neighbours: the lower row first.
-
-    Raises:
-        ValueError: rows that are not finite, k under 0, unknown weights, `out` that shares memory with the gallery.
-
-    >>> augment(np.array([[1.0, 0.0], [0.0, 1.0]], np.float32), 1).round(3).tolist()    # (1, 1/2) at unit length
-    [[0.894, 0.447], [0.447, 0.894]]
+    >>> augment(np.array([[1.0, 0.0], [0.0, 1.0]], np.float32), 1).round(3)    # (1, 1/2) at unit length
+    array([[0.894, 0.447],
+           [0.447, 0.894]], dtype=float32)
     """
     if k < 0:
         raise ValueError(f"database-side augmentation: want k of at least 0, got {k}")
@@ -59,10 +55,9 @@ def augment(
 
 
 def weighted_sum(gallery: np.ndarray, rows: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """(Q, D) float64: for every line the gallery rows named, times their share; one neighbour after the other, to save memory.
+    """(Q, D) float64: every line's gallery rows times their shares, added up neighbour by neighbour to save memory.
 
-    Args:
-        gallery: (N, D). rows: (Q, k) int, -1 for none. share: (Q, k) float.
+    `gallery` is (N, D), `rows` (Q, k) int with -1 for none, `share` (Q, k) float.
     """
     total = np.zeros((len(rows), gallery.shape[1]))
     for place in range(rows.shape[1]):
@@ -72,7 +67,7 @@ def weighted_sum(gallery: np.ndarray, rows: np.ndarray, share: np.ndarray) -> np
 
 
 def _others(similarity: np.ndarray, rows: np.ndarray, own: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Each line without the row itself, k long at most: a copy of the row may stand before it, so it is looked for."""
+    """Each line without the row itself, k long at most. Copies may stand before it, so it is found by its number."""
     itself = rows == own[:, None]
     itself[~itself.any(axis=1), -1] = True  # k + 1 copies before it: the last one goes
     shape = (len(rows), rows.shape[1] - 1)

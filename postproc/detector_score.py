@@ -1,6 +1,7 @@
-"""The detector's score counts beside similarity: a shop box that the detectors doubt loses places.
+"""The detectors' score is added to the similarity: a shop box of low score loses places.
 
-Ranked lists in, ranked lists out. Source: none needed; the sum of two scores with a weight, Fox and Shaw's CombSUM (TREC-2, 1993).
+Ranked lists in, ranked lists out. Source: none needed; the sum of two scores with a weight, Fox and Shaw's CombSUM
+(TREC-2, 1993).
 """
 
 import numpy as np
@@ -11,18 +12,11 @@ from postproc.lists import checked, in_order
 def with_detector_score(
     rows: np.ndarray, similarity: np.ndarray, gallery_score: np.ndarray, weight: float = 0.1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Add `weight * score` of the shop item to each similarity.
+    """Add `weight * score` of the shop item to each similarity; `weight` is finite, and 0 changes nothing.
 
-    Args:
-        rows: (Q, K) int, positions in the gallery, -1 for none; similarity: (Q, K) float.
-        gallery_score: (N,) float in [0, 1].
-        weight: finite; 0 changes nothing.
-
-    Returns:
-        rows (Q, K) int64 and similarity (Q, K) float32, best first, equal ones as they stood.
-
-    Raises:
-        ValueError: shapes that do not fit, a score outside [0, 1], a weight that is no number.
+    `rows` (Q, K) int are positions in the gallery, -1 for none; `similarity` is (Q, K) float, `gallery_score` (N,)
+    float in [0, 1]. Returns rows (Q, K) int64 and similarity (Q, K) float32, best first, equal ones as they stood.
+    Raises ValueError for shapes that do not fit, a score outside [0, 1], or a weight that is no number.
 
     >>> with_detector_score(np.array([[0, 1]]), np.array([[0.5, 0.25]]), np.array([0.25, 1.0]), 0.5)    # 0.625, 0.75
     (array([[1, 0]]), array([[0.75 , 0.625]], dtype=float32))

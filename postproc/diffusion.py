@@ -1,7 +1,8 @@
-"""Diffusion: similarity flows from the gallery rows a query finds along the gallery's nearest-neighbour graph. Unit rows in, lists out.
+"""Diffusion: similarity flows from a query's nearest gallery rows along the gallery's graph of nearest neighbours.
 
-Sources: Zhou et al., "Ranking on data manifolds", NIPS 2003; Iscen et al., arXiv:1611.05113, sections 3 and 4 (queries outside the
-graph, conjugate gradients, truncation). Sparse throughout; the gallery's graph has at most k edges a row.
+Unit rows in, lists out. Sources: Zhou et al., "Ranking on data manifolds", NIPS 2003; Iscen et al., arXiv:1611.05113,
+sections 3 and 4 (queries outside the graph, conjugate gradients, truncation). Sparse throughout; the gallery's graph
+has at most k edges a row.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from scipy import sparse
 
 from postproc.neighbours import nearest, unit_rows
 
-QUERIES_AT_ONCE = 64  # solved side by side: some 6 x 4 bytes of each of the gallery's rows, a query
+QUERIES_AT_ONCE = 64  # solved side by side; each takes some 6 x 4 bytes for each gallery row
 
 
 def diffuse(
@@ -27,31 +28,29 @@ def diffuse(
     tolerance: float = 1e-5,
     max_steps: int = 1000,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rank the gallery by what reaches each row.
+    """Rank the gallery by the similarity that reaches each row.
 
-    Two rows that are among each other's k nearest are joined with weight max(cos, 0) ** gamma, which gives A; with the sums of its
-    rows D, S = D^-1/2 A D^-1/2. The scores f of a query solve `(I - alpha S) f = y`, y its max(cos, 0) ** gamma at its query_k
-    nearest gallery rows, 0 elsewhere.
+    Two rows that are among each other's k nearest are joined with weight max(cos, 0) ** gamma, which gives A; with the
+    sums of its rows D, S = D^-1/2 A D^-1/2. The scores f of a query solve `(I - alpha S) f = y`, where y is
+    `max(cos, 0) ** gamma` at its query_k nearest gallery rows and 0 elsewhere.
 
     Args:
         query: (Q, D) float, gallery: (N, D) float, unit rows within 0.01 (brought to exactly that); Q or N may be 0.
         k: neighbours of a gallery row, the row itself not counted, at least 1.
         query_k: gallery rows a query starts from, at least 1.
         alpha: share that flows on, in [0, 1); 0 ranks by y alone.
-        gamma: above 0; the larger, the more a near neighbour counts against a far one.
+        gamma: above 0; the larger, the more a near neighbour outweighs a far one.
         top_k: results wanted, at least 1.
-        truncate: solve for each query among its `truncate` nearest gallery rows only, with S as it is there: less work, and what is
-            farther is not reached. At least 1; None: the whole gallery.
-        tolerance: of the remaining error |y - (I - alpha S) f|, as a share of |y|; above 0. Float32 cannot do better than some 1e-6.
+        truncate: solve for each query among its `truncate` nearest gallery rows only, at least 1: less work, and rows
+            farther away are not reached. None: the whole gallery.
+        tolerance: greatest error |y - (I - alpha S) f| as a share of |y|, above 0; float32 reaches some 1e-6.
         max_steps: of conjugate gradients, at least 1; 20 is the paper's.
 
     Returns:
-        indices (Q, K) int64, K = min(top_k, N), and scores (Q, K) float32, falling, at least 0. Equal scores above 0: the lower row.
-        Rows that nothing reaches have 0 and come last, by falling cosine, then by lower row.
+        indices (Q, K) int64, K = min(top_k, N), and scores (Q, K) float32, falling, at least 0; equal scores by lower
+        row. Rows that nothing reaches have 0 and come last, by falling cosine, then by lower row.
 
-    Raises:
-        ValueError: an argument out of range; a row that is not finite or not of unit length, with its number; not solved to the
-            tolerance in max_steps.
+    Raises ValueError for an argument out of range, a row not finite or not of unit length, or no solution in max_steps.
 
     >>> rows = np.array([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0]])
     >>> indices, scores = diffuse(rows[:1], rows, k=1, query_k=1, alpha=0.5, gamma=1.0)
@@ -72,21 +71,15 @@ def diffuse(
     start = np.divide(start, peak, out=np.zeros_like(start), where=peak > 0).astype(np.float32)
     for first in range(0, len(query), QUERIES_AT_ONCE):
         some = slice(first, first + QUERIES_AT_ONCE)
-        if truncate is None:
-            reached = _everywhere(flow, near[some, :query_k], start[some], tolerance, max_steps)
-            indices[some], scores[some] = _best(reached, near[some], top_k)
-        else:
-            indices[some], scores[some] = _nearby(
-                flow, near[some], start[some], min(truncate, len(gallery)), top_k, tolerance, max_steps
-            )
+        reached = _solve_block(flow, near[some], start[some], truncate, tolerance, max_steps)
+        indices[some], scores[some] = _best(reached, near[some], top_k)
     return indices, (scores * peak).astype(np.float32)
 
 
 def graph(rows: np.ndarray, k: int, gamma: float) -> sparse.csr_array:
-    """S: (N, N) float32 with the weights of rows that are among each other's k nearest, over the roots of both rows' sums.
+    """S, (N, N) float32: weights of rows among each other's k nearest, divided by the roots of both rows' sums.
 
-    Args:
-        rows: (N, D) float32 unit rows. k, gamma: see `diffuse`.
+    `rows` (N, D) are float32 unit rows; for `k` and `gamma` see `diffuse`.
 
     >>> graph(np.array([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0]], np.float32), 1, 1.0).toarray().round(3).tolist()
     [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
@@ -106,23 +99,24 @@ def graph(rows: np.ndarray, k: int, gamma: float) -> sparse.csr_array:
     return joined.astype(np.float32)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Solving.
+# --- solving ----------------------------------------------------------------------------------------------------------
 
 
-def _everywhere(
-    flow: sparse.csr_array, near: np.ndarray, start: np.ndarray, tolerance: float, steps: int
+def _solve_block(
+    flow: sparse.csr_array, near: np.ndarray, start: np.ndarray, size: int | None, tolerance: float, steps: int
 ) -> np.ndarray:
-    """(N, B) float32 scores of B queries over the whole gallery."""
+    """(N, B) float32 scores of B queries over the whole gallery, or each over the first `size` of its rows `near`."""
+    if size is not None:
+        return _solve_nearby(flow, near, start, min(size, flow.shape[0]), tolerance, steps)
     wanted = np.zeros((flow.shape[0], len(near)), np.float32)
-    wanted[near, np.arange(len(near))[:, None]] = start
+    wanted[near[:, : start.shape[1]], np.arange(len(near))[:, None]] = start
     return _solve(lambda scores: scores - flow @ scores, wanted, tolerance, steps)
 
 
-def _nearby(
-    flow: sparse.csr_array, near: np.ndarray, start: np.ndarray, size: int, top_k: int, tolerance: float, steps: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """indices and scores (B, top_k) of B queries, each among the first `size` of `near`: one sparse matrix of B separate blocks."""
+def _solve_nearby(
+    flow: sparse.csr_array, near: np.ndarray, start: np.ndarray, size: int, tolerance: float, steps: int
+) -> np.ndarray:
+    """`_solve_block` among the first `size` of `near`: one sparse matrix of B separate blocks."""
     n_lines = len(near)
     where = np.full((n_lines, flow.shape[0]), -1, np.int32)  # the place of a gallery row in each query's list
     np.put_along_axis(where, near[:, :size], np.arange(size, dtype=np.int32)[None], axis=1)
@@ -141,11 +135,11 @@ def _nearby(
     local = _solve(lambda scores: scores - (blocks @ scores.ravel()).reshape(scores.shape), wanted, tolerance, steps)
     reached = np.zeros((flow.shape[0], n_lines), np.float32)
     reached[near[:, :size], np.arange(n_lines)[:, None]] = local.T
-    return _best(reached, near, top_k)
+    return reached
 
 
 def _solve(apply: Callable[[np.ndarray], np.ndarray], wanted: np.ndarray, tolerance: float, steps: int) -> np.ndarray:
-    """(N, B) float32, each column by conjugate gradients; one that is solved stands still, so none depends on the others."""
+    """(N, B) float32, each column by conjugate gradients. A solved column stays, so none depends on others."""
     scores, left = np.zeros_like(wanted), wanted.copy()
     direction, error = left.copy(), _squares(left, left)
     enough = error * tolerance**2
@@ -170,18 +164,17 @@ def _solve(apply: Callable[[np.ndarray], np.ndarray], wanted: np.ndarray, tolera
 
 
 def _squares(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(B,) float64, the column's inner products."""
+    """(B,) float64, the columns' inner products."""
     return np.einsum("nb,nb->b", a, b).astype(np.float64)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Ranking.
+# --- ranking ----------------------------------------------------------------------------------------------------------
 
 
 def _best(reached: np.ndarray, near: np.ndarray, top_k: int) -> tuple[np.ndarray, np.ndarray]:
-    """indices and scores (B, top_k): by score, then by row; what is not reached follows in the order of `near`.
+    """indices and scores (B, top_k): by score, then by row; rows that are not reached follow in the order of `near`.
 
-    `near` has at least top_k rows, so those of it that are not reached fill the list whatever the number of those that are.
+    `near` has at least top_k rows, so those of it that are not reached always suffice to fill the list.
     """
     scores = np.ascontiguousarray(reached.T)
     if scores.shape[1] > top_k:
@@ -203,7 +196,8 @@ def _check(
 ) -> None:
     if min(k, query_k, top_k, max_steps, 1 if truncate is None else truncate) < 1:
         raise ValueError(
-            f"diffusion: k {k}, query_k {query_k}, top_k {top_k}, truncate {truncate}, max_steps {max_steps}; want at least 1"
+            f"diffusion: k {k}, query_k {query_k}, top_k {top_k}, truncate {truncate}, max_steps {max_steps}; "
+            "want at least 1"
         )
     if not (0 <= alpha < 1 and 0 < gamma < np.inf and tolerance > 0):
         raise ValueError(

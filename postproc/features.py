@@ -1,4 +1,4 @@
-"""What every technique on feature rows needs: rows checked, rows in blocks, rows of unit length. Arrays in, arrays out."""
+"""What every technique on feature rows needs: a check of rows, rows in blocks, rows of unit length."""
 
 from collections.abc import Iterator
 
@@ -8,19 +8,14 @@ BLOCK = 16_384  # rows worked on at once: bounds memory, results do not depend o
 
 
 def finite(rows: np.ndarray, first: int = 0, dtype: type = np.float64) -> np.ndarray:
-    """(N, D) rows, checked, as float64 or the type asked for.
+    """(N, D) rows, N from 0, as float64 or the type asked for; `first` is the number of a block's first row.
 
-    Args:
-        rows: (N, D) float, N may be 0.
-        first: the number of the first row, for the message of a block.
-
-    Raises:
-        ValueError: another shape, or a row that is not finite, with its number.
+    Raises ValueError for another shape, or a row that is not finite, with its number.
     """
     rows = np.asarray(rows, dtype)
     if rows.ndim != 2 or rows.shape[1] < 1:
         raise ValueError(f"rows: want (N, D), D at least 1, got {rows.shape}")
-    if np.isfinite(np.einsum("nd->", rows)):  # a sum is finite only where all numbers are; else they are looked at
+    if np.isfinite(np.einsum("nd->", rows)):  # a finite sum has finite terms; the reverse is checked below
         return rows
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):

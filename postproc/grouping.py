@@ -1,4 +1,4 @@
-"""Grouping: of shop items that are one product, or lie in one photo, a list shows the best only.
+"""Grouping: a list shows only the best of the shop items that are one product or lie in one photo.
 
 Ranked lists in, ranked lists out. Source: result diversification by grouping, as shops and search engines show it.
 """
@@ -9,17 +9,11 @@ from postproc.lists import NOTHING, checked, without
 
 
 def group(rows: np.ndarray, similarity: np.ndarray, key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Keep the first result of every key.
+    """Keep the first result of every key, and close up the lists: -1 and -inf at the end.
 
-    Args:
-        rows: (Q, K) int, positions in the gallery, best first, -1 for none; similarity: (Q, K) float.
-        key: (N,) int, equal for gallery items of one group; a negative key is a group of its own.
-
-    Returns:
-        rows (Q, K) int64 and similarity (Q, K) float32 closed up; -1 and -inf at the end.
-
-    Raises:
-        ValueError: shapes that do not fit.
+    `rows` (Q, K) int are positions in the gallery, best first, -1 for none; `similarity` is (Q, K) float. `key` (N,)
+    int is equal for gallery items of one group; a negative key is a group of its own. Returns rows (Q, K) int64 and
+    similarity (Q, K) float32. Raises ValueError for shapes that do not fit.
 
     >>> group(np.array([[0, 1, 2]]), np.array([[0.9, 0.8, 0.7]]), np.array([5, 5, 6]))[0].tolist()
     [[0, 2, -1]]

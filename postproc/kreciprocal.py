@@ -1,7 +1,8 @@
-"""k-reciprocal re-ranking: gallery rows whose neighbourhoods resemble the query's move up. Unit rows in, ranked lists out.
+"""k-reciprocal re-ranking: gallery rows whose neighbourhoods resemble the query's move up.
 
-Source: Zhong, Zheng, Cao and Li, "Re-ranking person re-identification with k-reciprocal encoding", arXiv:1701.08398, section 3; the
-numbers are those of the authors' published code on squared Euclidean distances. Sparse throughout: N x N is never held.
+Unit rows in, ranked lists out. Source: Zhong, Zheng, Cao and Li, "Re-ranking person re-identification with k-reciprocal
+encoding", arXiv:1701.08398, section 3; the results are those of the authors' published code on squared Euclidean
+distances. Sparse throughout: N x N is never held.
 """
 
 from collections.abc import Iterator
@@ -28,38 +29,36 @@ ALIKE = 1e-6  # distances below this are rounding
 
 
 def rerank(
-    query: np.ndarray,
-    gallery: np.ndarray,
-    k1: int = 20,
-    k2: int = 6,
-    lambda_value: float = 0.3,
-    top_k: int = 100,
+    query: np.ndarray, gallery: np.ndarray, k1: int = 20, k2: int = 6, lambda_value: float = 0.3, top_k: int = 100
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rank the gallery anew for every query.
 
-    With d = 2 - 2 cos, each row divided by its maximum over all Q + G rows, and V a row's weights exp(-d) over its expanded set of
-    k1-reciprocal neighbours, averaged over its k2 nearest rows, the distance is
-    `(1 - lambda) * (1 - m / (2 - m)) + lambda * d`, m the sum of min(V_query, V_gallery): formulas 7 to 12 of the paper.
+    The original distance is d = 2 - 2 cos, divided for each embedding by its largest value over all Q + G embeddings. V
+    holds the weights exp(-d) of an embedding over its expanded set of k1-reciprocal neighbours; they sum to 1, and are
+    averaged over the k2 nearest embeddings. With m the sum of min(V_query, V_gallery), the new distance is
+    `(1 - lambda) * (1 - m / (2 - m)) + lambda * d`: formulas 7 to 12 of arXiv:1701.08398. One difference from the
+    published code: where all embeddings are equal, d is 0, while it divides 0 by 0. As there, equal embeddings have d =
+    0, but their new distance is above 0 where k1 cuts between them: another row then counts only the first as near.
 
     Args:
         query: (Q, D) float, gallery: (G, D) float, unit rows within 0.01 (brought to exactly that); Q or G may be 0.
-        k1: reciprocal neighbours, at least 1; the row itself is counted besides. Half of it is rounded to even, as `np.around` does.
-        k2: rows averaged, the row itself counted, at least 1.
+        k1: nearest neighbours besides the embedding itself, of which the reciprocal ones count; at least 1. The
+            expansion takes k1 / 2 of them, rounded as `np.around` does: x.5 to the even number.
+        k2: embeddings averaged, the embedding itself counted, at least 1.
         lambda_value: share of the original distance, in [0, 1].
         top_k: results wanted, at least 1.
 
     Returns:
-        indices (Q, K) int64, K = min(top_k, G), and distances (Q, K) float32 in [0, 1], rising. Equal distances: the lower row.
-        Neighbours too are by distance, then by lower row, queries before gallery.
+        indices (Q, K) int64, K = min(top_k, G), and distances (Q, K) float32 in [0, 1], ascending. Equal distances are
+        ordered by the lower row. Neighbours are ordered in the same way, queries before gallery.
 
-    Raises:
-        ValueError: k1, k2, top_k or lambda_value out of range; a row that is not finite or not of unit length, with its number.
-
-    Where we differ from the code: rows that are all alike have distance 0 where it divides 0 by 0.
+    Raises ValueError for k1, k2, top_k or lambda_value out of range, and an embedding that is not finite or not of unit
+    length, with its row.
 
     >>> query, gallery = np.array([[1.0, 0.0]]), np.array([[0.0, 1.0], [0.6, 0.8]])
-    >>> [part.round(3).tolist() for part in rerank(query, gallery, k1=1, k2=1, lambda_value=1.0)]    # (2 - 1.2) / 2, 2 / 2
-    [[[1, 0]], [[0.4000000059604645, 1.0]]]
+    >>> indices, distances = rerank(query, gallery, k1=1, k2=1, lambda_value=1.0)
+    >>> indices.tolist(), distances.round(3).tolist()    # (2 - 1.2) / 2, 2 / 2
+    ([[1, 0]], [[0.4000000059604645, 1.0]])
     """
     if k1 < 1 or k2 < 1 or top_k < 1 or not 0 <= lambda_value <= 1:
         raise ValueError(
@@ -76,18 +75,17 @@ def rerank(
     return _best(rows, weights, largest, n_queries, top_k, lambda_value)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Neighbours.
+# --- neighbours -------------------------------------------------------------------------------------------------------
 
 
 def _neighbours(rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """ranked (N, min(k, N)) int64, each row's nearest, by distance, then by lower row; largest (N,) float64 distance to any."""
+    """ranked (N, min(k, N)) int64, each row's nearest, ties by lower row; (N,) float64, the largest distance to any."""
     ranked, lowest = ranked_and_lowest(rows, rows, k)
     return ranked, np.maximum(2 - 2 * lowest.astype(np.float64), ALIKE)
 
 
 def _distances(rows: np.ndarray, largest: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """(P,) float32, d of row i from row j, divided by row i's largest. Depends on the two rows only: copies tie."""
+    """(P,) float32, d of row i from row j, divided by row i's largest. Only the two rows decide it, so copies tie."""
     products, step = np.empty(len(i), np.float32), max(1, PAIR_CELLS // rows.shape[1])
     a, b = np.empty((2, step, rows.shape[1]), np.float32)
     for start in range(0, len(i), step):
@@ -100,24 +98,23 @@ def _distances(rows: np.ndarray, largest: np.ndarray, i: np.ndarray, j: np.ndarr
 
 def _scaled(products: np.ndarray, largest: np.ndarray) -> np.ndarray:
     """float32 distances in [0, 1] of cosines, `largest` beside them or beside their lines."""
-    return (np.maximum(2 - 2 * products.astype(np.float64), 0) / largest).astype(np.float32)
+    return (np.clip(2 - 2 * products.astype(np.float64), 0, largest) / largest).astype(np.float32)
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Encoding.
+# --- encoding ---------------------------------------------------------------------------------------------------------
 
 
 def _encode(rows: np.ndarray, ranked: np.ndarray, largest: np.ndarray, k1: int) -> sparse.csr_array:
     """(N, N) float32 weights V, each row's sum 1: formulas 3 to 7.
 
-    A candidate c of row i is a reciprocal neighbour of it. Where more than two thirds of c's own set, taken within k1 / 2, are
-    reciprocal neighbours of i, the whole of it joins: with both sets as 0/1 matrices, the overlaps are one sparse product.
+    A candidate c of row i is a reciprocal neighbour of it. Where more than two thirds of c's own set, taken within
+    `k1 / 2`, are reciprocal neighbours of i, the whole set joins. With both sets as 0/1 matrices, the overlaps are one
+    sparse product.
     """
     mutual = _reciprocal(ranked[:, : k1 + 1])
     half = _reciprocal(ranked[:, : int(np.around(k1 / 2)) + 1])
-    overlap = (
-        (mutual @ half).multiply(mutual).tocsr()
-    )  # `half` is symmetric: (i, c) counts what i and c's set have in common
+    # `half` is symmetric: (i, c) counts what i's and c's sets have in common
+    overlap = (mutual @ half).multiply(mutual).tocsr()
     sizes = np.diff(half.indptr)
     overlap.data = (3 * overlap.data > 2 * sizes[overlap.indices]).astype(np.int32)
     expanded = (mutual + overlap @ half).tocsr()
@@ -144,8 +141,7 @@ def _mean_of_neighbours(weights: sparse.csr_array, ranked: np.ndarray) -> sparse
     return (sparse.csr_array((share, ranked.ravel(), np.arange(n + 1) * k), shape=(n, n)) @ weights).tocsr()
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Ranking.
+# --- ranking ----------------------------------------------------------------------------------------------------------
 
 
 def _best(
@@ -181,14 +177,14 @@ def _hopeful(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Pairs (line, row), by line, then by row, that hold each line's top_k by final distance: few more than these.
 
-    Rows that come after the top_k-th by more than rounding go. Where that leaves many, as with a lambda near 0, only gallery rows
-    that share a neighbour with the query, and the top_k nearest, need looking at. Let g be any other row: it is at
-    (1 - lambda) + lambda d, the most there is at that d. Each of the top_k nearest comes before it in the end: those at smaller d
-    have a smaller final distance, those at equal d and lower row no greater one. With lambda 0 all of these tie, and the lowest
-    rows take the place of the nearest.
+    Rows that come after the top_k-th by more than rounding are dropped. Where that leaves many, as with a lambda near
+    0, only gallery rows that share a neighbour with the query and the top_k nearest are kept. Proof: any other row g is
+    at `(1 - lambda) + lambda * d`, the greatest final distance at its d. Each of the top_k nearest comes before g in
+    the end: those at smaller d have a smaller final distance, those at equal d and lower row have none greater. With
+    lambda 0 all of these tie, and the lowest rows replace the nearest.
     """
     doubt, shared = rounding(width), shared.astype(np.float32)
-    closeness = 2 - shared  # to be what the final distance lacks to a number of the line's, within rounding
+    closeness = 2 - shared  # becomes a constant of the line minus the final distance, within rounding
     np.divide(shared, closeness, out=closeness)
     closeness *= np.float32(1 - lambda_value)
     closeness += products * (2 * lambda_value / largest[:, None]).astype(np.float32)
@@ -207,11 +203,12 @@ def _hopeful(
 
 def _final(shared: np.ndarray, original: np.ndarray, lambda_value: float) -> np.ndarray:
     """(P,) float32, formula 12 of the paper, with formula 10's distance of the weights' sets."""
+    shared = np.minimum(shared, 1)  # the weights sum to 1 within rounding
     return ((1 - lambda_value) * (1 - shared / (2 - shared)) + lambda_value * original).astype(np.float32)
 
 
 def _blocks(pairs: np.ndarray, most: int, never_across: int) -> Iterator[slice]:
-    """Queries in runs of up to `most` that have SHARED_AT_ONCE pairs together, or of one, each within a run of `never_across`.
+    """Runs of queries: at most `most` with SHARED_AT_ONCE pairs together, or one, within a block of `never_across`.
 
     `pairs` (Q + 1,) are the running sums of the queries' pairs.
     """

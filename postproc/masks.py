@@ -1,8 +1,9 @@
 """Masks fused beside boxes: a pixel is on where most of the members' masks, by weight, have it on.
 
-Run lengths in, run lengths out; no pixel is ever drawn, so a mask costs as much as its outline and the photo's size costs nothing.
-A mask is its run lengths along the pixels in one fixed order (COCO: column by column), off first: [3, 2, 1] is off, off, off, on,
-on, off. Source: the weighted mean of weighted boxes fusion (arXiv:1910.13302), pixel by pixel instead of edge by edge.
+Run lengths in, run lengths out. No pixel is ever drawn, so the cost grows with a mask's outline, not with the photo. A
+mask is its run lengths along the pixels in one fixed order (COCO: column by column), off first: [3, 2, 1] is off, off,
+off, on, on, off. Source: the weighted mean of weighted boxes fusion (arXiv:1910.13302), pixel by pixel instead of edge
+by edge.
 """
 
 from collections.abc import Sequence
@@ -11,18 +12,12 @@ import numpy as np
 
 
 def vote(masks: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:
-    """One mask from several of the same photo.
+    """One mask from several of the same photo: on where the masks that are on have more than half of the weight.
 
-    Args:
-        masks: K >= 1 arrays of run lengths, whole numbers >= 0, off first; all of one sum, the pixels of the photo.
-        weights: K numbers >= 0; None, or all 0: all alike.
-
-    Returns:
-        (R,) int64 run lengths, off first, no run but the first of length 0: on where the masks that are on have more than half
-        of the weight. Half is not enough.
-
-    Raises:
-        ValueError: no mask; a length below 0 or not whole; sums that differ; weights that do not fit. Names the mask.
+    `masks` are K >= 1 arrays of run lengths, whole numbers >= 0, off first, all of one sum, the pixels of the photo;
+    `weights` are K numbers >= 0, and None, or all 0, means all alike. Returns (R,) int64 run lengths, off first, only
+    the first may be 0. Raises ValueError, with the mask, for no mask, a length below 0 or not whole, sums that differ,
+    or weights that do not fit.
 
     >>> vote([np.array([0, 4, 2]), np.array([2, 4]), np.array([2, 1, 3])]).tolist()    # on at 0-3, at 2-5, at 2
     [2, 2, 2]
@@ -35,7 +30,7 @@ def vote(masks: Sequence[np.ndarray], weights: Sequence[float] | None = None) ->
         raise ValueError(
             f"fusing masks: mask 0 has {pixels[0]} pixels, mask {other} {pixels[other]}; want one photo's masks"
         )
-    changes = [np.cumsum(run)[:-1] for run in runs]  # where on and off take turns, on first
+    changes = [np.cumsum(run)[:-1] for run in runs]  # where a mask turns on, off, on …
     at = np.concatenate(changes)
     by = np.concatenate([share * _turns(len(change)) for share, change in zip(shares, changes, strict=True)])
     where, number = np.unique(at, return_inverse=True)
@@ -46,21 +41,18 @@ def vote(masks: Sequence[np.ndarray], weights: Sequence[float] | None = None) ->
 def vote_batch(
     place: np.ndarray, masks: Sequence[np.ndarray], weights: np.ndarray, n_fused: int
 ) -> list[np.ndarray | None]:
-    """`vote` for many fused boxes at once.
+    """`vote` for many fused boxes at once: for each its run lengths, None where no member has a mask.
+
+    Raises ValueError for lengths that differ, a place out of range, and what `vote` refuses.
 
     Args:
-        place: (P,) int in [0, n_fused), the fused box each mask is of; in any order. A mask may stand here several times.
-        masks: P arrays of run lengths; those of one fused box are of one photo. weights: (P,) float >= 0.
+        place: (P,) int in [0, n_fused), the fused box of each mask, in any order.
+        masks: P arrays of run lengths; those of one fused box are of one photo.
+        weights: (P,) float >= 0.
         n_fused: fused boxes, those without any mask included.
 
-    Returns:
-        For each fused box its run lengths, None where no member has a mask.
-
-    Raises:
-        ValueError: lengths differ, a place out of range, what `vote` refuses.
-
-    >>> [mask if mask is None else mask.tolist() for mask in vote_batch(np.array([1]), [np.array([1, 2])], np.ones(1), 2)]
-    [None, [1, 2]]
+    >>> vote_batch(np.array([1]), [np.array([1, 2])], np.ones(1), 2)
+    [None, array([1, 2])]
     """
     place, weights = np.asarray(place), np.asarray(weights, np.float64)
     if not place.shape == weights.shape == (len(masks),):
@@ -99,6 +91,6 @@ def _turns(n: int) -> np.ndarray:
 
 
 def _lengths(where: np.ndarray, on: np.ndarray, pixels: int) -> np.ndarray:
-    """Run lengths of a mask of so many pixels that from `where` (C,), rising, on is as `on` (C,) bool says, and off before."""
+    """Run lengths of a mask that is off up to where[0] and `on[i]` from `where[i]` (C,), rising, to the next."""
     turns = np.flatnonzero(np.diff(on, prepend=False) & (where < pixels))
     return np.diff(where[turns], prepend=0, append=pixels)

@@ -1,7 +1,8 @@
 """Exact nearest rows by inner product, in bounded memory: rows in, each query's k best rows out; NumPy alone.
 
-What re-ranking, diffusion and expansion start from. The Q x N products are never held: blocks of them pass by, and a block's
-few candidates above the k-th best so far are kept. Source: the bound on rounding is Higham, Accuracy and Stability (2002), 3.1.
+Re-ranking, diffusion and expansion start from these. The Q x N products are never held: they are formed block by block,
+and the few above the k-th best so far are kept. Source of the bound on rounding: Higham, Accuracy and Stability (2002),
+3.1.
 """
 
 from collections.abc import Iterator
@@ -25,18 +26,19 @@ def nearest(
 
     Args:
         queries: (Q, D) float32, finite, D at least 1; Q may be 0.
-        rows: (N, D) float32, finite; N may be 0, at most 2**32 - 1. May be memory-mapped: read once from start to end, then here and there. Where it
-            is the very array `queries` is, each pair's product is formed once, in half the time.
+        rows: (N, D) float32, finite; N may be 0, at most 2**32 - 1. May be memory-mapped: read once from start to end,
+            then here and there. Where it is the very array `queries` is, each pair's product is formed once, in half
+            the time.
         k: at least 1; may exceed N.
         block_cells: products held at once, at least 1; the answer does not depend on it.
 
     Returns:
-        similarity (Q, k) float32, falling, the float64 sum rounded: it depends on the two rows and on nothing else, so copies
-            of a row are equal whatever the block; -inf where there are fewer than k rows.
-        rows (Q, k) int64; equal similarities by lower row; -1 where there are fewer.
+        similarity (Q, k) float32, falling, the float64 sum rounded: it depends on the two rows and on nothing else, so
+        copies of a row are equal whatever the block; -inf where there are fewer than k rows. And rows (Q, k) int64;
+        equal similarities by lower row; -1 where there are fewer.
 
-    Raises:
-        ValueError: k or block_cells under 1; shapes that do not fit; too many rows; a row that is not finite or longer than 1e18.
+    Raises ValueError for k or block_cells under 1, shapes that do not fit, too many rows, and a row that is not finite
+    or longer than 1e18.
 
     >>> [part.tolist() for part in nearest(np.array([[1.0, 0.0]]), np.array([[0.5, 0], [1, 0], [0.5, 1]]), 2)]
     [[[1.0, 0.5]], [[1, 0]]]
@@ -54,9 +56,8 @@ def ranked_and_lowest(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The rows of `nearest` without their similarities, which is quicker, and the smallest inner product with any row.
 
-    Returns:
-        rows (Q, min(k, N)) int64; lowest (Q,) float32, inf if N is 0: the float32 sum as the matrix product gives it, whose last
-        digits may differ with the block.
+    Returns rows (Q, min(k, N)) int64 and lowest (Q,) float32, inf if N is 0: the float32 sum as the matrix product
+    gives it, whose last digits may differ with the block.
     """
     lowest = np.full(len(queries), np.inf, np.float32)
     kept = _passed(queries, rows, k, block_cells, lowest)
@@ -69,8 +70,7 @@ def ranked_and_lowest(
 def unit_rows(doing: str, *parts: np.ndarray) -> np.ndarray:
     """The parts' rows one after the other, float32, brought to exactly unit length: (N_1 + N_2 + …, D), always a copy.
 
-    Raises:
-        ValueError: shapes that do not fit; a row that is not finite or whose length is not 1 within 0.01; names part and row.
+    Raises ValueError for shapes that do not fit, and with part and row for a length not finite or not 1 within 0.01.
 
     >>> unit_rows("asking", np.array([[1.004, 0.0]]), np.array([[0.0, 1.0]])).tolist()
     [[1.0, 0.0], [0.0, 1.0]]
@@ -88,7 +88,8 @@ def unit_rows(doing: str, *parts: np.ndarray) -> np.ndarray:
                 row = int(np.argmin(np.abs(lengths - 1) <= UNIT_TOLERANCE))
                 name = "gallery" if number else "query"
                 raise ValueError(
-                    f"{doing}: {name} row {some.start + row} has length {lengths[row]:.4g}; want finite rows of unit length"
+                    f"{doing}: {name} row {some.start + row} has length {lengths[row]:.4g}; "
+                    "want finite rows of unit length"
                 )
             joined[start + some.start : start + some.stop] = block / lengths[:, None]
         start += len(part)
@@ -96,11 +97,7 @@ def unit_rows(doing: str, *parts: np.ndarray) -> np.ndarray:
 
 
 def pair_products(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """(P,) float32: the inner product of a[i] and b[j], pair by pair, the float64 sum rounded.
-
-    Args:
-        a: (Q, D) float32. b: (N, D) float32. i, j: (P,) int.
-    """
+    """(P,) float32 inner products of rows a[i] and b[j], float32 (Q, D) and (N, D), each its float64 sum rounded."""
     products = np.empty(len(i), np.float32)
     for some in _pieces(len(i), a.shape[1]):
         products[some] = np.vecdot(a[i[some]].astype(np.float64), b[j[some]].astype(np.float64))
@@ -108,9 +105,10 @@ def pair_products(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray) ->
 
 
 def kth_at_least(products: np.ndarray, k: int, axis: int = 1) -> np.ndarray:
-    """(B,) a value that at least k of each line's C products reach, k <= C, close to the k-th greatest and quicker to find.
+    """(B,) a lower bound, close and quick to find, of the k-th greatest of each line's C products, k <= C.
 
-    It is the k-th greatest of the maxima of some 4 k disjoint groups. `products` is (B, C) with axis 1, (C, B) with axis 0.
+    It is the k-th greatest of the maxima of some 4 k disjoint groups. `products` is (B, C) with axis 1, (C, B) with
+    axis 0.
 
     >>> kth_at_least(np.array([[1.0, 7, 3, 4]]), 2).tolist()
     [4.0]
@@ -125,12 +123,11 @@ def kth_at_least(products: np.ndarray, k: int, axis: int = 1) -> np.ndarray:
 
 
 def rounding(width: int) -> float:
-    """By how much a float32 inner product of two unit rows may be off at most, whatever the order of its `width` terms."""
+    """Greatest error of a float32 inner product of two unit rows, whatever the order of its `width` terms."""
     return float(0.6 * np.finfo(np.float32).eps * (width + 4))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# One pass over the products.
+# --- one pass over the products ---------------------------------------------------------------------------------------
 
 
 def _passed(queries: np.ndarray, rows: np.ndarray, k: int, block_cells: int, lowest: np.ndarray | None) -> "_Kept":
@@ -140,7 +137,8 @@ def _passed(queries: np.ndarray, rows: np.ndarray, k: int, block_cells: int, low
     queries, rows = _matrix("queries", queries), _matrix("rows", rows)
     if queries.shape[1] != rows.shape[1]:
         raise ValueError(
-            f"nearest rows: queries of {queries.shape[1]} numbers, rows of {rows.shape[1]}; were they made by another model?"
+            f"nearest rows: queries of {queries.shape[1]} numbers, rows of {rows.shape[1]}; "
+            "were they made by another model?"
         )
     if len(rows) > NO_NAME:
         raise ValueError(f"nearest rows: {len(rows)} rows; want at most {NO_NAME}: search them in parts")
@@ -156,10 +154,10 @@ def _passed(queries: np.ndarray, rows: np.ndarray, k: int, block_cells: int, low
 class _Kept:
     """Each query's candidates so far, as keys, rising. Memory: 8 (k + spare) bytes a query.
 
-    A float32 product differs from the true one by at most `doubt`, whatever the order of its sum. With T the k-th best product
-    seen, k rows are truly T - doubt or better, so a row that belongs among the k best has a product of T - 2 doubt or more: all
-    of those are kept and in the end compared by float64 sums. Where they are too many to keep, which takes many near copies, they
-    are compared at once, and the k best stay.
+    A float32 product differs from the true one by at most `doubt`, whatever the order of its sum. With T the k-th best
+    product seen, k rows are truly T - doubt or better, so a row that belongs among the k best has a product of T - 2
+    doubt or more: all of those are kept and in the end compared by float64 sums. Where they are too many to keep, which
+    takes many near copies, they are compared at once, and the k best stay.
     """
 
     def __init__(
@@ -199,8 +197,7 @@ class _Kept:
     def _take(self, some: slice, products: np.ndarray, start: int, above: np.ndarray, axis: int) -> None:
         """Look through the products of these queries with the rows from `start` on.
 
-        Args:
-            products: (B, C) with axis 1, the rows along it; (C, B) with axis 0. above: spare room of that shape.
+        `products` is (B, C) with axis 1, the rows along it, and (C, B) with axis 0; `above` is spare room of its shape.
         """
         if self.lowest is not None:
             np.minimum(self.lowest[some], products.min(axis=axis), out=self.lowest[some])
@@ -237,13 +234,12 @@ class _Kept:
 
     def _slack(self, some: slice | np.ndarray) -> np.ndarray:
         """(B,) float32, 2 doubt."""
-        doubt = (
-            rounding(self.queries.shape[1]) * self.length[some] * self.longest + 1e-37
-        )  # the last for numbers near 0
+        # the last term is for numbers near 0
+        doubt = rounding(self.queries.shape[1]) * self.length[some] * self.longest + 1e-37
         return (2 * doubt).astype(np.float32)
 
     def _keep(self, at: np.ndarray, keys: np.ndarray) -> None:
-        """Of the candidates (B, M) of the queries `at` (B,), M above the slots, leave what may still be among the k best."""
+        """Keep those candidates (B, M) of the queries `at` (B,), M above the slots, that may be among the k best."""
         keys.sort(axis=1)
         threshold = as_scores(keys[:, -self.k]) - self._slack(at)
         least = as_keys(threshold, NO_NAME)
@@ -256,7 +252,7 @@ class _Kept:
         self.keys[at], self.threshold[at] = keys[:, -self.n_slots :], threshold
 
     def _compared(self, at: np.ndarray, keys: np.ndarray, order_only: bool) -> np.ndarray:
-        """(B, M) keys of the same candidates, rising, by their true similarity; with `order_only`, where it matters to the order."""
+        """(B, M) keys of the same candidates by true similarity, rising; with `order_only`, only where that matters."""
         wanted = keys > NO_KEY
         if order_only:
             scores = as_scores(keys)
@@ -270,12 +266,11 @@ class _Kept:
         return keys
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Score and row in one number: sorting a single array is several times as fast as sorting one by another.
+# --- score and row in one number: sorting a single array is several times as fast as sorting one by another -----------
 
 
 def as_keys(scores: np.ndarray, names: np.ndarray | int) -> np.ndarray:
-    """int64 that order as (score, -name) does: float32 scores, not NaN, names below 2**32 - 1, or NO_NAME, which comes last."""
+    """int64 in the order of (score, -name): float32 scores, not NaN; names below 2**32 - 1, or NO_NAME, the last."""
     bits = (scores + np.float32(0)).view(np.int32)  # the sum makes 0.0 of -0.0
     return (_folded(bits).astype(np.int64) << 32) | (NO_NAME - names)
 
@@ -295,8 +290,7 @@ def _folded(bits: np.ndarray) -> np.ndarray:
     return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
 
 
-# ----------------------------------------------------------------------------------------------------------------------
-# Rows checked.
+# --- rows checked -----------------------------------------------------------------------------------------------------
 
 
 def _matrix(name: str, rows: np.ndarray) -> np.ndarray:

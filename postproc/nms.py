@@ -16,19 +16,15 @@ ROWS_AT_ONCE = 65_536  # bounds memory; results do not depend on it
 def nms(
     boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray | None = None, *, iou_threshold: float = 0.5
 ) -> np.ndarray:
-    """Choose which boxes of one image stay.
+    """Choose which boxes of one image stay: (K,) int64 rows of `boxes`, best score first, equal scores in input order.
+
+    Raises ValueError for lengths that differ, a threshold out of range, and with the row for a NaN, x2 < x1 or y2 < y1.
 
     Args:
         boxes: (N, 4) float, x1 y1 x2 y2 in any one unit; N may be 0. A box without area overlaps nothing and stays.
         scores: (N,) finite float, higher is better.
         labels: (N,) int; boxes of different labels never suppress each other. None: all boxes compete.
         iou_threshold: overlap in [0, 1] above which the lower score goes; equal overlap stays.
-
-    Returns:
-        (K,) int64 rows of `boxes`, best score first, equal scores in input order.
-
-    Raises:
-        ValueError: lengths differ; a NaN, or a box with x2 < x1 or y2 < y1 (names the row); threshold out of range.
 
     >>> nms(np.array([[0, 0, 9, 9], [0, 0, 9, 8], [20, 0, 29, 9]]), np.array([0.5, 0.6, 0.7]))
     array([2, 1])
@@ -41,18 +37,9 @@ def nms(
 def nms_batch(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, *, iou_threshold: float = 0.5) -> np.ndarray:
     """`nms` for many images at once, or for many images and labels: boxes compete only within their group.
 
-    Args:
-        boxes: (N, 4) float, x1 y1 x2 y2, one unit per group; N may be 0.
-        scores: (N,) finite float.
-        groups: (N,) int, in any order: the image, or a number of one's own for each image and label.
-        iou_threshold: as in `nms`.
-
-    Returns:
-        (K,) int64 rows of `boxes`: groups by rising number, in each the best score first, equal scores in input order.
-        A group's rows do not depend on the groups beside it.
-
-    Raises:
-        ValueError: as in `nms`.
+    `groups` (N,) int, in any order, is the image, or a number of one's own for each image and label; boxes have one
+    unit per group. Returns (K,) int64 rows of `boxes`: groups by rising number, in each the best score first, equal
+    scores in input order. A group's rows do not depend on the groups beside it. The rest is as in `nms`.
     """
     boxes, groups = check(boxes), np.asarray(groups)
     scores = np.asarray(scores, dtype=np.float64)

@@ -1,13 +1,14 @@
 """Non-maximum weighted: boxes that overlap the best one move it, by their scores and their overlap; its score stays.
 
-Boxes, scores, labels and the model each came from in; fused boxes and how many models voted for each out. Going by falling
-score, a box joins the leader of its label it overlaps most, if by more than the threshold; otherwise it leads. A leader becomes
-the mean of its boxes, each weighted by score times overlap with the leader. `nmw_batch` does many images at once,
-`nmw_batch_members` also tells which box went where, `non_maximum_weighted` does one image. Source: Zhou et al., "CAD: Scale
-Invariant Framework for Real-Time Object Detection", ICCVW 2017; the numbers of ensemble-boxes 1.0.9 within 1e-5.
+Boxes, scores, labels and the model each came from in; fused boxes and how many models voted for each out. Going by
+falling score, a box joins the leader of its label it overlaps most, if by more than the threshold; otherwise it leads.
+A leader becomes the mean of its boxes, each weighted by score times overlap with the leader. `nmw_batch` does many
+images at once, `nmw_batch_members` also tells which box went where, `non_maximum_weighted` does one image. Source: Zhou
+et al., "CAD: Scale Invariant Framework for Real-Time Object Detection", ICCVW 2017; the numbers of ensemble-boxes 1.0.9
+within 1e-5.
 
-Where we differ from that package: any coordinate unit, nothing clipped; equal scores keep input order; wrong input is a ValueError;
-a fused box whose scores are all 0 stays where its leader is (there: 0 / 0).
+Where we differ from that package: any coordinate unit, nothing clipped; equal scores keep input order; wrong input is a
+ValueError; a fused box whose scores are all 0 stays where its leader is (there: 0 / 0).
 """
 
 from collections.abc import Sequence
@@ -41,11 +42,10 @@ def non_maximum_weighted(
         skip_box_thr: boxes with a lower score (before weighting) are left out; so are boxes without area.
 
     Returns:
-        boxes (M, 4) float64, scores (M,) float64 of the leaders, labels (M,) int64: best score first, equal scores in input
-        order (models in order, rows in order).
+        boxes (M, 4) float64, scores (M,) float64 of the leaders, labels (M,) int64: best score first, equal scores in
+        input order (models in order, rows in order).
 
-    Raises:
-        ValueError: what `postproc.candidates` refuses; names the value and the row.
+    Raises ValueError, with the value and the row, for what `postproc.candidates` refuses.
 
     >>> boxes, scores, _ = non_maximum_weighted([[[0, 0, 10, 10]], [[0, 0, 10, 8]]], [[0.8], [0.5]], [[1], [1]])
     >>> boxes.round(2).tolist(), scores.tolist()    # 9.33 = (0.8 * 1 * 10 + 0.5 * 0.8 * 8) / (0.8 * 1 + 0.5 * 0.8)
@@ -68,19 +68,12 @@ def nmw_batch(
     iou_thr: float = 0.55,
     skip_box_thr: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """`non_maximum_weighted` for many images at once: one row per box.
+    """`non_maximum_weighted` for many images at once: one row per box, columns as `postproc.wbf.fuse_batch` takes them.
 
-    Args:
-        boxes, scores, labels, image, model, n_models: as `postproc.wbf.fuse_batch` takes them.
-        weights, iou_thr, skip_box_thr: as in `non_maximum_weighted`.
-
-    Returns:
-        boxes (M, 4) float64, scores (M,) float64, labels (M,) int64, image (M,) in the type given, votes (M,) int8: the number of
-        distinct models among the fused boxes. Images in the order they first appear; in each the best score first, equal
-        scores in the order of the rows. An image's rows do not depend on the images beside it.
-
-    Raises:
-        ValueError: what `postproc.candidates` refuses; names the row.
+    Returns boxes (M, 4) float64, scores (M,) float64, labels (M,) int64, image (M,) in the type given, votes (M,) int8:
+    the number of distinct models among the fused boxes. Images are in the order they first appear; in each the best
+    score comes first, equal scores in the order of the rows. An image's rows do not depend on the images beside it. The
+    rest is as in `non_maximum_weighted`.
     """
     return nmw_batch_members(boxes, scores, labels, image, model, n_models, weights, iou_thr, skip_box_thr)[:5]
 

@@ -1,7 +1,8 @@
 """Rank fusion: several ranked lists of a query become one. Ids and scores in, ids and scores out, all queries at once.
 
-Sources: reciprocal rank fusion, Cormack, Clarke and Büttcher, SIGIR 2009; CombSUM and CombMNZ, Fox and Shaw, TREC-2, 1993, after the
-normalisation of Lee, SIGIR 1997 (min-max) or Montague and Aslam, CIKM 2001 (z-score: zero mean, unit variance).
+Sources: reciprocal rank fusion, Cormack, Clarke and Büttcher, SIGIR 2009; CombSUM and CombMNZ, Fox and Shaw, TREC-2,
+1993, after the normalisation of Lee, SIGIR 1997 (min-max) or Montague and Aslam, CIKM 2001 (z-score: zero mean, unit
+variance).
 """
 
 from collections.abc import Sequence
@@ -25,26 +26,23 @@ def fuse_lists(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Join the lists of each query.
 
-    With w a list's weight, r the place of an item in it, from 1, and s its score there after normalisation within query and list:
-    `rrf` gives an item the sum of `w / (k + r)` over the lists that have it, `combsum` the sum of `w * s`, `combmnz` that sum times
-    the number of lists that have the item.
+    With w a list's weight, r the place of an item in it, from 1, and s its score there after normalisation within query
+    and list: `rrf` gives an item the sum of `w / (k + r)` over the lists that have it, `combsum` the sum of `w * s`,
+    `combmnz` that sum times the number of lists that have the item.
 
     Args:
-        lists: each (ids (Q, K_i) int, best first, -1 for none, scores (Q, K_i) float, higher is better); at least one, Q the same.
-            An id that stands twice in a list counts where it stands first. Places count what is not -1.
+        lists: each (ids (Q, K_i) int, best first, -1 for none, scores (Q, K_i) float, higher is better); at least one,
+            Q the same. An id that stands twice in a list counts where it stands first; -1 takes no place.
         method: `rrf` (looks at places only), `combsum` or `combmnz`.
         weights: a number >= 0 per list, not all 0; a list of weight 0 is left out. None: all alike, 1.
         k: of `rrf`, at least 0; the larger, the less the first places stand out.
         top_k: results wanted, at least 1.
-        normalisation: of `combsum` and `combmnz`: `min-max` brings a list's scores to 0 to 1, `z-score` to mean 0 and deviation 1,
-            so that an item below the mean loses. A list of equal scores, one of a single item too, gives 0 either way.
+        normalisation: of `combsum` and `combmnz`: `min-max` brings a list's scores to 0 to 1, `z-score` to mean 0 and
+            deviation 1, so that an item below the mean loses. Equal scores, as of a single item, become 0 either way.
 
-    Returns:
-        ids (Q, top_k) int64 and scores (Q, top_k) float32, best first, equal scores by lower id; -1 and -inf where there are fewer.
-
-    Raises:
-        ValueError: no list, shapes or weights that do not fit, an id below -1, a score that is not finite where there is an id,
-            unknown method or normalisation, k or top_k out of range.
+    Returns ids (Q, top_k) int64 and scores (Q, top_k) float32, best first, equal scores by lower id; -1 and -inf where
+    there are fewer. Raises ValueError for no list, shapes or weights that do not fit, an id below -1, a score that is
+    not finite where there is an id, an unknown method or normalisation, and k or top_k out of range.
 
     >>> a, b = (np.array([[7, 8]]), np.array([[0.9, 0.1]])), (np.array([[8, -1]]), np.array([[5.0, -np.inf]]))
     >>> ids, scores = fuse_lists([a, b], k=1, top_k=2)    # 8: 1 / (1 + 2) + 1 / (1 + 1), 7: 1 / (1 + 1)
@@ -76,7 +74,7 @@ def fuse_lists(
 
 
 def _worth(ids: np.ndarray, scores: np.ndarray, method: str, k: int, normalisation: str) -> np.ndarray:
-    """(Q, K) float64: what each place of a list is worth, before its weight; anything where there is no id."""
+    """(Q, K) float64: the score of each place of a list, before its weight; undefined where there is no id."""
     there = ids >= 0
     if method == "rrf":
         return 1 / (k + np.maximum(np.cumsum(there, axis=1), 1))
@@ -92,7 +90,7 @@ def _worth(ids: np.ndarray, scores: np.ndarray, method: str, k: int, normalisati
 
 
 def _fuse(parts: list[tuple[np.ndarray, np.ndarray]], times_lists: bool, ids: np.ndarray, scores: np.ndarray) -> None:
-    """Add up what each id is worth in all lists, and write the best of each query to ids and scores (Q, top_k)."""
+    """Add up each id's scores in all lists, and write the best of each query to ids and scores (Q, top_k)."""
     found = np.concatenate([part for part, _ in parts], axis=1)
     worth = np.concatenate([part for _, part in parts], axis=1)
     which = np.repeat(np.arange(len(parts)), [part.shape[1] for part, _ in parts])
@@ -128,7 +126,7 @@ def _best(line: np.ndarray, names: np.ndarray, total: np.ndarray, ids: np.ndarra
 
 
 def _checked(ids: np.ndarray, scores: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """A list as int64 and float64, or the reason why not."""
+    """A list as int64 and float64; ValueError where it is none."""
     ids, scores = np.asarray(ids), np.asarray(scores, np.float64)
     if ids.ndim != 2 or ids.shape != scores.shape or not (np.issubdtype(ids.dtype, np.integer) or not ids.size):
         raise ValueError(
@@ -139,8 +137,8 @@ def _checked(ids: np.ndarray, scores: np.ndarray, number: int) -> tuple[np.ndarr
     if bad.any():
         query, place = np.argwhere(bad)[0]
         raise ValueError(
-            f"rank fusion: list {number}, query {query}, place {place}: id {ids[query, place]}, score {scores[query, place]}; "
-            "want ids from 0, or -1 for none, and finite scores"
+            f"rank fusion: list {number}, query {query}, place {place}: id {ids[query, place]}, "
+            f"score {scores[query, place]}; want ids from 0, or -1 for none, and finite scores"
         )
     return ids, scores
 

@@ -1,11 +1,11 @@
 """Soft suppression: boxes that overlap a better one lose score instead of going.
 
-Boxes, scores and groups in; rows that stay and their new scores out. `soft_nms` for one image, `soft_nms_batch` for many at once.
-Source: Bodla, Singh, Chellappa, Davis, "Soft-NMS", arXiv:1704.04503, section 3. The best box left is taken, every other one's
-score is multiplied by a number that falls with their overlap, and again, until nothing is left.
+Boxes, scores and groups in; rows that stay and their new scores out. `soft_nms` for one image, `soft_nms_batch` for
+many at once. Source: Bodla, Singh, Chellappa, Davis, "Soft-NMS", arXiv:1704.04503, section 3. Take the best box left,
+multiply every other one's score by a factor that falls with their overlap, and repeat until no box is left.
 
-Where we differ from the paper: the linear rule begins above the threshold, not at it (equal overlap costs nothing, as in
-`postproc.nms`). ensemble-boxes 1.0.9 returns the scores as they were; here they are the new ones, its inner loop's.
+Where we differ from the paper: the linear rule begins above the threshold, not at it (equal overlap costs nothing, as
+in `postproc.nms`). ensemble-boxes 1.0.9 returns the scores as they were; here they are the new ones, its inner loop's.
 """
 
 import numpy as np
@@ -29,23 +29,21 @@ def soft_nms(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Lower the scores of overlapping boxes of one image.
 
+    Returns rows (K,) int64 of `boxes` and scores (K,) float64: best new score first; equal ones by the score they had,
+    then in input order. Raises ValueError for lengths that differ, a setting out of range, and with the row for a NaN,
+    a score below 0, x2 < x1 or y2 < y1.
+
     Args:
         boxes: (N, 4) float, x1 y1 x2 y2 in any one unit; N may be 0. A box without area overlaps nothing.
         scores: (N,) finite float >= 0, higher is better.
         labels: (N,) int; boxes of different labels do not lower each other. None: all boxes compete.
-        kind: the factor of a box of overlap o: `linear`: 1 - o above the threshold, otherwise 1; `gaussian`: exp(-o² / sigma).
+        kind: the factor of a box of overlap o: `linear`: 1 - o above the threshold, else 1; `gaussian`: exp(-o²/sigma).
         iou_threshold: in [0, 1], of `linear`.
         sigma: above 0, of `gaussian`; smaller is harsher.
         score_threshold: at least 0; a box goes when its score falls below.
 
-    Returns:
-        rows (K,) int64 of `boxes`, scores (K,) float64: best new score first; equal ones by the score they had, then in input
-        order.
-
-    Raises:
-        ValueError: lengths differ; a NaN, a score below 0, a box with x2 < x1 or y2 < y1 (names the row); a setting out of range.
-
-    >>> rows, scores = soft_nms(np.array([[0, 0, 4, 4], [0, 0, 4, 3], [9, 0, 12, 4]]), np.array([0.8, 0.6, 0.4]), kind="linear")
+    >>> boxes = np.array([[0, 0, 4, 4], [0, 0, 4, 3], [9, 0, 12, 4]])
+    >>> rows, scores = soft_nms(boxes, np.array([0.8, 0.6, 0.4]), kind="linear")
     >>> rows.tolist(), scores.round(2).tolist()    # 0.15 = 0.6 * (1 - 12 / 16)
     ([0, 2, 1], [0.8, 0.4, 0.15])
     """
@@ -69,18 +67,10 @@ def soft_nms_batch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`soft_nms` for many images at once, or for many images and labels: boxes compete only within their group.
 
-    Args:
-        boxes: (N, 4) float, x1 y1 x2 y2, one unit per group; N may be 0.
-        scores: (N,) finite float >= 0.
-        groups: (N,) int, in any order: the image, or a number of one's own for each image and label.
-        kind, iou_threshold, sigma, score_threshold: as in `soft_nms`.
-
-    Returns:
-        rows (K,) int64, scores (K,) float64: groups by rising number, in each the best new score first, equal ones by the score
-        they had, then in input order. A group's rows do not depend on the groups beside it.
-
-    Raises:
-        ValueError: as in `soft_nms`.
+    `groups` (N,) int, in any order, is the image, or a number of one's own for each image and label; boxes have one
+    unit per group. Returns rows (K,) int64 and scores (K,) float64: groups by rising number, in each the best new score
+    first, equal ones by the score they had, then in input order. A group's rows do not depend on the groups beside it.
+    The rest is as in `soft_nms`.
     """
     boxes, groups = check(boxes), np.asarray(groups)
     scores = np.asarray(scores, dtype=np.float64)
@@ -132,7 +122,8 @@ def _lower(
 ) -> np.ndarray:
     """(N,) new scores of whole groups; of boxes that go, some number below the threshold.
 
-    Groups of like size make one (boxes, groups) table, so that hardly half of a table is empty, and go forward together.
+    Groups of like size make one (boxes, groups) table, so that hardly half of a table is empty, and go forward
+    together.
     """
     order, steps = by_rank(scores, groups)
     columns, lowered = edges(boxes[order]), np.empty(len(boxes))
@@ -155,9 +146,8 @@ def _take_all(
 ) -> None:
     """Take the best box of every column, lower the others, until all are taken or below the threshold.
 
-    Args:
-        boxes: (5, R, G) as `postproc.boxes.edges` has them; scores: (R, G), `TAKEN` where there is no box; changed to the new
-            scores.
+    `boxes` is (5, R, G) as `postproc.boxes.edges` has them; `scores` (R, G), `TAKEN` where there is no box, is changed
+    to the new scores.
     """
     left, live = scores.copy(), np.arange(scores.shape[1])
     for _ in range(len(scores)):

@@ -1,6 +1,7 @@
-"""Views: several looks at one garment (mirrored, cropped wider) become one row.
+"""Views: the embeddings of one garment mirrored, cropped wider … become one row.
 
-Rows in, rows out. Source: test-time augmentation as in Krizhevsky et al., NeurIPS 2012, section 4.1, on features instead of scores.
+Rows in, rows out. Source: test-time augmentation as in Krizhevsky et al., NeurIPS 2012, section 4.1, on features
+instead of scores.
 """
 
 from collections.abc import Sequence
@@ -13,20 +14,14 @@ BLOCK = 256  # rows averaged at once: float64 that stays in the processor's cach
 
 
 def average_views(views: Sequence[np.ndarray], weights: Sequence[float] | None = None) -> np.ndarray:
-    """The weighted mean of a garment's rows, at unit length.
+    """The weighted mean of a garment's rows, at unit length: (N, D) float32; views that cancel out give zeros.
 
-    Args:
-        views: one (N, D) float array per view, the same items in the same order, at least one.
-        weights: a number >= 0 per view, not all 0; None: all alike.
+    `views` has one (N, D) float array per view, the same items in the same order, at least one; `weights` a number >= 0
+    per view, not all 0, and None means all alike. Raises ValueError for no view, shapes that differ, rows that are not
+    finite, or weights that do not fit.
 
-    Returns:
-        (N, D) float32 unit rows; views that cancel out give zeros.
-
-    Raises:
-        ValueError: no view, shapes that differ, rows that are not finite, weights that do not fit.
-
-    >>> average_views([np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])]).round(3).tolist()
-    [[0.707, 0.707]]
+    >>> average_views([np.array([[1.0, 0.0]]), np.array([[0.0, 1.0]])]).round(3)
+    array([[0.707, 0.707]], dtype=float32)
     """
     rows = [np.asarray(view) for view in views]
     if not rows or any(one.ndim != 2 or one.shape != rows[0].shape for one in rows):
@@ -39,5 +34,7 @@ def average_views(views: Sequence[np.ndarray], weights: Sequence[float] | None =
     for start in range(0, len(averaged), BLOCK):
         block = slice(start, start + BLOCK)
         total = sum(share * finite(one[block], start) for share, one in zip(shares, rows, strict=True))
-        averaged[block] = unit(np.asarray(total))
+        weight = sum(share * np.abs(one[block]) for share, one in zip(shares, rows, strict=True))
+        cancelled = np.abs(total) <= len(rows) * np.finfo(np.float64).eps * weight  # what is left is rounding
+        averaged[block] = unit(np.where(cancelled, 0, total))
     return averaged

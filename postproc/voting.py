@@ -1,9 +1,9 @@
 """Box voting: suppression chooses the boxes, and all that overlap a chosen one say where it lies.
 
-Boxes, scores and groups in; rows that stay and where they lie now out. `box_voting` for one image, `box_voting_batch` for many at
-once. Source: Gidaris, Komodakis, "Object detection via a multi-region & semantic segmentation-aware CNN model",
-arXiv:1505.01749, the step called bounding box voting: after suppression each kept box becomes the score-weighted mean of all
-boxes that overlap it by more than 0.5, its own and the suppressed ones; its score stays.
+Boxes, scores and groups in; rows that stay and where they lie now out. `box_voting` for one image, `box_voting_batch`
+for many at once. Source: Gidaris, Komodakis, "Object detection via a multi-region & semantic segmentation-aware CNN
+model", arXiv:1505.01749, the step called bounding box voting: after suppression each kept box becomes the
+score-weighted mean of all boxes that overlap it by more than 0.5, its own and the suppressed ones; its score stays.
 """
 
 import numpy as np
@@ -22,19 +22,16 @@ def box_voting(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Choose boxes of one image, and move them to where their neighbours are.
 
+    Returns rows (K,) int64 of `boxes`, best score first, equal scores in input order, and moved (K, 4) float64, where
+    each lies now; where the voters' scores are all 0 it stays. Raises ValueError for lengths that differ, a threshold
+    out of range, and with the row for a NaN, a score below 0, x2 < x1 or y2 < y1.
+
     Args:
         boxes: (N, 4) float, x1 y1 x2 y2 in any one unit; N may be 0.
         scores: (N,) finite float >= 0, higher is better.
         labels: (N,) int; boxes of different labels have nothing to do with each other. None: all are of one.
         iou_threshold: of the suppression, as in `postproc.nms.nms`.
         voting_threshold: overlap in [0, 1] above which a box votes; equal overlap does not.
-
-    Returns:
-        rows (K,) int64 of `boxes`, best score first, equal scores in input order; moved (K, 4) float64, where each lies now. Where
-        the voters' scores are all 0 it stays.
-
-    Raises:
-        ValueError: lengths differ; a NaN, a score below 0, a box with x2 < x1 or y2 < y1 (names the row); threshold out of range.
 
     >>> rows, moved = box_voting(np.array([[0, 0, 10, 10], [0, 0, 10, 8]]), np.array([0.6, 0.3]))
     >>> rows.tolist(), moved.round(2).tolist()    # 9.33 = (0.6 * 10 + 0.3 * 8) / 0.9
@@ -58,15 +55,9 @@ def box_voting_batch(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`box_voting` for many images at once, or for many images and labels: boxes vote only within their group.
 
-    Args:
-        boxes, scores: as there. groups: (N,) int, in any order: the image, or a number of one's own for each image and label.
-        iou_threshold, voting_threshold: as there.
-
-    Returns:
-        rows (K,) int64, moved (K, 4) float64: groups by rising number, in each the best score first, equal scores in input order.
-
-    Raises:
-        ValueError: as in `box_voting`.
+    `groups` (N,) int, in any order, is the image, or one number for each image and label. Returns rows (K,) int64 and
+    moved (K, 4) float64: groups by rising number, in each the best score first, equal scores in input order. The rest
+    is as in `box_voting`.
     """
     scores = np.asarray(scores, dtype=np.float64)
     if not 0 <= voting_threshold <= 1:

@@ -59,9 +59,8 @@ def weighted_boxes_fusion(
         boxes (M, 4) float64, scores (M,) float64, labels (M,) int64: best score first; equal scores in the order of the
         inputs (models in order, rows in order) that started the fused boxes.
 
-    Raises:
-        ValueError: see the head of this file; names the value and the row: of a box in its model's list, otherwise
-            counted through all models.
+    Raises ValueError, see the head of this file, with the value and the row: of a box in its model's list, otherwise
+    counted through all models.
 
     >>> boxes, scores, labels = weighted_boxes_fusion([[[0, 0, 10, 10]], [[0, 0, 10, 12]]], [[0.8], [0.4]], [[1], [1]])
     >>> boxes.round(2).tolist(), scores.round(2).tolist(), labels.tolist()    # 10.67 = (0.8 * 10 + 0.4 * 12) / 1.2
@@ -90,20 +89,15 @@ def fuse_batch(
 
     Args:
         boxes: (N, 4) x1 y1 x2 y2, one unit per image; N may be 0.
-        scores: (N,), labels: (N,): as there.
         image: (N,) int ids. Rows grouped by image are fastest; in any other order they are brought together first.
         model: (N,) int in [0, n_models): the model each box came from.
         n_models: models asked, those that found nothing included; at most 127.
-        weights, iou_thr, skip_box_thr, conf_type, allows_overflow: as there.
 
-    Returns:
-        boxes (M, 4) float64, scores (M,) float64, labels (M,) int64, image (M,) in the type given, votes (M,) int8: the
-        number of distinct models among the fused boxes. Images in the order they first appear; in each the best score
-        first, equal scores in the order of the rows that started the fused boxes. An image whose boxes are all left
-        out has no rows. An image's rows do not depend, by a single bit, on the images beside it.
-
-    Raises:
-        ValueError: see the head of this file; names the row.
+    The other arguments and the errors are as there. Returns boxes (M, 4) float64, scores (M,) float64, labels (M,)
+    int64, image (M,) in the type given, votes (M,) int8: the number of distinct models among the fused boxes. Images
+    are in the order they first appear; in each the best score comes first, equal scores in the order of the rows that
+    started the fused boxes. An image whose boxes are all left out has no rows. An image's rows do not depend, by a
+    single bit, on the images beside it.
     """
     fused = fuse_batch_members(
         boxes, scores, labels, image, model, n_models, weights, iou_thr, skip_box_thr, conf_type, allows_overflow
@@ -124,11 +118,7 @@ def fuse_batch_members(
     conf_type: str = "avg",
     allows_overflow: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """`fuse_batch`, and where each box went.
-
-    Returns:
-        boxes, scores, labels, image, votes: as there; members (N,) int64: the fused row that each row given is part of,
-        -1 where it was left out.
+    """`fuse_batch`, and members (N,) int64: the fused row that each row given is part of, -1 where it was left out.
 
     >>> same = np.array([[0, 0, 9, 9], [20, 0, 29, 9], [0, 0, 9, 9]])
     >>> fuse_batch_members(same, [0.5, 0.9, 0.4], [1, 1, 1], [7, 7, 7], [0, 0, 1], 2)[5].tolist()
@@ -164,7 +154,7 @@ def _fuse(
 def _fuse_part(
     found: Candidates, rows: np.ndarray, iou_thr: float, conf_type: str, allows_overflow: bool
 ) -> tuple[np.ndarray, ...]:
-    """Fuse whole images that lie side by side in `rows` (U,); the columns of `fuse_batch_members`, members of these rows."""
+    """Fuse whole images that lie side by side in `rows` (U,): `fuse_batch_members` of these rows."""
     ids = found.image[rows]
     number = narrow(np.cumsum(np.append(0, ids[1:] != ids[:-1])))  # of the image, in order
     order, steps = by_rank(found.strength[rows], found.labels[rows], number)
@@ -190,8 +180,7 @@ def _cluster(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Decide which boxes fuse, all groups of one image and label going forward together, one box each.
 
-    Args:
-        boxes: (N, 4), strength: (N,) weighted scores, both in the order and steps of `by_rank`.
+    Boxes (N, 4) and their weighted scores `strength` (N,) are in the order and steps of `by_rank`.
 
     Returns:
         leader: (N,) the position of the box that started the fused box this one belongs to, its own if it did.

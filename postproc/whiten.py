@@ -1,9 +1,9 @@
 """Principal components and whitening: rows in, shorter or decorrelated unit rows out.
 
-Learned from gallery or training rows, block by block, so what does not fit in memory can stream through; saved as arrays.
-Source: PCA as ever; whitening of image descriptors after Jégou and Chum, "Negative evidences and co-occurrences in image
-retrieval", ECCV 2012, section 3. Where we differ: directions in which the data has no variance are dropped rather than
-divided by, so data of lower rank than its dimension, or fewer rows than columns, gives fewer columns and no noise.
+Learned from gallery or training rows block by block, so that they need not fit in memory. Sources: PCA; whitening of
+image descriptors after Jégou and Chum, "Negative evidences and co-occurrences in image retrieval", ECCV 2012, section
+3. Where we differ: directions in which the data has no variance are dropped rather than divided by, so data of lower
+rank than its dimension, or fewer rows than columns, gives fewer columns and no noise.
 """
 
 from collections.abc import Iterable
@@ -13,42 +13,32 @@ import numpy as np
 
 from postproc.features import BLOCK, finite, unit
 
+ROUNDING = 1e-14  # of the largest number of the mean: what differs less from the mean is equal to it
 RANK_TOLERANCE = 1e-7  # a direction with less than this share of the largest variance is rounding, not data
 
 
 @dataclass(frozen=True)
 class Projection:
-    """A learned projection: `(row - mean) @ axes`, then to unit length.
+    """A learned projection: `(row - mean) @ axes`, then to unit length."""
 
-    Attributes:
-        mean: (D,) float64.
-        axes: (D, K) float64, orthogonal columns by falling variance; divided by the standard deviations where it whitens.
-        kept: share of the variance in the K directions, in [0, 1].
-    """
-
-    mean: np.ndarray
-    axes: np.ndarray
-    kept: float
+    mean: np.ndarray  # (D,) float64
+    axes: np.ndarray  # (D, K) float64, orthogonal columns by falling variance, divided by deviations where it whitens
+    kept: float  # share of the variance in the K directions, in [0, 1]
 
     def apply(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Project rows.
+        """Project rows (N, D) float, finite, perhaps memory-mapped, to (N, K) float32 unit rows.
 
-        Args:
-            rows: (N, D) float, finite; may be memory-mapped.
-            out: (N, K) float32 to write to, memory-mapped if the result does not fit; None: a new array.
-
-        Returns:
-            (N, K) float32 unit rows; a row that projects to nothing (the mean itself) is all zeros.
-
-        Raises:
-            ValueError: another width, a row that is not finite.
+        They are written to `out`, memory-mapped if the result does not fit, or to a new array. A row that projects to
+        nothing (the mean itself) is all zeros. Raises ValueError for another width, or a row that is not finite.
         """
         if rows.ndim != 2 or rows.shape[1] != len(self.mean):
             raise ValueError(f"projecting rows: want (N, {len(self.mean)}), got {rows.shape}; learned on other rows?")
         result = np.empty((len(rows), self.axes.shape[1]), np.float32) if out is None else out
         for start in range(0, len(rows), BLOCK):
             block = finite(rows[start : start + BLOCK], start)
-            result[start : start + BLOCK] = unit((block - self.mean) @ self.axes)
+            centred = block - self.mean
+            centred[np.abs(centred) <= ROUNDING * np.abs(self.mean).max()] = 0  # else the mean becomes noise
+            result[start : start + BLOCK] = unit(centred @ self.axes)
         return result
 
 
@@ -57,15 +47,15 @@ def learn(
 ) -> Projection:
     """Learn the projection from rows.
 
+    Raises ValueError for no rows, widths that differ, a row that is not finite, all rows alike, dim or power out of
+    range.
+
     Args:
         blocks: arrays (N_i, D) float, D the same; together all the rows to learn from, at least one. Only one block and
             D x D sums are held.
         dim: columns wanted, at least 1; more than the data's rank gives its rank. None: all.
         whiten: divide every direction by its standard deviation; False: rotate and cut only.
         power: of the standard deviation that is divided by, in [0, 1]; 1 whitens wholly, 0 not at all.
-
-    Raises:
-        ValueError: no rows, widths that differ, a row that is not finite, all rows alike, dim or power out of range.
 
     >>> rows = np.array([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
     >>> learn([rows], 1, whiten=False).apply(rows).tolist()
@@ -99,8 +89,7 @@ def from_moments(found: Moments, dim: int | None = None, *, whiten: bool = True,
 def moments(blocks: Iterable[np.ndarray]) -> Moments:
     """How many rows, their mean, and the sum of squares about it, in one pass.
 
-    Raises:
-        ValueError: no rows, widths that differ, a row that is not finite.
+    Raises ValueError for no rows, widths that differ, or a row that is not finite.
     """
     total: Moments | None = None
     for block in blocks:

@@ -66,7 +66,8 @@ def drawn(n_queries, n_gallery, width, seed, groups=0):
 
 @pytest.mark.parametrize("truncate", [None, 1, 15, 60, 1000])
 @pytest.mark.parametrize("k, query_k, alpha, gamma", [
-    (5, 3, 0.9, 3.0), (50, 10, 0.99, 3.0), (1, 1, 0.5, 1.0), (10, 500, 0.0, 2.0), (500, 4, 0.99, 0.5), (4, 2, 0.9, 80.0),
+    (5, 3, 0.9, 3.0), (50, 10, 0.99, 3.0), (1, 1, 0.5, 1.0), (10, 500, 0.0, 2.0), (500, 4, 0.99, 0.5),
+    (4, 2, 0.9, 80.0),
 ])  # fmt: skip
 @pytest.mark.parametrize("shape", [(9, 150, 8, 20), (3, 40, 4, 0), (70, 1, 4, 0)])
 def test_against_solving_the_full_system(shape, k, query_k, alpha, gamma, truncate):
@@ -134,10 +135,11 @@ def test_nothing_to_rank():
 
 
 @given(
-    st.integers(0, 8), st.integers(0, 25), st.integers(1, 30), st.integers(1, 12), st.floats(0, 0.99), st.floats(0.1, 50),
+    st.integers(0, 8), st.integers(0, 25), st.integers(1, 30), st.integers(1, 12), st.floats(0, 0.99),
+    st.floats(0.1, 50),
     st.integers(1, 40), st.none() | st.integers(1, 30), st.integers(0, 10_000),
 )  # fmt: skip
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_rows(n_queries, n_gallery, k, query_k, alpha, gamma, top_k, truncate, seed):
     rows = np.random.default_rng(seed).integers(-2, 3, (n_queries + n_gallery, 3)).astype(float)  # many copies and ties
     rows[~rows.any(axis=1)] = 1
@@ -152,7 +154,8 @@ def test_any_rows(n_queries, n_gallery, k, query_k, alpha, gamma, top_k, truncat
 
 @pytest.mark.parametrize("change, message", [
     ({"k": 0}, "k 0"), ({"query_k": 0}, "query_k 0"), ({"alpha": 1.0}, "alpha 1.0"), ({"alpha": np.nan}, "alpha nan"),
-    ({"gamma": 0}, "gamma 0"), ({"top_k": 0}, "top_k 0"), ({"truncate": 0}, "truncate 0"), ({"tolerance": 0}, "tolerance 0"),
+    ({"gamma": 0}, "gamma 0"), ({"top_k": 0}, "top_k 0"), ({"truncate": 0}, "truncate 0"),
+    ({"tolerance": 0}, "tolerance 0"),
     ({"max_steps": 0}, "max_steps 0"), ({"max_steps": 1, "alpha": 0.9, "k": 3}, "is left after 1 steps"),
 ])  # fmt: skip
 def test_wrong_arguments_are_refused(change, message):

@@ -15,6 +15,7 @@ def plain(query, gallery, k1=20, k2=6, lambda_value=0.3):
     """(Q, G) final distances, by the steps of the paper and the published code."""
     rows = np.concatenate([query, gallery]).astype(float)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = rows.astype(np.float32).astype(float)  # as `unit_rows` keeps them: ties are broken by their last digits
     n, cosine = len(rows), np.array([np.vecdot(rows, row) for row in rows])
     distance = 2 - 2 * cosine
     distance[distance < 1e-6] = 0
@@ -72,8 +73,9 @@ def drawn(n_queries, n_gallery, width, seed, groups=0):
 
 
 @pytest.mark.parametrize("k1, k2, lambda_value", [
-    (20, 6, 0.3), (20, 1, 0.3), (1, 1, 0.5), (2, 3, 0.0), (2, 3, 1e-9), (5, 6, 1.0), (10, 30, 0.1),  # k1 / 2: 10, 0.5 to 0, 1, 2.5 to 2, 5
-    (3, 2, 0.3), (7, 4, 0.3), (500, 500, 0.3),                                         # 1.5 and 3.5 to 2 and 4; more than there are
+    (20, 6, 0.3), (20, 1, 0.3), (1, 1, 0.5), (2, 3, 0.0), (2, 3, 1e-9), (5, 6, 1.0), (10, 30, 0.1),
+    # k1 / 2: 10, 0.5 to 0, 1, 2.5 to 2, 5
+    (3, 2, 0.3), (7, 4, 0.3), (500, 500, 0.3),  # 1.5 and 3.5 to 2 and 4; more than there are
 ])  # fmt: skip
 @pytest.mark.parametrize("shape", [(10, 60, 8, 0), (30, 120, 16, 15), (1, 40, 4, 5), (40, 1, 4, 0)])
 def test_against_the_plain_algorithm(k1, k2, lambda_value, shape):
@@ -98,8 +100,9 @@ def test_blocks_do_not_matter(cells, pairs, monkeypatch):
 def test_by_hand():
     """Two rows that are each other's only neighbour, and one that is nobody's."""
     query, gallery = np.array([[1.0, 0.0]]), np.array([[0.6, 0.8], [-1.0, 0.0]])
-    # d from the query: 2 - 2 * 0.6 = 0.8 and 4, divided by 4: 0.2 and 1. The query and row 0 are mutual within 1: V of the query is
-    # (1, exp(-0.2)) / (1 + exp(-0.2)); row 0's largest is 2 - 2 * -0.6 = 3.2: (exp(-0.25), 1) / (1 + exp(-0.25)).
+    # d from the query: 2 - 2 * 0.6 = 0.8 and 4, divided by 4: 0.2 and 1. The query and row 0 are mutual within 1: V of
+    # the query is (1, exp(-0.2)) / (1 + exp(-0.2)); row 0's largest is 2 - 2 * -0.6 = 3.2:
+    # (exp(-0.25), 1) / (1 + exp(-0.25)).
     mine, theirs = np.array([1, np.exp(-0.2)]) / (1 + np.exp(-0.2)), np.array([np.exp(-0.25), 1]) / (1 + np.exp(-0.25))
     shared = np.minimum(mine, theirs).sum()
     indices, distances = rerank(query, gallery, k1=1, k2=1, lambda_value=0.5)
@@ -127,6 +130,30 @@ def test_rows_all_alike_and_nothing_at_all():
     assert [part.shape for part in rerank(row[:0], row)] == [(0, 1), (0, 1)]
 
 
+def test_equal_rows_where_k1_cuts_between_them():
+    """Row 1 has room for one of the two equal embeddings and names the query, so they are not encoded alike."""
+    query, gallery = np.array([[1.0, 0.0]]), np.array([[1.0, 0.0], [0.6, 0.8], [0.28, 0.96]])
+    # Within k1 = 2 the query and row 0 name both of them and row 1; row 1 names itself, row 2 and the query. With e =
+    # exp(-0.8 / 1.44), V is (1, 1, e) / (2 + e) and (1, 1, 0) / 2; m = 2 / (2 + e), so the distance is e / (1 + e).
+    e = np.exp(-0.8 / 1.44)
+    indices, distances = rerank(query, gallery, 2, 1, 0.0)
+    np.testing.assert_allclose(distances[0, indices[0] == 0], [e / (1 + e)], atol=1e-6)
+    # within k1 = 3 everyone names everyone
+    indices, distances = rerank(query, gallery, 3, 1, 0.0)
+    assert (indices[0, 0], distances[0, 0]) == (0, 0)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 20), st.integers(1, 12), st.integers(1, 6), st.floats(0, 1))
+@settings(max_examples=100, deadline=None)
+def test_distances_stay_in_their_range(seed, n_gallery, k1, k2, lambda_value):
+    """Rounding takes no distance out of [0, 1], among copies of the query and rows that hardly differ either."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(n_gallery, 16)) * 10.0 ** rng.integers(-7, 1) + rng.normal(size=16)
+    gallery = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    _, distances = rerank(gallery[:2], gallery, k1, k2, lambda_value)
+    assert distances.min() >= 0 and distances.max() <= 1
+
+
 @given(
     st.integers(0, 12),
     st.integers(0, 25),
@@ -136,7 +163,7 @@ def test_rows_all_alike_and_nothing_at_all():
     st.integers(1, 40),
     st.data(),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_any_rows(n_queries, n_gallery, k1, k2, lambda_value, top_k, data):
     rng = np.random.default_rng(data.draw(st.integers(0, 10_000)))
     rows = rng.integers(-2, 3, (n_queries + n_gallery, 3)).astype(float)  # few directions: many copies and ties
@@ -150,7 +177,8 @@ def test_any_rows(n_queries, n_gallery, k1, k2, lambda_value, top_k, data):
 
 
 @pytest.mark.parametrize("change, message", [
-    ({"k1": 0}, "k1 0"), ({"k2": 0}, "k2 0"), ({"lambda_value": 1.5}, "lambda 1.5"), ({"lambda_value": np.nan}, "lambda nan"),
+    ({"k1": 0}, "k1 0"), ({"k2": 0}, "k2 0"), ({"lambda_value": 1.5}, "lambda 1.5"),
+    ({"lambda_value": np.nan}, "lambda nan"),
     ({"top_k": 0}, "top_k 0"),
     ({"query": np.array([[np.nan, 1.0]])}, "query row 0 has length nan"),
     ({"gallery": np.array([[1.0, 0.0], [3.0, 0.0]])}, "gallery row 1 has length 3"),

@@ -68,7 +68,7 @@ RULES: list[Callable] = [
 
 @pytest.mark.parametrize("rule", RULES)
 @given(data=st.data(), n=st.integers(0, 4), k=st.integers(0, 4))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_lists_come_back_as_lists(rule: Callable, data: st.DataObject, n: int, k: int) -> None:
     rows = np.array([data.draw(st.permutations(range(4)))[:k] for _ in range(n)], np.int64).reshape(n, k)
     similarity = np.sort(data.draw(st.lists(st.floats(-1, 1, width=32), min_size=n * k, max_size=n * k)))[::-1]
@@ -85,7 +85,8 @@ def test_any_lists_come_back_as_lists(rule: Callable, data: st.DataObject, n: in
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("rows, similarity, words", [
-    ([[4]], [[0.5]], "row 4"), ([[-2]], [[0.5]], "row -2"), ([[0]], [[np.nan]], "query 0, place 0"), ([[0]], [[0.5, 0.4]], "one"),
+    ([[4]], [[0.5]], "row 4"), ([[-2]], [[0.5]], "row -2"), ([[0]], [[np.nan]], "query 0, place 0"),
+    ([[0]], [[0.5, 0.4]], "one"),
 ])  # fmt: skip
 def test_lists_that_cannot_be_are_refused(rule: Callable, rows: list, similarity: list, words: str) -> None:
     with pytest.raises(ValueError, match=words):

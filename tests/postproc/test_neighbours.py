@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from postproc.neighbours import (
@@ -130,7 +130,6 @@ SMALL = st.integers(0, 12).flatmap(
 
 
 @given(SMALL, SMALL, st.integers(1, 15), st.integers(1, 60), st.randoms(use_true_random=False))
-@settings(deadline=None)
 def test_order_of_rows_matters_for_ties_only(queries, rows, k, block_cells, random):
     queries, rows = (np.array(part, np.float32).reshape(-1, 3) for part in (queries, rows))
     similarity, found = nearest(queries, rows, k, block_cells=block_cells)
@@ -163,7 +162,6 @@ def test_wrong_input_is_refused(queries, rows, k, message):
 @given(
     st.lists(st.tuples(st.floats(width=32, allow_nan=False), st.sampled_from([0, 1, 2, 2**31, NO_NAME - 1, NO_NAME]))),
 )
-@settings(deadline=None)
 def test_keys_order_as_score_then_lower_row(pairs):
     pairs += [(0.0, 3), (-0.0, 4), (0.0, 5), (-np.inf, 0), (np.inf, 1), (1e-45, 0), (-1e-45, 0)]
     scores, names = np.array([score for score, _ in pairs], np.float32), np.array([name for _, name in pairs])

@@ -22,7 +22,8 @@ WHOLE, MOST = (0, 0, 10, 10), (0, 0, 10, 8)  # overlap 0.8
         ([[(*WHOLE, 0.8, 1)], [(*MOST, 0.5, 1)]], {}, [(0.8 * 10 + 0.4 * 8) / 1.2], [0.8]),  # 0.4 = 0.5 * 0.8
         ([[(*WHOLE, 0.8, 1)], [(*MOST, 0.5, 2)]], {}, [10, 8], [0.8, 0.5]),  # labels never mix
         ([[(*WHOLE, 0.8, 1)], [(*MOST, 0.5, 1)]], {"iou_thr": 0.8}, [10, 8], [0.8, 0.5]),  # equal overlap does not fuse
-        ([[(*WHOLE, 0.8, 1)], [(*MOST, 0.5, 1)]], {"weights": [1, 4]}, [(2 * 8 + 0.64 * 10) / 2.64], [0.5]),  # 0.8 * 0.8
+        # 0.8 * 0.8
+        ([[(*WHOLE, 0.8, 1)], [(*MOST, 0.5, 1)]], {"weights": [1, 4]}, [(2 * 8 + 0.64 * 10) / 2.64], [0.5]),
         ([[(*WHOLE, 0, 1)], [(*MOST, 0, 1)]], {}, [10], [0]),  # scores of nothing leave the leader where it is
         ([[(*WHOLE, 0.8, 1)], [(*MOST, 0.5, 1)]], {"skip_box_thr": 0.6}, [10], [0.8]),
         ([[(1, 1, 1, 5, 0.9, 1), (*WHOLE, 0.8, 1)]], {}, [10], [0.8]),  # without area
@@ -116,7 +117,10 @@ def test_an_empty_batch_keeps_its_types():
     ],
 )
 def test_a_wrong_batch_is_refused(change, message):
-    good = {"boxes": [WHOLE, WHOLE], "scores": [0.5, 0.6], "labels": [1, 1], "image": [1, 1], "model": [0, 1], "n_models": 2}  # fmt: skip
+    good = {
+        "boxes": [WHOLE, WHOLE], "scores": [0.5, 0.6], "labels": [1, 1], "image": [1, 1], "model": [0, 1],
+        "n_models": 2,
+    }  # fmt: skip
     assert nmw_batch(**good)[4].tolist() == [2]
     with pytest.raises(ValueError, match=message):
         nmw_batch(**{**good, **change})

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import postproc.rank_fusion
@@ -12,7 +12,10 @@ from postproc.rank_fusion import METHODS, NORMALISATIONS, fuse_lists
 def lists(*per_list):
     """One query's lists from [(id, score), …] each."""
     return [
-        (np.array([[name for name, _ in one]], int).reshape(1, -1), np.array([[score for _, score in one]], float).reshape(1, -1))
+        (
+            np.array([[name for name, _ in one]], int).reshape(1, -1),
+            np.array([[score for _, score in one]], float).reshape(1, -1),
+        )
         for one in per_list
     ]  # fmt: skip
 
@@ -58,7 +61,10 @@ def plain(given_lists, method, weights, k, top_k, normalisation):
         for (names, values), weight in zip(given_lists, weights, strict=True):
             one = [(n, float(v)) for n, v in zip(names[query], values[query], strict=True) if n >= 0]
             found = np.array([v for _, v in one])
-            low, spread = (0, 1) if not one else (found.min(), np.ptp(found)) if normalisation == "min-max" else (found.mean(), found.std())  # fmt: skip
+            low, spread = 0, 1
+            if one:
+                by_range = normalisation == "min-max"
+                low, spread = (found.min(), np.ptp(found)) if by_range else (found.mean(), found.std())
             seen = set()
             for place, (name, value) in enumerate(one, 1):
                 if name in seen or not weight:
@@ -77,9 +83,9 @@ def plain(given_lists, method, weights, k, top_k, normalisation):
 
 @given(
     st.integers(0, 7), st.lists(st.integers(0, 6), min_size=1, max_size=4), st.sampled_from(METHODS),
-    st.sampled_from(NORMALISATIONS), st.integers(0, 60), st.integers(1, 12), st.sampled_from([1, 3, 1024]), st.integers(0, 10_000),
+    st.sampled_from(NORMALISATIONS), st.integers(0, 60), st.integers(1, 12), st.sampled_from([1, 3, 1024]),
+    st.integers(0, 10_000),
 )  # fmt: skip
-@settings(deadline=None)
 def test_against_a_plain_loop(n_queries, widths, method, normalisation, k, top_k, lines, seed):
     rng = np.random.default_rng(seed)
     given_lists = [
