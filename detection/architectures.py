@@ -2,21 +2,21 @@
 
     atss(backbone, channels=(40, 112, 192), width=64, convs=2)      -> dict for mmdet.registry.MODELS.build
 
-With `width=256, convs=4` and a ResNet backbone they are mmdetection's own `atss_r101_fpn`, `cascade-mask-rcnn_r101_fpn`,
-`centernet_r18-dcnv2`, `retinanet_r101_fpn` and `retinanet_x101-64x4d_fpn`; narrow, they fit a laptop. Images come in
-normalised and padded already, so no data preprocessor does it again. Sources: papers in each docstring.
+With `width=256, convs=4` and a ResNet backbone they are mmdetection's own `atss_r101_fpn`,
+`cascade-mask-rcnn_r101_fpn`, `centernet_r18-dcnv2`, `retinanet_r101_fpn` and `retinanet_x101-64x4d_fpn`; narrow, they
+fit a laptop. Images come in normalised and padded, so there is no data preprocessor. Sources: papers in each docstring.
 """
 
 from typing import Any
 
-from detection.categories import CATEGORIES
+from store.categories import DEEPFASHION2
 
 Config = dict[str, Any]
-N_CLASSES = len(CATEGORIES)
+N_CLASSES = len(DEEPFASHION2)  # of the shipped detectors; `detection.models.with_classes` gives one others
 
 
 def resnet(depth: int, **more: Any) -> Config:
-    """A ResNet (arXiv:1512.03385) with four stages out, first stage and BatchNorm statistics frozen as mmdetection trains it."""
+    """A ResNet (arXiv:1512.03385), four stages out; first stage and BatchNorm statistics frozen, as in mmdetection."""
     return dict(
         type="ResNet", depth=depth, num_stages=4, out_indices=(0, 1, 2, 3), frozen_stages=1,
         norm_cfg=dict(type="BN", requires_grad=True), norm_eval=True, style="pytorch", **more,
@@ -76,7 +76,7 @@ def atss(backbone: Config, channels: tuple[int, ...], width: int = 256, convs: i
 def retinanet(
     backbone: Config, channels: tuple[int, ...], width: int = 256, convs: int = 4, n_levels: int = 5, norm: bool = False
 ) -> Config:
-    """RetinaNet, arXiv:1708.02002: nine anchors a place, focal loss. `norm` adds GroupNorm to the towers, as ATSS has."""
+    """RetinaNet, arXiv:1708.02002: nine anchors a place, focal loss. `norm`: GroupNorm in the towers, as in ATSS."""
     return dict(
         type="RetinaNet",
         backbone=backbone,
@@ -145,38 +145,14 @@ def cascade_mask_rcnn(
 ) -> Config:  # fmt: skip
     """Cascade Mask R-CNN, arXiv:1906.09756: proposals refined by three box heads of rising IoU, and a mask head.
 
-    Args:
-        finest_stride: stride of the first of `channels`; mmdetection's is 4.
-        n_proposals: boxes that reach the cascade in inference.
-        n_samples: boxes a photo that each stage trains on.
+    `finest_stride` is that of the first of `channels` (mmdetection's is 4), `n_proposals` the boxes that reach the
+    cascade in inference, and `n_samples` the boxes a photo that each stage trains on.
     """
     strides = [finest_stride * 2**level for level in range(n_levels)]
-    roi_strides = strides[: len(channels)]
-
-    def extractor(size: int) -> Config:
-        layer = dict(type="RoIAlign", output_size=size, sampling_ratio=0, use_torchvision=True)
-        return dict(type="SingleRoIExtractor", roi_layer=layer, out_channels=width, featmap_strides=roi_strides,
-                    finest_scale=56 * finest_stride // 4)  # fmt: skip
-
-    def box_head(stds: list[float]) -> Config:
-        return dict(
-            type="Shared2FCBBoxHead", in_channels=width, fc_out_channels=fc_width, roi_feat_size=7, num_classes=N_CLASSES,
-            bbox_coder=_delta_coder(stds), reg_class_agnostic=True,
-            loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
-            loss_bbox=dict(type="SmoothL1Loss", beta=1.0, loss_weight=1.0),
-        )  # fmt: skip
-
-    def stage(iou: float) -> Config:
-        return dict(
-            assigner=dict(type="MaxIoUAssigner", pos_iou_thr=iou, neg_iou_thr=iou, min_pos_iou=iou,
-                          match_low_quality=False, ignore_iof_thr=-1),
-            sampler=dict(type="RandomSampler", num=n_samples, pos_fraction=0.25, neg_pos_ub=-1, add_gt_as_proposals=True),
-            mask_size=28, pos_weight=-1, debug=False,
-        )  # fmt: skip
-
     proposals = dict(
         nms_pre=2 * n_proposals, max_per_img=n_proposals, nms=dict(type="nms", iou_threshold=0.7), min_bbox_size=0
     )
+    stds = ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067])
     return dict(
         type="CascadeRCNN",
         backbone=backbone,
@@ -190,26 +166,63 @@ def cascade_mask_rcnn(
         ),
         roi_head=dict(
             type="CascadeRoIHead", num_stages=3, stage_loss_weights=[1, 0.5, 0.25],
-            bbox_roi_extractor=extractor(7),
-            bbox_head=[box_head(stds) for stds in ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067])],
-            mask_roi_extractor=extractor(14),
+            bbox_roi_extractor=_roi_extractor(7, width, strides[: len(channels)]),
+            bbox_head=[_cascade_box_head(width, fc_width, each) for each in stds],
+            mask_roi_extractor=_roi_extractor(14, width, strides[: len(channels)]),
             mask_head=dict(
-                type="RleMaskHead", num_convs=mask_convs, in_channels=width, conv_out_channels=width, num_classes=N_CLASSES,
-                loss_mask=dict(type="CrossEntropyLoss", use_mask=True, loss_weight=1.0),
+                type="RleMaskHead", num_convs=mask_convs, in_channels=width, conv_out_channels=width,
+                num_classes=N_CLASSES, loss_mask=dict(type="CrossEntropyLoss", use_mask=True, loss_weight=1.0),
             ),
         ),
         train_cfg=dict(
             rpn=dict(
-                assigner=dict(type="MaxIoUAssigner", pos_iou_thr=0.7, neg_iou_thr=0.3, min_pos_iou=0.3,
-                              match_low_quality=True, ignore_iof_thr=-1),
-                sampler=dict(type="RandomSampler", num=256, pos_fraction=0.5, neg_pos_ub=-1, add_gt_as_proposals=False),
+                assigner=_iou_assigner(0.7, 0.3, 0.3, match_low_quality=True),
+                sampler=_random_sampler(256, 0.5, add_gt_as_proposals=False),
                 allowed_border=0, pos_weight=-1, debug=False,
             ),
             rpn_proposal=dict(proposals, nms_pre=2 * n_proposals),
-            rcnn=[stage(0.5), stage(0.6), stage(0.7)],
+            rcnn=[_cascade_stage(iou, n_samples) for iou in (0.5, 0.6, 0.7)],
         ),
         test_cfg=dict(
             rpn=dict(proposals, nms_pre=n_proposals),
             rcnn=dict(score_thr=0.05, nms=dict(type="nms", iou_threshold=0.5), max_per_img=100, mask_thr_binary=0.5),
         ),
     )  # fmt: skip
+
+
+def _roi_extractor(size: int, width: int, strides: list[int]) -> Config:
+    layer = dict(type="RoIAlign", output_size=size, sampling_ratio=0, use_torchvision=True)
+    return dict(
+        type="SingleRoIExtractor", roi_layer=layer, out_channels=width, featmap_strides=strides,
+        finest_scale=56 * strides[0] // 4,
+    )  # fmt: skip
+
+
+def _cascade_box_head(width: int, fc_width: int, stds: list[float]) -> Config:
+    return dict(
+        type="Shared2FCBBoxHead", in_channels=width, fc_out_channels=fc_width, roi_feat_size=7, num_classes=N_CLASSES,
+        bbox_coder=_delta_coder(stds), reg_class_agnostic=True,
+        loss_cls=dict(type="CrossEntropyLoss", use_sigmoid=False, loss_weight=1.0),
+        loss_bbox=dict(type="SmoothL1Loss", beta=1.0, loss_weight=1.0),
+    )  # fmt: skip
+
+
+def _cascade_stage(iou: float, n_samples: int) -> Config:
+    return dict(
+        assigner=_iou_assigner(iou, iou, iou, match_low_quality=False),
+        sampler=_random_sampler(n_samples, 0.25, add_gt_as_proposals=True),
+        mask_size=28, pos_weight=-1, debug=False,
+    )  # fmt: skip
+
+
+def _iou_assigner(positive: float, negative: float, least: float, *, match_low_quality: bool) -> Config:
+    return dict(
+        type="MaxIoUAssigner", pos_iou_thr=positive, neg_iou_thr=negative, min_pos_iou=least,
+        match_low_quality=match_low_quality, ignore_iof_thr=-1,
+    )  # fmt: skip
+
+
+def _random_sampler(n: int, positives: float, *, add_gt_as_proposals: bool) -> Config:
+    return dict(
+        type="RandomSampler", num=n, pos_fraction=positives, neg_pos_ub=-1, add_gt_as_proposals=add_gt_as_proposals
+    )

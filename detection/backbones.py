@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from detection import rle
-from pretrained import efficientnet_lite
+from networks import efficientnet_lite
 
 
 class EfficientNetLite(nn.Module):
     """The trunk of timm's `tf_efficientnet_lite0…4`, cut after a given block: strides 8, 16 and 32.
 
     Detection does without the last stage (320 channels) and the 1280-channel head, which hold half of the parameters
-    and were made for classification.
+    and serve classification.
 
     Args:
         name: timm's name, such as `tf_efficientnet_lite0`.
@@ -103,7 +103,7 @@ def register() -> None:
             return tuple([one.contiguous() for one in maps] for maps in super().forward(inputs))
 
     class RleMaskHead(FCNMaskHead):
-        """Masks become run lengths one by one, on the CPU: a hundred of them at the size of a 50 MP photo would be 5 GB."""
+        """Masks become run lengths one by one, on the CPU: a hundred masks of a 50 MP photo would take 5 GB."""
 
         def _predict_by_feat_single(
             self, mask_preds: Any, bboxes: Tensor, labels: Tensor, img_meta: dict, rcnn_test_cfg: Any,

@@ -15,19 +15,12 @@ class Rle(TypedDict):
 
 @dataclass(frozen=True)
 class Detections:
-    """The garments found in one photo, best score first.
+    """The garments found in one photo, best score first."""
 
-    Attributes:
-        boxes: (N, 4) float32, x1 y1 x2 y2 in pixels of the upright photo, within it.
-        scores: (N,) float32 in [0, 1].
-        categories: (N,) int8, ids 1 to 13 of `detection.categories`.
-        masks: N run-length masks of the photo's size, or None where the model has none.
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    categories: np.ndarray
-    masks: list[Rle] | None = None
+    boxes: np.ndarray  # (N, 4) float32, x1 y1 x2 y2 in pixels of the upright photo, within it
+    scores: np.ndarray  # (N,) float32 in [0, 1]
+    categories: np.ndarray  # (N,) int16, category ids of the run, from 1 up
+    masks: list[Rle] | None = None  # N of the photo's size; None where the model has none
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -35,6 +28,5 @@ class Detections:
     @staticmethod
     def empty(with_masks: bool = False) -> "Detections":
         """A photo in which nothing was found."""
-        return Detections(
-            np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int8), [] if with_masks else None
-        )
+        boxes, scores, categories = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int16)
+        return Detections(boxes, scores, categories, [] if with_masks else None)

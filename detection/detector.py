@@ -1,14 +1,13 @@
 """One call for every detector: upright RGB photos in, boxes with scores, categories and masks out.
 
     detector = load(models.ATSS_TINY, "cpu", weights=Path("weights/tiny/atss-tiny.safetensors"))
-    found = detector.detect([photo, another])
+    detections = detector.detect([photo, another])
 
-Resizing, padding and normalising are ours and batched; the numbers are those of mmdetection's own per-image pipeline
+Resizing, padding and normalising are ours and batched; the results are those of mmdetection's own per-image pipeline
 (tested on real photos). Only this module and `detection.training` import mmdet.
 """
 
 import copy
-import hashlib
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -21,16 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from detection import backbones, mmcv_ops
-from detection.categories import CATEGORIES
 from detection.detections import Detections, Rle
 from detection.models import DetectorSpec
 from detection.rle import mirrored
+from networks import weight_files
+from networks.weight_files import WeightsError
 
-
-class WeightsError(ValueError):
-    """Weights are absent, are not the ones named, or do not fit the model."""
-
-    user_facing = True  # jobs.cli prints it as one line
+TRAINER = "jobs/train_detector.py"
+ALL_BOXES = 1_000_000  # of a photo: more than any head proposes
 
 
 def build_config(spec: DetectorSpec) -> Any:
@@ -70,6 +67,7 @@ def load(
     allow_random_weights: bool = False,
     score_threshold: float = 0.01,
     max_per_image: int = 100,
+    category_ids: Sequence[int] | None = None,
 ) -> "Detector":
     """A detector ready for photos.
 
@@ -79,123 +77,115 @@ def load(
         weights: a file of safetensors (nothing in it is executed); checked against `spec.sha256` where that is given.
         allow_random_weights: build it untrained when `weights` is None: for tests of the machinery, not for results.
         score_threshold: boxes below this score are not returned, in [0, 1].
-        max_per_image: at most so many boxes a photo, the best.
+        max_per_image: boxes a photo at most, the best ones.
+        category_ids: the category id that each of `spec.categories` becomes, 0 where its boxes are left out; they take
+            no other box's place. None: 1, 2, 3 …
 
     Raises:
         WeightsError: no weights, another digest, or tensors that do not fit.
     """
     model = build(spec)
     if weights is not None:
-        _fill(model, spec, Path(weights))
+        tensors = weight_files.read(Path(weights), model=spec.name, sha256=spec.sha256, trainer=TRAINER)
+        weight_files.fill(model, tensors, f"{spec.name}: {weights}")
     elif not allow_random_weights:
-        raise WeightsError(
-            f"{spec.name}: no weights given; train them with jobs/train_detector.py, or set allow_random_weights"
-        )
-    return Detector(spec, model.to(device), device, score_threshold, max_per_image)
+        raise WeightsError(f"{spec.name}: no weights given; train them with {TRAINER}, or set allow_random_weights")
+    return Detector(spec, model.to(device), device, score_threshold, max_per_image, category_ids)
 
 
-def _fill(model: nn.Module, spec: DetectorSpec, path: Path) -> None:
-    from safetensors.torch import load as load_tensors
+def _set_test_limits(model: nn.Module, score_threshold: float, max_per_image: int, left_out: list[int]) -> None:
+    """Put the caller's limits where mmdetection's heads read them.
 
-    if not path.is_file():
-        raise WeightsError(
-            f"{spec.name}: no weights at {path}; train them with jobs/train_detector.py or set weights_dir"
-        )
-    data = path.read_bytes()
-    digest = hashlib.sha256(data).hexdigest()
-    if spec.sha256 and digest != spec.sha256:
-        raise WeightsError(
-            f"{spec.name}: {path} has sha256 {digest[:16]}…, want {spec.sha256[:16]}…; fetch the weights again"
-        )
-    try:
-        tensors = load_tensors(data)
-    except Exception as error:
-        raise WeightsError(f"{spec.name}: {path} is not a safetensors file: {str(error)[:300]}") from None
-    wanted = model.state_dict()
-    for key in sorted(wanted.keys() | tensors.keys()):
-        theirs, ours = tensors.get(key), wanted.get(key)
-        if theirs is None or ours is None or theirs.shape != ours.shape:
-            want = "nothing" if ours is None else tuple(ours.shape)
-            have = "nothing" if theirs is None else tuple(theirs.shape)
-            raise WeightsError(
-                f"{spec.name}: {path}: {key[:200]} wants {want}, has {have}; were they trained for another model?"
-            )
-        if theirs.is_floating_point() != ours.is_floating_point() or theirs.is_complex():
-            raise WeightsError(
-                f"{spec.name}: {path}: {key} wants {ours.dtype}, has {theirs.dtype}; were they trained for another model?"
-            )
-        if not torch.isfinite(theirs.to(ours.dtype)).all():
-            raise WeightsError(f"{spec.name}: {path}: {key} is not all finite numbers; train again, at a lower rate")
-    model.load_state_dict({key: tensors[key].to(wanted[key].dtype) for key in wanted})
-
-
-def _set_test_limits(model: nn.Module, score_threshold: float, max_per_image: int) -> None:
-    """Put the caller's limits where mmdetection's heads read them."""
+    Heads keep the best boxes of all classes together. So that those of the classes `left_out` take no other box's place
+    they keep all, and the heat map whose peaks CenterNet takes has none of those classes.
+    """
     heads = [getattr(model, "bbox_head", None), getattr(model, "roi_head", None)]
     for limits in (head.test_cfg for head in heads if head is not None):
-        limits.max_per_img = max_per_image
+        limits.max_per_img = ALL_BOXES if left_out else max_per_image
         if "score_thr" in limits:
             limits.score_thr = score_threshold
         if "topk" in limits:  # CenterNet: so many peaks of the heat map
             limits.topk = max(max_per_image, 100)
+    heat_map = getattr(heads[0], "heatmap_head", None)
+    if left_out and heat_map is not None:
+
+        def silence(_module: nn.Module, _inputs: Any, logits: Tensor) -> Tensor:
+            logits[:, left_out] = -torch.inf
+            return logits
+
+        heat_map.register_forward_hook(silence)
 
 
 class Detector:
-    """A detector ready for photos. Made by `load`, or around a model in training; `notes` tells of halved batches."""
+    """A detector ready for photos, made by `load` or around a model in training. `notes` has a line a halved batch."""
 
     def __init__(
-        self, spec: DetectorSpec, model: nn.Module, device: str, score_threshold: float, max_per_image: int
+        self,
+        spec: Any,  # a DetectorSpec, or that of another kind for a class after this one
+        model: nn.Module,
+        device: str,
+        score_threshold: float,
+        max_per_image: int,
+        category_ids: Sequence[int] | None = None,
     ) -> None:
-        _set_test_limits(model, score_threshold, max_per_image)
+        ids = range(1, len(spec.categories) + 1) if category_ids is None else category_ids
+        self._category_ids = np.array(ids, np.int16)
         self.spec, self.model, self.device = spec, model.eval(), torch.device(device)
         self.score_threshold, self.max_per_image = score_threshold, max_per_image
-        self.with_masks = bool(getattr(model, "with_mask", False))
+        self._set_limits(np.flatnonzero(self._category_ids == 0).tolist())
         self.notes: list[str] = []
-        on_gpu = self.device.type == "cuda"
-        self._few_sizes = on_gpu  # cuDNN plans each convolution anew for a shape it has not met
-        planes_first = on_gpu and _is_depthwise(model)  # channels last, a depthwise one takes it seconds to plan
-        self._layout = torch.contiguous_format if planes_first else torch.channels_last
-        self._half = on_gpu and not planes_first  # small networks: converting costs more time than half precision saves
-        self.model.to(memory_format=self._layout)  # type: ignore[call-overload]  # channels last: a third faster on a CPU
-        category_ids = [CATEGORIES.index(name) + 1 for name in spec.categories]
-        self._category_ids = np.array(category_ids, np.int8)
+        self._few_sizes = self.device.type == "cuda"  # cuDNN plans each convolution again for every new shape
+        self._layout, self._half = self._choose_layout()
+        self.model.to(memory_format=self._layout)  # type: ignore[call-overload]
 
-    def view(self, spec: DetectorSpec) -> "Detector":
+    def _set_limits(self, left_out: list[int]) -> None:
+        _set_test_limits(self.model, self.score_threshold, self.max_per_image, left_out)
+
+    def _choose_layout(self) -> tuple[torch.memory_format, bool]:
+        """How the network's tensors lie in memory, and whether it computes in half precision."""
+        on_gpu = self.device.type == "cuda"
+        # cuDNN takes seconds to plan a depthwise convolution in channels last, which is a third faster on a CPU
+        planes_first = on_gpu and _is_depthwise(self.model)
+        # small networks: converting costs more time than half precision saves
+        return torch.contiguous_format if planes_first else torch.channels_last, on_gpu and not planes_first
+
+    def view(self, spec: Any) -> "Detector":
         """Another view of the same detector (`detection.models.viewed`), around the same network."""
-        return Detector(spec, self.model, str(self.device), self.score_threshold, self.max_per_image)
+        limits = self.score_threshold, self.max_per_image
+        return type(self)(spec, self.model, str(self.device), *limits, self._category_ids.tolist())
 
     def detect(self, images: Sequence[np.ndarray], *, batch_size: int = 8) -> list[Detections]:
-        """Find the garments in photos.
+        """Find the garments in upright RGB photos of any sizes: one `Detections` a photo, in the order given.
 
-        Args:
-            images: upright RGB photos, each (H, W, 3) uint8, of any sizes.
-            batch_size: photos of one padded shape that go through the model together.
-
-        Returns:
-            One `Detections` a photo, in the order given. A photo's result does not depend on the order of the others,
-            up to the rounding of batched arithmetic.
-
-        Raises:
-            ValueError: a photo that is not (H, W, 3) uint8.
+        Up to `batch_size` photos of one padded shape go through the model together. A photo's result does not depend on
+        the order of the others, up to the rounding of batched arithmetic. Raises ValueError for a photo that is not
+        (H, W, 3) uint8.
         """
-        fitted = [fit(image, self.spec.scale_px) for image in images]
-        if self.spec.flip:
-            fitted = [np.ascontiguousarray(image[:, ::-1]) for image in fitted]
-        found: list[Detections | None] = [None] * len(images)
-        for shape, members in _alike(fitted, self.spec.pad_multiple_px):
+        prepared = [self._prepare(image) for image in images]
+        detections: list[Detections | None] = [None] * len(images)
+        for shape, members in _alike([self._padded(photo) for photo in prepared]):
             for start in range(0, len(members), batch_size):
                 rows = members[start : start + batch_size]
                 n = min(_power_of_two(len(rows)), batch_size) if self._few_sizes else len(rows)
                 batch = rows + rows[-1:] * (n - len(rows))
-                results = self._run([fitted[r] for r in batch], [images[r].shape[:2] for r in batch], shape)
-                for row, result in zip(rows, results, strict=False):  # the last one's copies fall away
-                    found[row] = result
-        return [result for result in found if result is not None]
+                results = self._run([prepared[r] for r in batch], [images[r].shape[:2] for r in batch], shape)
+                for row, result in zip(rows, results, strict=False):  # drops the copies that filled the batch
+                    detections[row] = result
+        return [result for result in detections if result is not None]
 
-    def _run(
-        self, photos: list[np.ndarray], originals: list[tuple[int, int]], shape: tuple[int, int]
-    ) -> list[Detections]:
-        """One batch; when the device's memory is too small, two halves of it, which is noted."""
+    def _prepare(self, image: np.ndarray) -> Any:
+        """A photo as `_predict` takes it."""
+        fitted = fit(image, self.spec.scale_px)
+        return np.ascontiguousarray(fitted[:, ::-1]) if self.spec.flip else fitted
+
+    def _padded(self, prepared: Any) -> tuple[int, int]:
+        """(height, width) that a prepared photo is padded to, whichever photos are with it."""
+        multiple = self.spec.pad_multiple_px
+        height, width = (-(-side // multiple) * multiple for side in prepared.shape[:2])
+        return height, width
+
+    def _run(self, photos: list[Any], originals: list[tuple[int, int]], shape: tuple[int, int]) -> list[Detections]:
+        """One batch; when the device's memory is too small, its two halves, and a note."""
         try:
             return self._forward(photos, originals, shape)
         except torch.cuda.OutOfMemoryError:
@@ -209,20 +199,25 @@ class Detector:
         return self._run(photos[:half], originals[:half], shape) + self._run(photos[half:], originals[half:], shape)
 
     @torch.inference_mode()
-    def _forward(
-        self, photos: list[np.ndarray], originals: list[tuple[int, int]], shape: tuple[int, int]
-    ) -> list[Detections]:
+    def _forward(self, photos: list[Any], originals: list[tuple[int, int]], shape: tuple[int, int]) -> list[Detections]:
+        predicted = self._predict(photos, originals, shape)
+        return [self._convert(p.pred_instances, size) for p, size in zip(predicted, originals, strict=True)]
+
+    def _predict(self, photos: list[Any], originals: list[tuple[int, int]], shape: tuple[int, int]) -> Any:
+        """mmdetection's records of one batch, their answers in `pred_instances`."""
         batch = normalise(photos, shape, self.spec, self.device).to(memory_format=self._layout)
         samples = [_sample(photo.shape[:2], original, shape) for photo, original in zip(photos, originals, strict=True)]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
-            predicted: Any = self.model(batch, samples, mode="predict")
-        return [self._convert(p.pred_instances, size) for p, size in zip(predicted, originals, strict=True)]
+            return self.model(batch, samples, mode="predict")
+
+    def _masks(self, instances: Any, rows: np.ndarray) -> list[Rle] | None:
+        return [instances.masks[r] for r in rows] if getattr(self.model, "with_mask", False) else None
 
     def _convert(self, instances: Any, size: tuple[int, int]) -> Detections:
-        """mmdetection's record to ours: clipped to the photo, thresholded, best first, of the photo as it was given."""
+        """mmdetection's record as ours: classes as category ids, clipped to the photo, thresholded, best first."""
         scores = instances.scores.float().cpu().numpy()
         boxes = instances.bboxes.float().cpu().numpy().reshape(-1, 4)
-        labels = instances.labels.cpu().numpy()
+        category_ids = self._category_ids[instances.labels.cpu().numpy()]
         height, width = size
         boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
         solid = (
@@ -230,33 +225,31 @@ class Detector:
             & (boxes[:, 3] > boxes[:, 1])
             & (scores >= self.score_threshold)
             & np.isfinite(scores)
+            & (category_ids > 0)
         )
         rows = np.flatnonzero(solid)
         rows = rows[np.argsort(-scores[rows], kind="stable")][: self.max_per_image]
-        masks: list[Rle] | None = [instances.masks[r] for r in rows] if self.with_masks else None
+        masks = self._masks(instances, rows)
         if self.spec.flip:
             boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
             masks = masks and [mirrored(mask) for mask in masks]
-        return Detections(
-            boxes[rows].astype(np.float32), scores[rows].astype(np.float32), self._category_ids[labels[rows]], masks
-        )
+        return Detections(boxes[rows].astype(np.float32), scores[rows].astype(np.float32), category_ids[rows], masks)
 
 
 def _is_depthwise(model: nn.Module) -> bool:
-    """Whether it has convolutions of a channel each, as EfficientNet-Lite's."""
+    """Whether it has depthwise convolutions, as EfficientNet-Lite has."""
     return any(isinstance(m, nn.Conv2d) and 1 < m.groups == m.in_channels for m in model.modules())
 
 
 def _power_of_two(n: int) -> int:
-    """The smallest that is at least `n`, which is at least 1."""
+    """The smallest power of two that is at least `n` >= 1."""
     return 1 << (n - 1).bit_length()
 
 
 def fit(image: np.ndarray, scale_px: tuple[int, int]) -> np.ndarray:
-    """Resize a photo to fit `scale_px` (long, short side), proportions kept, up or down, bilinear as mmdetection does it.
+    """Resize a photo to fit `scale_px` (long, short side), up or down, proportions kept, bilinear as in mmdetection.
 
-    Raises:
-        ValueError: not an (H, W, 3) uint8 array.
+    Raises ValueError for anything but an (H, W, 3) uint8 array.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(
@@ -272,12 +265,11 @@ def fitted_size(height: int, width: int, scale_px: tuple[int, int]) -> tuple[int
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def _alike(fitted: list[np.ndarray], multiple: int) -> Iterator[tuple[tuple[int, int], list[int]]]:
-    """Groups of photos that pad to one shape, in the order their first member came."""
+def _alike(shapes: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], list[int]]]:
+    """Groups of photos that pad to one shape, ordered by first member: (padded height, width), rows of `shapes`."""
     groups: dict[tuple[int, int], list[int]] = {}
-    for row, photo in enumerate(fitted):
-        height, width = (-(-side // multiple) * multiple for side in photo.shape[:2])
-        groups.setdefault((height, width), []).append(row)
+    for row, shape in enumerate(shapes):
+        groups.setdefault(shape, []).append(row)
     yield from groups.items()
 
 
@@ -294,12 +286,13 @@ def normalise(photos: list[np.ndarray], shape: tuple[int, int], spec: DetectorSp
 
 
 def _sample(fitted: tuple[int, ...], original: tuple[int, int], padded: tuple[int, int]) -> Any:
-    """mmdetection's record of where a photo lies in its batch and how large it was."""
+    """mmdetection's record of a photo: its place in the batch and its original size."""
     from mmdet.structures import DetDataSample
 
     scale = fitted[1] / original[1], fitted[0] / original[0]  # width, height
     meta = dict(
         img_shape=tuple(fitted), ori_shape=original, scale_factor=scale, pad_shape=padded, batch_input_shape=padded,
-        border=np.zeros(4, np.float32),  # CenterNet's own pipeline centres a photo; ours pads right and below as for the others
+        # CenterNet's own pipeline centres a photo; ours pads right and below, as for the others
+        border=np.zeros(4, np.float32),
     )  # fmt: skip
     return DetDataSample(metainfo=meta)

@@ -1,32 +1,27 @@
-"""Which boxes stand for true items, for many sets of boxes over the same photos: COCO's matching, all photos going forward together.
+"""COCO's matching of detected and true boxes, fast enough to judge many sets of boxes over the same photos.
 
-True boxes once, then found boxes again and again; what `detection.metrics.matches` says, in a fraction of its time. Within a photo
-and category the best box takes the true item it overlaps most, the next one the best of what is left, for each of ten
-thresholds. Source: the COCO detection evaluation, as pycocotools carries it out (its answers are the test's).
+Gives what pycocotools gives, in a fraction of its time: the true boxes are sorted once, and all photos are matched
+together. Within a photo and category the best box takes the true item it overlaps most, the next one the best of what
+is left, for each of ten thresholds. Source: the COCO detection evaluation (pycocotools' answers are the test's).
 """
 
 from itertools import pairwise
 
 import numpy as np
 
-from detection.categories import CATEGORIES
 from detection.metrics import Arrays
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 MOST_PER_PHOTO = 100  # boxes of a category
-LEAST_OVERLAP = 0.5 - 1e-9  # what overlaps less takes nothing at any threshold
+LEAST_OVERLAP = 0.5 - 1e-9  # a box that overlaps less takes nothing at any threshold
 
 
-class Truth:
-    """The true boxes to judge by.
+class TrueBoxes:
+    """The true boxes to judge by; `photos` is (I,) int64, the ids of the judged photos, rising."""
 
-    Attributes:
-        photos: (I,) int64 ids of the judged photos, rising.
-    """
-
-    def __init__(self, truth: Arrays, image_ids: np.ndarray) -> None:
-        """`truth` and `image_ids` as `detection.metrics.evaluate_boxes` takes them."""
-        self.photos = np.unique(image_ids)
+    def __init__(self, truth: Arrays, image_ids: np.ndarray, n_categories: int) -> None:
+        """`truth` and `image_ids` as `detection.metrics.evaluate_boxes` takes them, ids of 1 to `n_categories`."""
+        self.photos, self.n_categories = np.unique(image_ids), n_categories
         inside = np.flatnonzero(np.isin(truth["image_id"], self.photos))
         keys = self._keys(truth, inside)
         order = np.argsort(keys, kind="stable")
@@ -35,24 +30,23 @@ class Truth:
         slots = np.arange(max([1, *self._sizes.tolist()]))
         self._there = slots < self._sizes[:, None]
         self._places = np.where(self._there, begins[:, None] + slots, 0)
-        self._items = np.bincount(keys, minlength=(len(CATEGORIES) + 1) * len(self.photos)).reshape(
-            -1, len(self.photos)
-        )
+        shape = (n_categories + 1, len(self.photos))  # which may be empty
+        self._items = np.bincount(keys, minlength=shape[0] * shape[1]).reshape(shape)
 
-    def matches(self, found: Arrays) -> dict[int, dict[str, np.ndarray]]:
-        """For each category id what `detection.metrics.matches` has: score and image_id (D,), right (10, D), items (I,).
+    def matches(self, detections: Arrays) -> dict[int, dict[str, np.ndarray]]:
+        """COCO's matching of detections as `detection.metrics.evaluate_boxes` takes them; those elsewhere are left out.
 
-        Args:
-            found: image_id, bbox, score and category_id, as there; boxes in photos that do not judge are left out.
+        For each category id: score (D,) and image_id (D,) of its boxes, at most 100 a photo; right (10, D) bool,
+        whether the box stands for a true item at IoU 0.50:0.05:0.95; items (I,), true items of each judged photo.
         """
-        inside = np.flatnonzero(np.isin(found["image_id"], self.photos))
-        keys, score = self._keys(found, inside), np.asarray(found["score"], np.float64)[inside]
+        inside = np.flatnonzero(np.isin(detections["image_id"], self.photos))
+        keys, score = self._keys(detections, inside), np.asarray(detections["score"], np.float64)[inside]
         order = np.lexsort((-score, keys))
         order = order[_rank(keys[order]) < MOST_PER_PHOTO]
         keys, score, rows = keys[order], score[order], inside[order]
-        right = self._right(np.asarray(found["bbox"], np.float64).reshape(-1, 4)[rows], keys)
-        image_id, ends = np.asarray(found["image_id"])[rows], np.arange(len(CATEGORIES) + 2) * len(self.photos)
-        cuts = np.searchsorted(keys, ends)
+        right = self._right(np.asarray(detections["bbox"], np.float64).reshape(-1, 4)[rows], keys)
+        image_id = np.asarray(detections["image_id"])[rows]
+        cuts = np.searchsorted(keys, np.arange(self.n_categories + 2) * len(self.photos))
         return {
             category: {
                 "score": score[begin:end], "image_id": image_id[begin:end], "right": right[:, begin:end],
@@ -62,7 +56,7 @@ class Truth:
         }  # fmt: skip
 
     def _keys(self, columns: Arrays, rows: np.ndarray) -> np.ndarray:
-        """(R,) a number for each category and photo, in that order."""
+        """(R,) int64, one number for each category and photo, rising by category, then by photo."""
         place = np.searchsorted(self.photos, np.asarray(columns["image_id"])[rows])
         return np.asarray(columns["category_id"])[rows].astype(np.int64) * len(self.photos) + place
 
@@ -98,7 +92,7 @@ def _rank(keys: np.ndarray) -> np.ndarray:
 
 
 def _overlaps(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(D, S) IoU of each box (D, 4) with its others (D, S, 4); corners rebuilt from sizes, as pycocotools rounds them."""
+    """(D, S) IoU of each box (D, 4) with its others (D, S, 4), through sides, as pycocotools rounds it."""
     near, size = boxes[:, None, :2], (boxes[:, 2:] - boxes[:, :2])[:, None]
     theirs, their_size = others[:, :, :2], others[:, :, 2:] - others[:, :, :2]
     sides = np.minimum(near + size, theirs + their_size) - np.maximum(near, theirs)

@@ -28,10 +28,8 @@ EXTENSION = "mmcv._ext"
 def install() -> None:
     """Make `import mmcv.ops` work: keep a compiled `mmcv._ext` that loads, else put this module's functions there.
 
-    Call it before mmcv.ops or mmdet is imported. A second call changes nothing.
-
-    Raises:
-        ModuleNotFoundError: if mmcv itself is not installed.
+    Call it before mmcv.ops or mmdet is imported; a second call changes nothing. Raises ModuleNotFoundError if mmcv
+    itself is not installed.
     """
     if EXTENSION in sys.modules:
         return
@@ -49,11 +47,8 @@ def install() -> None:
 def nms(bboxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
     """Greedy suppression of one class: (K,) int64 rows of `bboxes` that stay, best score first, ties in input order.
 
-    Args:
-        bboxes: (N, 4) float, N may be 0.
-        scores: (N,) float.
-        iou_threshold: overlap above which the lower score goes; equal overlap stays.
-        offset: 1 counts the last pixel in (width is x2 - x1 + 1), 0 does not.
+    `bboxes` is (N, 4) float, where N may be 0, and `scores` (N,) float. An overlap above `iou_threshold` drops the
+    lower score; equal overlap stays. An `offset` of 1 counts the last pixel in (width is x2 - x1 + 1), 0 does not.
     """
     boxes = _single(bboxes)
     if offset:
@@ -354,14 +349,12 @@ def _unmodulated(input: Tensor, weight: Tensor, offset: Tensor) -> tuple[Tensor,
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Fill `output` (N, C) with the focal loss (arXiv:1708.02002) of every logit against "is this row of this class?".
+    """Fill `output` (N, C) with the focal loss (arXiv:1708.02002) of each logit: is the row of the logit's class?
 
-    With p = sigmoid(x): -alpha (1 - p)^gamma log p for the row's own class, -(1 - alpha) p^gamma log(1 - p) for others.
-
-    Args:
-        input: (N, C) float logits.
-        target: (N,) int64 class of each row; C, or any other number that is no class, for background.
-        weight: (C,) factor of a row by its class, 1 for background; empty for none.
+    With p = sigmoid(x): -alpha (1 - p)^gamma log p for the row's own class, -(1 - alpha) p^gamma log(1 - p) for the
+    other classes. `input` is (N, C) float logits and `target` (N,) int64, the class of each row; any number outside
+    [0, C) is background. `weight` (C,) is the factor of a row by its class, 1 for background; a tensor without elements
+    weighs nothing.
     """
     logits = _single(input)
     p, log_p, log_not_p = logits.sigmoid(), logsigmoid(logits), logsigmoid(-logits)
@@ -388,6 +381,23 @@ def _by_class(positive: Tensor, negative: Tensor, target: Tensor, weight: Tensor
     if weight.numel():
         values = values * torch.where(own, weight.to(values.dtype), 1.0).prod(dim=1, keepdim=True)
     return values
+
+
+def ms_deform_attn_forward(
+    value: Tensor,
+    value_spatial_shapes: Tensor,
+    value_level_start_index: Tensor,
+    sampling_locations: Tensor,
+    attention_weights: Tensor,
+    im2col_step: int,
+) -> Tensor:
+    """Deformable attention over several maps (arXiv:2010.04159) on a GPU, forward only.
+
+    mmcv's own form of it in plain torch, which it uses on a CPU, does the work; its docstring has the shapes.
+    """
+    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+
+    return multi_scale_deformable_attn_pytorch(value, value_spatial_shapes, sampling_locations, attention_weights)
 
 
 def get_compiler_version() -> str:
@@ -444,6 +454,7 @@ OPERATORS: tuple[Callable, ...] = (
     deform_conv_backward_parameters,
     sigmoid_focal_loss_forward,
     sigmoid_focal_loss_backward,
+    ms_deform_attn_forward,
     get_compiler_version,
     get_compiling_cuda_version,
 )

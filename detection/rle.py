@@ -1,8 +1,8 @@
-"""COCO's compressed masks: drawn from what a mask head predicts, to run lengths and back for `postproc.masks` to vote on.
+"""COCO's compressed masks: drawn from a mask head's prediction, and to run lengths and back for `postproc.masks`.
 
-Run lengths count pixels column by column, off first. The compressed form writes each length, less the one two before it from the
-fourth on, in groups of five bits, lowest first, one character (48 + 32 if more follow + the bits) a group; the last group's
-highest bit is the sign. Source: the format of pycocotools' `rleToString`, which also does the way back here.
+Run lengths count pixels column by column, off first. The compressed form writes each length, less the one two before it
+from the fourth on, in groups of five bits, lowest first, one character (48 + 32 if more follow + the bits) a group; the
+last group's highest bit is the sign. Source: pycocotools' `rleToString`, which also does the way back here.
 """
 
 from collections.abc import Mapping
@@ -17,8 +17,7 @@ from detection.detections import Rle
 def lengths(mask: Mapping[str, Any]) -> np.ndarray:
     """Run lengths (R,) int64 of a compressed mask.
 
-    Raises:
-        ValueError: characters that are none of the format's, or lengths that do not fill the mask's size.
+    Raises ValueError for characters that are none of the format's, or lengths that do not fill the mask's size.
 
     >>> lengths({"size": [2, 3], "counts": b"132"})
     array([1, 3, 2])
@@ -48,25 +47,23 @@ def from_lengths(runs: np.ndarray, size: tuple[int, int]) -> Rle:
     {'size': [2, 3], 'counts': b'132'}
     """
     height, width = (int(side) for side in size)
-    return {"size": [height, width], "counts": coco.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)["counts"]}  # fmt: skip
+    compressed = coco.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+    return {"size": [height, width], "counts": compressed["counts"]}
 
 
 def mirrored(mask: Rle) -> Rle:
-    """The mask of the photo seen in a mirror: left is right."""
+    """The mask of the mirrored photo."""
     flipped = coco.encode(np.asfortranarray(coco.decode(mask)[:, ::-1]))
     return {"size": [int(side) for side in mask["size"]], "counts": flipped["counts"]}
 
 
 def drawn(values: np.ndarray, box: np.ndarray, size: tuple[int, int], threshold: float = 0.5) -> Rle:
-    """The mask of one box: what a mask head predicts for it, stretched over the box, on where it reaches the threshold.
+    """The mask of one box: a mask head's prediction stretched over the box, on where it reaches the threshold.
 
-    Bilinear between the centres of the cells and fading to zero half a cell outside, as mmdetection's `_do_paste_mask` has it
-    (Mask R-CNN, arXiv:1703.06870, section 3.1). Stretching is a product with one matrix a side, and only the box is computed.
-
-    Args:
-        values: (S, S) float32, in [0, 1].
-        box: x1, y1, x2, y2 in pixels; what is not a number counts as 0, for the detector drops such a box itself.
-        size: height, width of the photo.
+    `values` is (S, S) float32 in [0, 1]; `box` is x1 y1 x2 y2 in pixels, where NaN and infinity count as 0, for the
+    detector drops such a box itself; `size` is height and width of the photo. Bilinear between the centres of the cells
+    and fading to zero half a cell outside, as in mmdetection's `_do_paste_mask` (Mask R-CNN, arXiv:1703.06870, section
+    3.1). Stretching is a product with one matrix a side, and only the box is computed.
     """
     height, width = size
     box = np.where(np.isfinite(box), box, 0)
@@ -77,12 +74,11 @@ def drawn(values: np.ndarray, box: np.ndarray, size: tuple[int, int], threshold:
         down = _stretched(len(values), box[1], box[3], top, bottom)
         along = _stretched(len(values), box[0], box[2], left, right)
         whole[top:bottom, left:right] = down @ values @ along.T >= threshold
-    encoded = coco.encode(whole)
-    return {"size": [height, width], "counts": encoded["counts"]}
+    return {"size": [height, width], "counts": coco.encode(whole)["counts"]}
 
 
 def _stretched(n_cells: int, begin: float, end: float, first: int, last: int) -> np.ndarray:
-    """(last - first, n_cells) float32: how much of each cell between `begin` and `end` a pixel from `first` to `last` takes."""
+    """(last - first, n_cells) float32: the share of each cell between `begin` and `end` in pixels `first` to `last`."""
     with np.errstate(divide="ignore", invalid="ignore"):
         place = (np.arange(first, last, dtype=np.float32) + 0.5 - begin) / (end - begin)
     place[~np.isfinite(place)] = 0.5  # a box without a side: its middle

@@ -6,12 +6,13 @@ import pytest
 from detection import held_out
 from detection.detections import Detections
 from detection.training_photos import Sample
+from store.categories import DEEPFASHION2
 
 BOX, ELSEWHERE = (10, 10, 50, 50), (100, 100, 140, 140)
 SKIRT, TROUSERS = 9, 8
 
 
-def seen(*photos: tuple[list[tuple], list[tuple]]) -> held_out.Judged:
+def seen(*photos: tuple[list[tuple], list[tuple]]) -> held_out.HeldOutDetections:
     """Photos as (true (box, category), found (box, category, score)); numbers from 7 on."""
     truth, found = [], []
     for true, boxes in photos:
@@ -25,11 +26,11 @@ def seen(*photos: tuple[list[tuple], list[tuple]]) -> held_out.Judged:
             Detections(
                 np.array([b for b, _, _ in boxes], np.float32).reshape(-1, 4),
                 np.array([s for _, _, s in boxes], np.float32),
-                np.array([c for _, c, _ in boxes], np.int8),
+                np.array([c for _, c, _ in boxes], np.int16),
                 None,
             )
         )
-    return held_out.Judged(list(range(7, 7 + len(photos))), truth, found)
+    return held_out.HeldOutDetections(list(range(7, 7 + len(photos))), truth, found, DEEPFASHION2)
 
 
 @pytest.mark.parametrize("true, found, want", [
@@ -58,4 +59,8 @@ def test_figures_by_category():
     assert list(found) == ["trousers", "skirt"] and [one["items"] for one in found.values()] == [1, 1]
     assert [one["AP"] for one in found.values()] == pytest.approx([0, 1])
     assert held_out.figures_of(judged)["AP50"] == pytest.approx(0.5)
-    assert held_out.per_category(held_out.Judged([], [], [])) == held_out.figures_of(held_out.Judged([], [], [])) == {}
+    assert (
+        held_out.per_category(held_out.HeldOutDetections([], [], [], DEEPFASHION2))
+        == held_out.figures_of(held_out.HeldOutDetections([], [], [], DEEPFASHION2))
+        == {}
+    )

@@ -13,8 +13,8 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detection.categories import AP10_IDS, CATEGORIES
-from detection.metrics import evaluate_boxes, evaluate_masks, polygon_area, truth_arrays
+from detection.metrics import AP10_IDS, evaluate_boxes, evaluate_masks, polygon_area, truth_arrays
+from store.categories import DEEPFASHION2
 
 TOP, OUTWEAR, SKIRT = 1, 3, 9  # short sleeve outwear (3) is not among the ten
 BOX = (0, 0, 100, 100)
@@ -62,7 +62,7 @@ def test_ap10_is_the_mean_over_those_of_the_ten_that_have_items():
     got = judged(true_rows, [(1, SKIRT, 0, 0, 100, 62, 0.9), (1, OUTWEAR, *BOX, 0.9)])
     assert (got["AP10"], got["AP10_50"]) == (pytest.approx(0.3 / 2), pytest.approx(1 / 2))  # skirt and top
     assert got["AP"] == pytest.approx((0.3 + 0 + 1) / 3)
-    assert list(got["per_category"]) == list(CATEGORIES)
+    assert list(got["per_category"]) == list(DEEPFASHION2)
     assert got["per_category"]["skirt"] == {"AP": pytest.approx(0.3), "AP50": pytest.approx(1), "items": 1}
     assert got["per_category"]["vest"] == {"AP": None, "AP50": None, "items": 0}
     only_outwear = judged([(1, OUTWEAR, *BOX)], [])
@@ -93,7 +93,10 @@ def test_it_is_silent(capsys):
     "change, message",
     [
         ({"category_id": np.array([14])}, "detections: row 0 has category id 14, want 1 to 13"),
-        ({"score": np.array([np.nan])}, "detections: row 0 has score NaN"),
+        ({"score": np.array([np.nan])}, r"detections: row 0 has score \[nan\], want finite numbers"),
+        ({"score": np.array([np.inf])}, r"detections: row 0 has score \[inf\], want finite numbers"),
+        ({"bbox": np.full((1, 4), np.nan)}, r"detections: row 0 has bbox \[nan, nan, nan, nan\], want finite"),
+        ({"bbox": np.array([[0, 0, np.inf, 1]])}, r"detections: row 0 has bbox \[0.0, 0.0, inf, 1.0\], want finite"),
         ({"score": np.array([])}, "detections: score has 0 rows, image_id has 1"),
     ],
 )
@@ -101,6 +104,13 @@ def test_what_is_wrong_is_named(change, message):
     found = columns([(1, SKIRT, *BOX, 0.9)], True)
     with pytest.raises(ValueError, match=message):
         evaluate_boxes(columns([(1, SKIRT, *BOX)], False), found | change, np.array([1]))
+
+
+@pytest.mark.parametrize("name", ["bbox", "area"])
+def test_truth_that_is_not_finite_is_named(name: str) -> None:
+    true, found = columns([(1, SKIRT, *BOX)], False), columns([(1, SKIRT, *BOX, 0.9)], True)
+    with pytest.raises(ValueError, match=f"truth: row 0 has {name}"):
+        evaluate_boxes(true | {name: np.full_like(true[name], np.nan, dtype=float)}, found, np.array([1]))
 
 
 def brute_force_ap(truth: dict, found: dict, category: int, threshold: float, images: list[int]) -> float | None:
@@ -149,7 +159,7 @@ def test_agrees_with_brute_force(seed):
     images = [1, 2, 3, 4]  # of the five, one is not judged
     got = evaluate_boxes(truth, found, np.array(images))
     at50, at_all = [], []
-    for category, name in enumerate(CATEGORIES, start=1):
+    for category, name in enumerate(DEEPFASHION2, start=1):
         want = [brute_force_ap(truth, found, category, t, images) for t in np.linspace(0.5, 0.95, 10)]
         if want[0] is None:
             assert got["per_category"][name]["AP"] is None
@@ -302,3 +312,56 @@ def annotated(path: Path) -> tuple:
     names = sorted((key for key in anno if key.startswith("item")), key=lambda key: int(key[4:]))
     items = [(anno[n]["category_id"], anno[n]["bounding_box"], anno[n]["segmentation"]) for n in names]
     return int(path.stem), anno["source"], anno.get("weak_box", False), items
+
+
+@pytest.mark.parametrize("n_categories", [3, 300])
+def test_other_categories_equal_pycocotools_and_have_no_ap10(n_categories: int) -> None:
+    rng, names = np.random.default_rng(n_categories), [f"c{i}" for i in range(n_categories)]
+    n, images = 400, np.arange(1, 21)
+    corner = rng.uniform(0, 100, (n, 2))
+    box = np.concatenate([corner, corner + rng.uniform(20, 90, (n, 2))], axis=1)
+    truth = {
+        "image_id": rng.choice(images, n), "bbox": box, "category_id": rng.integers(1, n_categories + 1, n),
+        "area": (box[:, 2:] - box[:, :2]).prod(axis=1),
+    }  # fmt: skip
+    shaken = np.concatenate([box[:, :2] + rng.normal(0, 3, (n, 2)), box[:, 2:] + rng.normal(0, 3, (n, 2))], axis=1)
+    found = {
+        "image_id": truth["image_id"], "bbox": shaken, "score": rng.permutation(n) / n,
+        "category_id": np.where(rng.random(n) < 0.8, truth["category_id"], rng.integers(1, n_categories + 1, n)),
+    }  # fmt: skip
+    got = evaluate_boxes(truth, found, images, names)
+
+    def coco(columns: dict[str, np.ndarray]) -> COCO:
+        xywh = np.concatenate([columns["bbox"][:, :2], columns["bbox"][:, 2:] - columns["bbox"][:, :2]], axis=1)
+        one = COCO()
+        one.dataset = {
+            "images": [{"id": int(i)} for i in images],
+            "categories": [{"id": i + 1, "name": name} for i, name in enumerate(names)],
+            "annotations": [
+                {
+                    "id": row + 1, "image_id": int(columns["image_id"][row]), "bbox": xywh[row].tolist(), "iscrowd": 0,
+                    "category_id": int(columns["category_id"][row]), "area": float(xywh[row, 2:].prod()),
+                    "score": float(columns["score"][row]) if "score" in columns else 1.0,
+                }
+                for row in range(n)
+            ],
+        }  # fmt: skip
+        one.createIndex()
+        return one
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        official = COCOeval(coco(truth), coco(found), "bbox")
+        official.evaluate()
+        official.accumulate()
+        official.summarize()
+    want = [None if figure == -1 else pytest.approx(figure, abs=1e-12) for figure in official.stats[:6]]
+    assert [got[name] for name in FIGURES] == want and 0.1 < got["AP"] < 0.9
+    assert (got["AP10"], got["AP10_50"]) == (None, None) and list(got["per_category"]) == names
+
+
+def test_thirteen_other_categories_have_no_ap10() -> None:
+    true = columns([(1, SKIRT, *BOX)], False)
+    found = columns([(1, SKIRT, *BOX, 0.9)], True)
+    renamed = [*DEEPFASHION2[:-1], "cape"]
+    assert evaluate_boxes(true, found, np.array([1]), renamed)["AP10"] is None
+    assert evaluate_boxes(true, found, np.array([1]), list(DEEPFASHION2))["AP10"] == pytest.approx(1)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 
@@ -36,7 +36,8 @@ def test_any_lengths_come_back(runs: list[int]) -> None:
 
 
 @pytest.mark.parametrize("counts, message", [
-    (b"", "no COCO"), (b"\x00", "no COCO"), (b"1P", "no COCO"), (b"1", "its runs are 1 pixels, its size 2 x 3"), (b"o" * 12 + b"0", "2\\^40"),
+    (b"", "no COCO"), (b"\x00", "no COCO"), (b"1P", "no COCO"), (b"1", "its runs are 1 pixels, its size 2 x 3"),
+    (b"o" * 12 + b"0", "2\\^40"),
 ])  # fmt: skip
 def test_what_is_no_mask_is_refused(counts: bytes, message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -44,7 +45,10 @@ def test_what_is_no_mask_is_refused(counts: bytes, message: str) -> None:
 
 
 def test_a_mask_is_drawn_over_its_box() -> None:
-    """By hand: two cells of 1 above two of 0, over 4 x 4 pixels. Row centres lie at -0.25, 0.25, 0.75 and 1.25 cells: 0.75, 0.75, 0.25, 0."""
+    """By hand: two cells of 1 above two of 0, over 4 x 4 pixels.
+
+    Row centres lie at -0.25, 0.25, 0.75 and 1.25 cells: 0.75, 0.75, 0.25, 0.
+    """
     values = np.array([[1, 1], [0, 0]], np.float32)
     mask = coco.decode(drawn(values, np.array([2, 1, 6, 5], np.float32), (7, 9)))
     want = np.zeros((7, 9), np.uint8)
@@ -62,7 +66,6 @@ def test_a_box_that_covers_nothing_or_is_none_has_a_mask_all_the_same(box: list[
     )  # a box without a side reaches its neighbours, as mmdetection's does
 
 
-@settings(deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
     st.tuples(st.integers(1, 60), st.integers(1, 60)),

@@ -1,4 +1,4 @@
-"""A detector learns: losses are finite and fall, parts of a batch add up, other weights are taken over where they fit."""
+"""A detector learns: losses are finite and fall, parts of a batch add up, other weights are taken where they fit."""
 
 import dataclasses
 from pathlib import Path
@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from detection import detector, held_out, models, training
-from detection.training import InitError, Learner
-from detection.training_photos import Batches, Changes, Photos, Sample, blank
+from detection.training import DetectorLearner, InitError
+from detection.training_photos import Batches, PhotoAugmentation, Photos, Sample, blank
 from store.imageset import Photo
 
 CPU = torch.device("cpu")
@@ -25,16 +25,18 @@ def a_sample(height: int = 100, width: int = 60) -> Sample:
     return Sample(image, box, np.array([3]), outline)
 
 
-def learner(spec: models.DetectorSpec, **more: Any) -> Learner:
+def learner(spec: models.DetectorSpec, **more: Any) -> DetectorLearner:
     model = detector.build(spec)
     training.freeze(model)
-    return Learner(model, spec, **{"rate": 1e-3, "weight_decay": 0.0, **more})
+    return DetectorLearner(model, spec, **{"rate": 1e-3, "weight_decay": 0.0, **more})
 
 
 @pytest.mark.parametrize("spec", models.PROFILES["tiny"], ids=lambda spec: spec.name)
 def test_every_architecture_has_a_finite_loss_and_learns(spec: models.DetectorSpec) -> None:
     one = learner(spec)
-    batches = Batches(Photos.of([a_sample(128, 96)] * 2, spec), spec, 2, seed=0, changes=Changes(zoom=(1.0, 1.0)))
+    batches = Batches(
+        Photos.of([a_sample(128, 96)] * 2, spec), spec, 2, seed=0, augmentation=PhotoAugmentation(zoom=(1.0, 1.0))
+    )
     seen = []
     for step in range(8):
         photos, shape = batches[step]
@@ -97,7 +99,7 @@ def test_averaged_weights_lag_behind_and_without_decay_they_do_not() -> None:
 
 
 def test_a_learner_goes_on_from_its_state_to_the_bit() -> None:
-    def steps(one: Learner, numbers: range) -> dict[str, torch.Tensor]:
+    def steps(one: DetectorLearner, numbers: range) -> dict[str, torch.Tensor]:
         for step in numbers:
             one.gradients([a_sample(128, 96)] * 2, (128, 96), seed=step)
             one.update(0.5)
@@ -156,7 +158,7 @@ def test_an_imagenet_classifier_fills_the_backbone(tmp_path: Path) -> None:
 def test_timm_s_own_names_fill_the_tiny_backbone(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    from pretrained import efficientnet_lite
+    from networks import efficientnet_lite
 
     published = efficientnet_lite.state_dict("tf_efficientnet_lite0")
     save_file({name: tensor.contiguous() for name, tensor in published.items()}, tmp_path / "lite0.safetensors")
@@ -194,34 +196,35 @@ def test_weights_of_another_network_are_refused() -> None:
         training.take_matching(detector.build(models.ATSS_TINY), {"stages.0.weight": torch.zeros(3, 3)})
 
 
-# ------------------------------------------------------------------------------------------------ slow: to the end, and at the paper's size
+# ---- slow: to the end, and at the paper's size ------------------------------------------------------------------
 
 
 def handful(spec: models.DetectorSpec) -> list[Sample]:
-    """Three consumer and three shop pictures, drawn: 11 garments of 5 categories, no two centres in one cell of 8 pixels."""
+    """Six synthetic images: 11 garments of 5 categories, no two centres in one cell of 8 pixels."""
     from detection.training_photos import sample
-    from retrieval.datasets import drawn
+    from sources.drawn import source
     from store.decode import decode
 
-    rows = [row for row in drawn.read(users=3, shops=3, seed=6, size_px=160) if isinstance(row, Photo)]
+    rows = [row for row in source.read(users=3, shops=3, seed=6, size_px=160) if isinstance(row, Photo)]
     return [sample(decode(row.image), [vars(item) for item in row.items], spec) for row in rows]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", models.PROFILES["tiny"], ids=lambda spec: spec.name)
 def test_every_architecture_overfits_a_handful_of_pictures(spec: models.DetectorSpec) -> None:
-    """40 steps of the same six pictures, backbone from ImageNet; the averaged weights in float16 find them all again."""
+    """40 steps of the same six pictures, backbone from ImageNet; the averaged float16 weights find all garments."""
     from jobs.training.run import rate_share, shipped
 
     spec, steps = dataclasses.replace(spec, scale_px=(160, 160)), 40
     samples = handful(spec)
     model = detector.build(spec, pretrained_backbone=True)
     training.freeze(model)
-    one = Learner(model.to(memory_format=torch.channels_last), spec, rate=2e-3, weight_decay=0.0)  # type: ignore[call-overload]
+    one = DetectorLearner(model.to(memory_format=torch.channels_last), spec, rate=2e-3, weight_decay=0.0)  # type: ignore[call-overload]
     for step in range(steps):
         one.gradients(samples, (160, 160), seed=step)
         one.update(rate_share(step, steps, warm_up=10))
-    figures: Any = held_out.measure(shipped(one.average.tensors), spec, Photos.of(samples, spec), device="cpu")
+    judged = held_out.detect(shipped(one.average.tensors), spec, Photos.of(samples, spec), device="cpu")
+    figures: Any = held_out.figures_of(judged)
     assert figures["images"] == 6 and figures["AP50"] > 0.9
     assert ("mask_AP50" in figures) == ("mask" in spec.name) and figures.get("mask_AP50", 1.0) > 0.9
 
@@ -232,7 +235,7 @@ def test_a_step_of_every_detector_of_the_paper_s_size_moves_backbone_neck_and_he
     model = detector.build(spec)
     training.freeze(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    one = Learner(model, spec, rate=1e-4)
+    one = DetectorLearner(model, spec, rate=1e-4)
     figures = one.gradients([a_sample(128, 96)], (128, 96), seed=0)
     one.update(1.0)
     assert np.isfinite(list(figures.values())).all()
@@ -242,3 +245,38 @@ def test_a_step_of_every_detector_of_the_paper_s_size_moves_backbone_neck_and_he
     still = {name for name in before if name.endswith("running_mean")} - moved
     trains_norm = spec.name == "centernet_r18-dcnv2"  # as mmdetection trains it: BatchNorm learns, no stage is frozen
     assert bool(still) != trains_norm and ("backbone.conv1.weight" in moved) == trains_norm
+
+
+# ------------------------------------------------------------------------------------------------ other categories
+
+
+@pytest.mark.parametrize("names, anew", [
+    (("cape", "kilt"), 0),          # the same: all of the network is taken
+    (("kilt", "cape"), 2),          # as many others: they fit by shape, and would tell apart the wrong ones
+    (("cape", "kilt", "hood"), 2),  # more of them
+])  # fmt: skip
+def test_what_tells_other_categories_apart_starts_anew(tmp_path: Path, names: tuple[str, ...], anew: int) -> None:
+    from safetensors.torch import save_file
+
+    from networks.weight_header import metadata_of
+
+    theirs = models.with_categories(models.RETINANET_LITE0_TINY, ("cape", "kilt"))
+    tensors = {key: torch.full_like(value, 0.25) for key, value in detector.build(theirs).state_dict().items()}
+    save_file(tensors, tmp_path / "theirs.safetensors", metadata_of(theirs.categories))
+    spec = models.with_categories(models.RETINANET_LITE0_TINY, names)
+    model = detector.build(spec)
+    taken, whole, started = training.start_from(model, spec, tmp_path / "theirs.safetensors")
+    assert (whole - taken, started) == (anew, anew)
+    own = model.state_dict()
+    assert (own["bbox_head.retina_reg.weight"] == 0.25).all()
+    assert (own["bbox_head.retina_cls.bias"] == 0.25).all() == (not anew)
+
+
+def test_weights_without_names_are_of_deepfashion2(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    theirs = detector.build(models.RETINANET_LITE0_TINY).state_dict()
+    save_file(theirs, tmp_path / "theirs.safetensors")
+    renamed = models.with_categories(models.RETINANET_LITE0_TINY, [f"c{i}" for i in range(13)])
+    for spec, anew in ((models.RETINANET_LITE0_TINY, 0), (renamed, 2)):
+        assert training.start_from(detector.build(spec), spec, tmp_path / "theirs.safetensors")[2] == anew

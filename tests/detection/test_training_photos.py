@@ -1,4 +1,4 @@
-"""What the network is shown: boxes and outlines move with their pixels, and a photo is a function of seed, step and place."""
+"""Training photos: boxes and outlines move with their pixels; a photo is a function of seed, step and place."""
 
 import io
 import itertools
@@ -9,7 +9,7 @@ import pytest
 
 from detection import training_photos as photos_of
 from detection.models import ATSS_TINY
-from detection.training_photos import Batches, Changes, Photos, Sample, augment, copy_paste, mosaic, sample
+from detection.training_photos import Batches, PhotoAugmentation, Photos, Sample, augment, copy_paste, mosaic, sample
 
 ZOOM = (0.8, 1.25)
 
@@ -41,7 +41,7 @@ def reddish(image: np.ndarray) -> np.ndarray:
 
 
 def batches(samples: list[Sample], size: int = 4, seed: int = 0, **changes: object) -> Batches:
-    return Batches(Photos.of(samples, ATSS_TINY), ATSS_TINY, size, seed, Changes(**changes))  # type: ignore[arg-type]
+    return Batches(Photos.of(samples, ATSS_TINY), ATSS_TINY, size, seed, PhotoAugmentation(**changes))  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------------------ one photo
@@ -76,7 +76,7 @@ def test_items_of_a_row_are_scaled_with_the_photo() -> None:
     assert one.labels.tolist() == [7] and one.image.shape == (320, 240, 3)
 
 
-# ------------------------------------------------------------------------------------------------ four photos, two photos
+# ------------------------------------------------------------------------------------- four photos, two photos
 
 
 @pytest.mark.parametrize("seed", range(12))
