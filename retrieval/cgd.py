@@ -1,11 +1,11 @@
 """Combination of multiple global descriptors: crops in, unit rows out; torch. Source: CGD, arXiv:1903.10663.
 
-One feature map is pooled by every branch, reduced to dim / branches numbers by a linear layer without bias and brought to
-unit length; the branches are joined and brought to unit length again. The first branch also feeds a classifier, which
-only training uses.
+One feature map is pooled by every branch, reduced to dim / branches numbers by a linear layer without bias and brought
+to unit length; the branches are joined and brought to unit length again. The first branch also feeds a classifier,
+which only training uses.
 
-Departures from the paper: any timm backbone, and reductions that start orthogonal, so that an untrained head keeps most of
-what the backbone's features tell apart.
+Departures from the paper: any timm backbone, and reductions that start orthogonal, so that an untrained head keeps most
+of what the backbone's features tell apart.
 """
 
 from typing import Any, cast
@@ -21,15 +21,14 @@ from retrieval.descriptors import DESCRIPTORS
 class CGD(nn.Module):
     """Crops to unit rows, and class scores where there are classes.
 
+    `forward` takes images (B, 3, H, W) float, normalised as the backbone wants, to rows (B, dim) of unit length, and
+    with `classes` to a pair (rows, logits (B, classes)), logits not yet divided by a temperature.
+
     Args:
-        backbone: a timm model name (random weights, last down-sampling removed) or a module (B, 3, H, W) -> (B, C, h, w).
+        backbone: a timm model name (random weights, last down-sampling removed), or (B, 3, H, W) -> (B, C, h, w).
         descriptors: branch names out of `retrieval.descriptors.DESCRIPTORS`; the first feeds the classifier.
         dim: D, length of one row; a multiple of the number of branches.
         classes: number of training identities; None: no classifier.
-
-    Shapes:
-        forward(images (B, 3, H, W) float, normalised as the backbone wants) -> rows (B, dim) of unit length,
-        and with `classes` a pair (rows, logits (B, classes)), logits not yet divided by a temperature.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class CGD(nn.Module):
             nn.init.orthogonal_(cast(nn.Linear, reduction).weight)
         self.classifier: nn.Module | None = None
         if classes is not None:
-            # the paper classifies the pooled map itself, before its reduction; a norm without shift keeps the scale in bounds
+            # the paper classifies the pooled map itself, before its reduction; BatchNorm keeps its scale in bounds
             self.classifier = nn.Sequential(nn.BatchNorm1d(channels), nn.Linear(channels, classes))
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -64,7 +63,7 @@ class CGD(nn.Module):
 
     def combine(self, pooled: list[Tensor]) -> Tensor:
         """Pooled maps, one (B, C) per branch, to (B, dim) float32 unit rows."""
-        parts = [_unit(reduce(one)) for reduce, one in zip(self.reductions, pooled, strict=True)]
+        parts = [_unit(reduce(vector)) for reduce, vector in zip(self.reductions, pooled, strict=True)]
         return _unit(torch.cat(parts, dim=1))
 
 
@@ -83,19 +82,15 @@ class FeatureMap(nn.Module):
 class Trunk(nn.Module):
     """An EfficientNet's stem and the first of its stages and blocks, under timm's names for them.
 
-    Args:
-        body: a timm `features_only` EfficientNet.
-        blocks: how many blocks of each stage stay; stages beyond are left out.
-
-    Raises:
-        ValueError: the network has no such stages, or fewer blocks in one.
+    `body` is a timm `features_only` EfficientNet; `blocks` tells how many blocks of each stage stay, and stages beyond
+    are left out. Raises ValueError where the network has no such stages, or fewer blocks in one.
     """
 
     def __init__(self, body: nn.Module, blocks: tuple[int, ...]) -> None:
         super().__init__()
         whole: Any = getattr(body, "blocks", None)
         has = [len(cast(nn.Sequential, stage)) for stage in whole] if isinstance(whole, nn.Sequential) else []
-        if len(blocks) > len(has) or any(kept > there for kept, there in zip(blocks, has, strict=False)):
+        if len(blocks) > len(has) or any(kept > n for kept, n in zip(blocks, has, strict=False)):
             raise ValueError(f"blocks {blocks}: the network has stages of {has or 'no'} blocks")
         self.conv_stem, self.bn1 = cast(nn.Module, body.conv_stem), cast(nn.Module, body.bn1)
         self.blocks = nn.Sequential(*(stage[:kept] for stage, kept in zip(whole, blocks, strict=False)))
@@ -107,22 +102,18 @@ class Trunk(nn.Module):
 def fine_map(timm_id: str, *, stride: int = 16, blocks: tuple[int, ...] = ()) -> FeatureMap:
     """A timm backbone whose last map has one cell per `stride` pixels instead of the usual 32; random weights.
 
-    Networks in stages (ResNets, SE-ResNeXts, EfficientNets, RegNets, ConvNeXts …) are asked through timm's `output_stride`,
-    which turns the last strides into dilations; the dilations are then taken out again: as in the paper, the filters are
-    those of the published network and only the down-sampling is missing (dilated depthwise filters are also several times
-    slower on a CPU). stride=32 changes nothing. Transformers have one fixed stride and are built as they are. `blocks` cuts
-    an EfficientNet short, see `Trunk`.
-
-    Raises:
-        ValueError: timm does not know the name, or the network has no such blocks.
+    For networks in stages (ResNets, SE-ResNeXts, EfficientNets, RegNets, ConvNeXts …) timm's `output_stride` turns the
+    last strides into dilations, and we undo the dilations. As in the paper, the filters are those of the published
+    network and only the down-sampling is missing (dilated depthwise filters are also several times slower on a CPU).
+    stride=32 changes nothing. Transformers have one fixed stride and are built as they are. `blocks` cuts an
+    EfficientNet short, see `Trunk`. Raises ValueError for a name that timm does not know, or blocks that the network
+    has not.
     """
-    if not timm.is_model(timm_id):
-        near = timm.list_models(f"*{timm_id.split('.')[0][:8]}*")[:5]
-        raise ValueError(f"timm has no model {timm_id!r}; near it: {', '.join(near) or 'none'}")
+    refuse_unknown(timm_id)
     options: dict[str, Any] = {"pretrained": False, "features_only": True, "out_indices": (-1,)}
     try:
         body = timm.create_model(timm_id, output_stride=stride, **options)
-    except (TypeError, RuntimeError, NotImplementedError, AssertionError):  # no stages to hold back
+    except (TypeError, RuntimeError, NotImplementedError, AssertionError):  # a network without stages
         body = timm.create_model(timm_id, **options)
     else:
         _undilate(body)
@@ -133,11 +124,18 @@ def fine_map(timm_id: str, *, stride: int = 16, blocks: tuple[int, ...] = ()) ->
     return FeatureMap(body, info.channels()[-1])
 
 
+def refuse_unknown(timm_id: str) -> None:
+    """ValueError for a name that timm does not know, with some that are near."""
+    if not timm.is_model(timm_id):
+        near = timm.list_models(f"*{timm_id.split('.')[0][:8]}*")[:5]
+        raise ValueError(f"timm has no model {timm_id!r}; near it: {', '.join(near) or 'none'}")
+
+
 def _undilate(body: nn.Module) -> None:
-    """Give every dilated convolution its plain filter back, with the padding that keeps the map's size."""
+    """Undo the dilation of every convolution, with the padding that keeps the map's size."""
     for layer in body.modules():
         if isinstance(layer, nn.Conv2d) and max(layer.dilation) > 1:
-            if not isinstance(layer.padding, str):  # layers with padding "same" work theirs out themselves
+            if not isinstance(layer.padding, str):  # layers with padding "same" compute their own
                 layer.padding = tuple(pad // by for pad, by in zip(layer.padding, layer.dilation, strict=True))
             layer.dilation = (1, 1)
 
@@ -155,10 +153,10 @@ def _check(descriptors: tuple[str, ...], dim: int, classes: int | None) -> None:
 
 
 def _channels(backbone: nn.Module) -> int:
-    """C of the backbone's map: its `channels` if it says so, else found by one small image."""
-    known = getattr(backbone, "channels", None)
-    if isinstance(known, int):
-        return known
+    """C of the backbone's map: its `channels` where it has that attribute, else measured on one small image."""
+    declared = getattr(backbone, "channels", None)
+    if isinstance(declared, int):
+        return declared
     training = backbone.training
     with torch.no_grad():
         first = next(iter(backbone.parameters()), torch.zeros(()))

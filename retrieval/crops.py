@@ -3,16 +3,16 @@
 The rule, the same in training and in use:
 
 1. The box is widened by `margin` of its own width on the left and on the right and of its own height above and below,
-   then cut to the photo and rounded to whole pixels (half up), at least one. A margin below 0 makes what the photo shows
-   of the box narrower instead.
-2. What is inside keeps its proportions: its longer side becomes `size` pixels (by area where it shrinks, bilinearly where it
-   grows), it stands in the middle, and the rest of the square is white.
+   then cut to the photo and rounded to whole pixels (half up), at least one. A margin below 0 makes what the photo
+   shows of the box narrower instead.
+2. What is inside keeps its proportions: its longer side becomes `size` pixels (by area where it shrinks, bilinearly
+   where it grows), it stands in the middle, and the rest of the square is white.
 
-Why white, and no margin: shop photos have white backdrops, so a narrow garment ends in white on both sides of a pair. What
-surrounds a consumer's garment, the street and the other garments, tells pairs apart that belong together. Published
-EfficientNet-Lite0 features (160 px, stride 32) on ccp_df2 val, true boxes, Acc@1 / Acc@10:
-this rule 0.545 / 0.717; stretched to the square 0.437 / 0.685, with a margin of 0.05 0.260 / 0.494; a square of the
-photo about the box 0.260 / 0.460, with a margin of 0.05 0.138 / 0.287.
+Why white, and no margin: shop photos have white backdrops, so a narrow garment ends in white on both sides of a pair.
+What surrounds a consumer's garment, the street and the other garments, tells pairs apart that belong together.
+Published EfficientNet-Lite0 features (160 px, stride 32) on ccp_df2 val, true boxes, Acc@1 / Acc@10: this rule 0.545 /
+0.717; stretched to the square 0.437 / 0.685, with a margin of 0.05 0.260 / 0.494; a square of the photo about the box
+0.260 / 0.460, with a margin of 0.05 0.138 / 0.287.
 """
 
 import cv2
@@ -23,19 +23,16 @@ FILL = 255  # white
 
 
 def crop(image: np.ndarray, boxes: np.ndarray, size: int, margin: float = MARGIN) -> np.ndarray:
-    """Cut every box out of one photo as a square picture.
+    """Cut every box out of one photo as a square picture: (N, size, size, 3) uint8, RGB, rows as in `boxes`.
+
+    Raises ValueError for another shape or type, and with its row for a box that is not finite, is empty or lies outside
+    the photo.
 
     Args:
         image: (H, W, 3) uint8, RGB, upright; not changed.
         boxes: (N, 4) float, x1 y1 x2 y2 in pixels of `image`; N may be 0. Parts outside the photo are ignored.
         size: side of the crops in pixels.
         margin: share of the box's width and height added on each side, above -0.5; below 0 it is taken away.
-
-    Returns:
-        (N, size, size, 3) uint8, RGB, rows as in `boxes`.
-
-    Raises:
-        ValueError: another shape or type, or a box that is not finite, is empty or lies outside the photo, with its row.
 
     >>> crop(np.full((20, 10, 3), 7, np.uint8), np.array([[0, 0, 10, 20]]), 4).shape
     (1, 4, 4, 3)

@@ -11,24 +11,24 @@ EPS = 1e-6  # GeM: smaller responses, negative ones included, count as this much
 
 
 class SPoC(nn.Module):
-    """Mean over places (arXiv:1510.07493): what is there on the whole."""
+    """Mean over places (arXiv:1510.07493)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.float().mean(dim=(2, 3)).to(x.dtype)
 
 
 class MAC(nn.Module):
-    """Maximum over places (arXiv:1511.05879): the strongest response anywhere."""
+    """Maximum over places (arXiv:1511.05879)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.amax(dim=(2, 3))
 
 
 class GeM(nn.Module):
-    """Generalised mean, (mean x^p)^(1/p) with x cut at `EPS` (arXiv:1711.02512, §3.2): p = 1 is SPoC, p -> infinity MAC.
+    """Generalised mean, (mean x^p)^(1/p) with x cut at `EPS` (arXiv:1711.02512, §3.2): p = 1 is SPoC, infinity MAC.
 
-    Every channel is divided by its maximum before the power and multiplied by it afterwards. The value is the same, and
-    nothing over- or underflows: 60000^3 is no float16, and 0.001^20 no float32. p shared by all channels.
+    All channels share p. Every channel is divided by its maximum before the power and multiplied by it afterwards: the
+    value is the same, and nothing over- or underflows (60000^3 exceeds float16, and 0.001^20 is below float32).
     """
 
     def __init__(self, p: float = 3.0, learn_p: bool = True) -> None:
@@ -39,9 +39,7 @@ class GeM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         values = x.float().clamp(min=EPS)
-        top = values.amax(
-            dim=(2, 3), keepdim=True
-        ).detach()  # a constant factor: the gradient is that of the plain formula
+        top = values.amax(dim=(2, 3), keepdim=True).detach()  # a constant, so the gradient is the plain formula's
         p = self.p.float()
         pooled = (values / top).pow(p).mean(dim=(2, 3)).pow(1.0 / p) * top[:, :, 0, 0]
         return pooled.to(x.dtype)

@@ -1,7 +1,7 @@
-"""What embedders are trained with: a ranking loss on the rows, a classification loss on the first branch; torch.
+"""What embedders are trained with: a ranking loss on the embeddings, a classification loss on the first branch.
 
-Ranking losses come from pytorch-metric-learning by name and arguments (`LOSSES`, `MINERS`); `PRESETS` are the settings of
-their papers. The classification loss is CGD's (arXiv:1903.10663, §3.2): temperature 0.5, label smoothing 0.1.
+Ranking losses come from pytorch-metric-learning by name and arguments (`LOSSES`, `MINERS`); `PRESETS` are the settings
+of their papers. The classification loss is CGD's (arXiv:1903.10663, §3.2): temperature 0.5, label smoothing 0.1.
 """
 
 import inspect
@@ -69,14 +69,14 @@ PRESETS: dict[str, Preset] = {
 class RankingLoss(nn.Module):
     """A loss of pytorch-metric-learning with its miner; proxies, where it has them, are parameters of this module.
 
+    Raises ValueError where there is no loss or miner of that name, or for an argument it does not take; the message
+    lists those there are.
+
     Args:
         name: of a preset, else of a loss; a name that is both means the preset.
         arguments: replace the preset's, or go to the loss as they are.
         miner: replaces the preset's miner; "none" for none.
-        dim: D of the rows; classes: number of identities. Given to the losses that ask for them.
-
-    Raises:
-        ValueError: no loss or miner of that name, or an argument it does not take; the message lists those there are.
+        dim: D of the embeddings. classes: number of identities. Both go to the losses that take them.
     """
 
     def __init__(
@@ -86,35 +86,36 @@ class RankingLoss(nn.Module):
         preset = PRESETS.get(name) or Preset(name)
         if preset.loss not in LOSSES:
             raise ValueError(f"no loss {name!r}; there are: {', '.join(sorted({*PRESETS, *LOSSES}))}")
-        known = {"embedding_size": dim, "num_classes": classes}
-        self.loss = _make(LOSSES[preset.loss], preset.loss, {**preset.arguments, **(arguments or {})}, known)
+        sizes = {"embedding_size": dim, "num_classes": classes}
+        self.loss = _make(LOSSES[preset.loss], preset.loss, {**preset.arguments, **(arguments or {})}, sizes)
         chosen, more = (miner, {}) if miner else (preset.miner, preset.miner_arguments)
         if chosen not in ("", "none", *MINERS):
             raise ValueError(f"no miner {chosen!r}; there are: none, {', '.join(sorted(MINERS))}")
         self.miner = MINERS[chosen](**more) if chosen in MINERS else None
 
     def forward(self, rows: Tensor, identities: Tensor) -> Tensor:
-        """Rows (B, D) of unit length and identities (B,) int64 -> a scalar; 0 where nothing in the batch compares."""
+        """Unit rows (B, D) and identities (B,) int64 -> a scalar; 0 where the batch has nothing to compare."""
         if rows.ndim != 2 or identities.shape != rows.shape[:1]:
             raise ValueError(
-                f"ranking loss: want rows (B, D) and identities (B,), got {tuple(rows.shape)} and {tuple(identities.shape)}"
+                f"ranking loss: want rows (B, D) and identities (B,), got {tuple(rows.shape)} and "
+                f"{tuple(identities.shape)}"
             )
         rows = rows.float()
-        found = None if self.miner is None else self.miner(rows, identities)
-        value: Tensor = self.loss(rows, identities, found) if found is not None else self.loss(rows, identities)
+        mined = () if self.miner is None else (self.miner(rows, identities),)
+        value: Tensor = self.loss(rows, identities, *mined)
         return value
 
 
-def _make(make: Callable[..., nn.Module], name: str, arguments: dict[str, Any], known: dict[str, int]) -> nn.Module:
-    """Call a constructor with the arguments it has; sizes it asks for are filled in."""
+def _make(make: Callable[..., nn.Module], name: str, arguments: dict[str, Any], sizes: dict[str, int]) -> nn.Module:
+    """Call a constructor with these arguments and those of the sizes that it takes."""
     bases: tuple[Any, ...] = inspect.getmro(make)[:-1]  # type: ignore[arg-type]
     takes = {p for base in bases for p in inspect.signature(base.__init__).parameters} - {"self", "args", "kwargs"}
     for argument in arguments:
-        if argument not in takes - known.keys():
+        if argument not in takes - sizes.keys():
             raise ValueError(
-                f"loss {name!r} takes no {argument!r}; it takes: {', '.join(sorted(takes - known.keys()))}"
+                f"loss {name!r} takes no {argument!r}; it takes: {', '.join(sorted(takes - sizes.keys()))}"
             )
-    return make(**{size: value for size, value in known.items() if size in takes}, **arguments)
+    return make(**{size: value for size, value in sizes.items() if size in takes}, **arguments)
 
 
 def tempered_cross_entropy(
@@ -122,11 +123,8 @@ def tempered_cross_entropy(
 ) -> Tensor:
     """Mean cross entropy of logits / temperature against labels that give `smoothing` evenly to all classes.
 
-    Args:
-        logits: (B, classes) float.
-        identities: (B,) int64 class numbers.
-        temperature: above 0; below 1 it widens the differences between logits, which keeps gradients of small ones alive.
-        smoothing: in [0, 1).
+    `logits` are (B, classes) float, `identities` (B,) int64 class numbers. The temperature is above 0; below 1 it
+    widens the differences between logits, so that small ones have a gradient. `smoothing` is in [0, 1).
     """
     if not temperature > 0:
         raise ValueError(f"cross entropy: want a temperature above 0, got {temperature}")

@@ -1,9 +1,9 @@
-"""The benchmark's consumer-to-shop accuracy: ranked shop garments and the truth in, top-k accuracy out.
+"""The benchmark's consumer-to-shop Acc@k: ranked shop garments and the ground truth in, Acc@k out.
 
 A consumer item and a shop item match when pair_id and style are equal and style is above 0. Each detection of a
-photo belongs to the true item that it overlaps most; of those that also carry the item's category the one with the
-highest score stands for the item, and its list is right at k when one of its first k boxes lies in a matching shop
-photo with IoU >= 0.5 to a matching box. Every true item with style > 0 counts, found or not.
+photo belongs to the true item that it overlaps most. Of those that also have the item's category, the one with the
+highest score stands for the item. Its list is right at k when one of its first k boxes lies in a matching shop
+photo with IoU >= 0.5 to a matching box. Every true item with style > 0 counts, detected or not.
 
 Source: DeepFashion2, arXiv:1901.07973, and the retrieval evaluator its authors publish; the same numbers, from sorted
 arrays where theirs scans everything once per item. Where we differ: an item without any matching shop item counts as
@@ -11,80 +11,49 @@ wrong (theirs stops with an error), lists shorter than k are judged as they are 
 the items of photos that have no detection at all.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
-from operator import itemgetter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from postproc.places import spans
+from retrieval.results import QueryDetections, Records, Results, columns_of, detections_of, shop_lists
+
 KS = (1, 5, 10, 15, 20)
 ATTRIBUTES = ("scale", "occlusion", "zoom_in", "viewpoint")
-BLOCK_CELLS = 1 << 22
-"""Comparisons of shop photo ids done at once: bounds the memory when very many shop items match one query."""
-
-Record = Mapping[str, Any]
+BLOCK_CELLS = 1 << 22  # shop photo ids compared at once: bounds the memory when many shop items match one query
 
 
-@dataclass(frozen=True)
-class Results:
-    """A submission as columns: R detected consumer garments, each with a list of up to K shop boxes, best first.
+class Answers(NamedTuple):
+    """What each of Q queries was answered; a query is an entry of `query_gt` with style > 0, in its order."""
 
-    Every function here takes either this or the official list of dictionaries.
-
-    Attributes:
-        query_image_id: (R,) int, the consumer photo.
-        query_bbox: (R, 4) float, x1 y1 x2 y2 in its pixels.
-        query_cls: (R,) int, category id.
-        query_score: (R,) float.
-        gallery_image_id: (R, K) int, the shop photos.
-        gallery_bbox: (R, K, 4) float, x1 y1 x2 y2 in their pixels.
-        gallery_count: (R,) int, how long each list is; what a row holds after that is not looked at.
-    """
-
-    query_image_id: np.ndarray
-    query_bbox: np.ndarray
-    query_cls: np.ndarray
-    query_score: np.ndarray
-    gallery_image_id: np.ndarray
-    gallery_bbox: np.ndarray
-    gallery_count: np.ndarray
-
-    def __post_init__(self) -> None:
-        n, k = self.gallery_image_id.shape
-        want = {"query_image_id": (n,), "query_bbox": (n, 4), "query_cls": (n,), "query_score": (n,)}
-        for name, shape in (want | {"gallery_bbox": (n, k, 4), "gallery_count": (n,)}).items():
-            if getattr(self, name).shape != shape:
-                raise ValueError(f"results: {name} has shape {getattr(self, name).shape}, others want {shape}")
-
-    def __len__(self) -> int:
-        return len(self.query_image_id)
+    row: np.ndarray  # (Q,) int64, the result that stands for it; -1 for a missed item
+    # (Q, k) int64, the row of `gallery_gt` of the true item that is found at a place, -1 at all others. A place finds
+    # at most one item and an item is found once, at the first place that may have it.
+    found: np.ndarray
+    relevant: np.ndarray  # (Q,) int64, how many entries of `gallery_gt` match it
 
 
 class Hits(NamedTuple):
-    """What the judge thinks of each result, in the order of the results.
+    """How each of R results is judged, in the order of the results."""
 
-    right: (R, k) bool, which of its first k shop boxes are right. item: (R,) int64, the row of `query_gt` it belongs to
-    with the right category and a style above 0, or -1 (then nothing in its list can be right). stands: (R,) bool,
-    whether it is the one that stands for that item.
-    """
-
-    right: np.ndarray
+    right: np.ndarray  # (R, k) bool, which of its first k shop boxes are right
+    # (R,) int64, the row of `query_gt` it belongs to with the right category and a style above 0, or -1 (then nothing
+    # in its list can be right)
     item: np.ndarray
-    stands: np.ndarray
+    stands: np.ndarray  # (R,) bool, whether it is the one that stands for that item
 
 
 def consumer_to_shop_accuracy(
-    results: Results | Sequence[Record],
-    query_gt: Sequence[Record],
-    gallery_gt: Sequence[Record],
+    results: Results | Records,
+    query_gt: Records,
+    gallery_gt: Records,
     ks: Sequence[int] = KS,
     iou_threshold: float = 0.5,
 ) -> dict[str, Any]:
-    """Judge a submission end to end.
+    """Acc@k of a submission.
 
     Args:
         results: `[{query_image_id, query_bbox, query_cls, query_score, gallery_image_id, gallery_bbox}]`, the last two
@@ -92,107 +61,130 @@ def consumer_to_shop_accuracy(
         query_gt: `[{query_image_id, style, cls, pair_id, bbox}]`, every true consumer item. Those of style 0 are no
             queries, but detections may belong to them. Equal overlaps: the earlier item.
         gallery_gt: `[{gallery_image_id, style, pair_id, bbox}]`, every true shop item.
-        ks: list lengths to judge at.
+        ks: list lengths to judge at, each at least 1.
         iou_threshold: overlap in [0, 1] at which a shop box counts as the true one; equal counts.
 
-    Returns:
-        `{"top": {k: share in [0, 1]}, "missed": items no detection stands for, "queries": items with style > 0}`; the
-        shares are None where there is no query. Equal scores: the earlier result stands.
-
-    Raises:
-        ValueError: when a record lacks a key, a score is NaN, or a list has not as many boxes as ids.
+    Returns `{"top": {k: share in [0, 1]}, "missed": items no detection stands for, "queries": items with style > 0}`;
+    the shares are None where there is no query. Of equal scores the earlier result stands for the item. Raises
+    ValueError where a record lacks a key, a score is NaN, or a list has not as many boxes as ids.
     """
     queries, first, stands = _judge(results, query_gt, gallery_gt, ks, iou_threshold)
     return _summary(first, stands, queries.style > 0, ks)
 
 
 def evaluate(
-    results: Results | Sequence[Record],
-    query_gt: Sequence[Record],
-    gallery_gt: Sequence[Record],
+    results: Results | Records,
+    query_gt: Records,
+    gallery_gt: Records,
     *,
     ks: Sequence[int] = KS,
     iou_threshold: float = 0.5,
     category_names: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The same judgement in the shape of metrics.json: overall, per category and per attribute of the query item.
+    """Acc@k in the shape of metrics.json: overall, per category and per attribute of the query item.
 
-    Args:
-        query_gt: as above; entries may carry `scale`, `occlusion`, `zoom_in`, `viewpoint` (0 or absent: not known).
-        category_names: the name of category id n at n - 1; each is listed, with None where it has no query. An id
-            without a name appears as its number.
+    Entries of `query_gt` may carry `scale`, `occlusion`, `zoom_in`, `viewpoint` (0 or absent: not known). The name of
+    category id n is `category_names[n - 1]`; each is listed, with None where it has no query. An id without a name
+    appears as its number. The rest is as above.
 
     Returns:
         `{"top": {"1": …}, "missed", "queries", "per_category": {name: {"top", "missed", "queries"}},
         "per_attribute": {"scale": {"1": {"top", "missed", "queries"}, …}, …}}`.
     """
     queries, first, stands = _judge(results, query_gt, gallery_gt, ks, iou_threshold)
-    asked = queries.style > 0
+    is_query = queries.style > 0
 
     def part(chosen: np.ndarray) -> dict[str, Any]:
-        summary = _summary(first, stands, asked & chosen, ks)
+        summary = _summary(first, stands, is_query & chosen, ks)
         return summary | {"top": {str(k): share for k, share in summary["top"].items()}}
 
     names = {i + 1: name for i, name in enumerate(category_names)}
-    names |= {int(i): str(i) for i in np.unique(queries.cls[asked]) if i not in names}
+    names |= {int(i): str(i) for i in np.unique(queries.cls[is_query]) if i not in names}
     per_attribute = {}
     for attribute in ATTRIBUTES:
         values = np.array([entry.get(attribute, 0) for entry in query_gt], dtype=np.int64)
-        known = np.unique(values[asked & (values > 0)])
-        per_attribute[attribute] = {str(value): part(values == value) for value in known}
-    return part(asked) | {
+        present = np.unique(values[is_query & (values > 0)])
+        per_attribute[attribute] = {str(value): part(values == value) for value in present}
+    return part(is_query) | {
         "per_category": {name: part(queries.cls == i) for i, name in names.items()},
         "per_attribute": per_attribute,
     }
 
 
 def first_hit_ranks(
-    results: Results | Sequence[Record],
-    query_gt: Sequence[Record],
-    gallery_gt: Sequence[Record],
-    *,
-    k: int = max(KS),
-    iou_threshold: float = 0.5,
+    results: Results | Records, query_gt: Records, gallery_gt: Records, *, k: int = max(KS), iou_threshold: float = 0.5
 ) -> np.ndarray:
-    """Where each query's first right shop box is: what top-k accuracy and its bootstrap are made of.
+    """The place of each query's first right shop box: what Acc@k and its bootstrap are computed from.
 
-    Returns:
-        (Q,) int64, 1 to k, one per entry of `query_gt` with style > 0, in its order; 0 where the item is missed or no
-        box of its list is right. `np.mean((ranks > 0) & (ranks <= 10))` is top-10.
+    Returns (Q,) int64, 1 to k, one per entry of `query_gt` with style > 0, in its order; 0 where the item is missed or
+    no box of its list is right. `np.mean((ranks > 0) & (ranks <= 10))` is Acc@10.
     """
     queries, first, _ = _judge(results, query_gt, gallery_gt, (k,), iou_threshold)
     return first[queries.style > 0]
 
 
 def hits(
-    results: Results | Sequence[Record],
-    query_gt: Sequence[Record],
-    gallery_gt: Sequence[Record],
-    *,
-    iou_threshold: float = 0.5,
-    k: int = max(KS),
+    results: Results | Records, query_gt: Records, gallery_gt: Records, *, iou_threshold: float = 0.5, k: int = max(KS)
 ) -> Hits:
-    """Mark every result: what it belongs to, whether it stands for it, which of its first k shop boxes are right."""
-    queries, gallery, asked = _query_truth(query_gt), _gallery_truth(gallery_gt), _asked(results)
-    item = _item_of_each(asked, queries)
+    """Judge every result: its item, whether it stands for that item, which of its first k shop boxes are right."""
+    (queries, gallery), detections = _truth(query_gt, gallery_gt), detections_of(results)
+    item = _item_of_each(detections, queries)
     stands = np.zeros(len(results), dtype=bool)
-    standing = _standing(asked, item, len(queries.style))
+    standing = _standing(detections, item, len(queries.style))
     stands[standing[standing >= 0]] = True
     rows = np.flatnonzero(item >= 0)
     right = np.zeros((len(results), k), dtype=bool)
-    which, place = _right_entries(results, rows, item[rows], queries, gallery, k, iou_threshold)
+    which, place, _, _ = _right_entries(results, rows, item[rows], queries, gallery, k, iou_threshold)
     right[rows[which], place] = True
     return Hits(right, item, stands)
 
 
+def answers(
+    results: Results | Records, query_gt: Records, gallery_gt: Records, *, iou_threshold: float = 0.5, k: int = max(KS)
+) -> Answers:
+    """Which true shop items the first k boxes of each query's list find: what mAP, MRR and nDCG are computed from.
+
+    Place by place, a box finds that matching item, not yet found by an earlier box, which it overlaps most (at least by
+    `iou_threshold`; equal overlaps: the earlier entry of `gallery_gt`). Further boxes on the same item find nothing.
+    The first place that finds something is that of `first_hit_ranks`.
+    """
+    (queries, gallery), detections = _truth(query_gt, gallery_gt), detections_of(results)
+    standing = _standing(detections, _item_of_each(detections, queries), len(queries.style))
+    asked = np.flatnonzero(queries.style > 0)
+    row = standing[asked]
+    detected = np.flatnonzero(row >= 0)
+    entries = _right_entries(results, row[detected], asked[detected], queries, gallery, k, iou_threshold)
+    found = np.full((len(asked), k), -1, np.int64)
+    which, place, shop = _found_once(*entries, len(gallery.style))
+    found[detected[which], place] = shop
+    query_key, gallery_key = _match_keys(queries, gallery)
+    matching, _ = spans(np.sort(gallery_key), query_key[asked])
+    return Answers(row, found, np.bincount(matching, minlength=len(asked)))
+
+
+def _found_once(
+    which: np.ndarray, place: np.ndarray, shop: np.ndarray, overlap: np.ndarray, n_shops: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of `_right_entries`, those in which a place finds an item: each place once, and each item of a list once."""
+    order = np.lexsort((shop, -overlap, place, which))
+    which, place, shop = which[order], place[order], shop[order]
+    pairs, pair = np.unique(which * n_shops + shop, return_inverse=True)
+    taken, chosen = np.zeros(len(pairs), bool), [np.zeros(0, np.int64)]
+    for here in np.unique(place):
+        rows = np.flatnonzero((place == here) & ~taken[pair])
+        rows = rows[np.unique(which[rows], return_index=True)[1]]  # the first of each list is the best
+        taken[pair[rows]] = True
+        chosen.append(rows)
+    kept = np.concatenate(chosen)
+    return which[kept], place[kept], shop[kept]
+
+
 def ground_truth(truth: pa.Table) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The official ground-truth lists of an image set: items of `user` photos ask, items of `shop` photos answer.
+    """The official ground-truth lists of an image set: queries are the items of `user` photos, gallery those of `shop`.
 
-    Args:
-        truth: columns image_id, source, pair_id and items of an image set, as `store.imageset` describes them.
-
-    Returns:
-        `query_gt` (with the four attributes besides the official keys) and `gallery_gt`, every style, in table order.
+    `truth` has the columns image_id, source, pair_id and items of an image set, as `store.imageset` describes them.
+    Returns `query_gt` (with the four attributes besides the official keys) and `gallery_gt`, every style, in table
+    order.
     """
     nested = truth["items"].combine_chunks()
     items, photo = nested.flatten(), pc.list_parent_indices(nested).to_numpy()
@@ -205,8 +197,8 @@ def ground_truth(truth: pa.Table) -> tuple[list[dict[str, Any]], list[dict[str, 
     for i, side in enumerate(source):
         common = {"style": style[i], "pair_id": pair_id[i], "bbox": boxes[i]}
         if side == "user":
-            seen = {name: values[i] for name, values in zip(ATTRIBUTES, attributes, strict=True)}
-            query_gt.append({"query_image_id": image_id[i], "cls": cls[i]} | common | seen)
+            graded = {name: values[i] for name, values in zip(ATTRIBUTES, attributes, strict=True)}
+            query_gt.append({"query_image_id": image_id[i], "cls": cls[i]} | common | graded)
         elif side == "shop":
             gallery_gt.append({"gallery_image_id": image_id[i]} | common)
     return query_gt, gallery_gt
@@ -227,33 +219,20 @@ class _Gallery(NamedTuple):
     pair: np.ndarray
 
 
-class _Asked(NamedTuple):
-    """The consumer side of the results: all but the shop lists, which are read only where they are needed."""
-
-    image: np.ndarray
-    bbox: np.ndarray
-    cls: np.ndarray
-    score: np.ndarray
-
-
 def _judge(
-    results: Results | Sequence[Record],
-    query_gt: Sequence[Record],
-    gallery_gt: Sequence[Record],
-    ks: Sequence[int],
-    iou_threshold: float,
+    results: Results | Records, query_gt: Records, gallery_gt: Records, ks: Sequence[int], iou_threshold: float
 ) -> tuple[_Queries, np.ndarray, np.ndarray]:
     """The truth as columns; per true item the 1-based rank of its first right box (0: none), and if a result stands."""
     if not ks or min(ks) < 1:
-        raise ValueError(f"top-k accuracy: every k must be at least 1, got {list(ks)}")
-    queries, gallery, asked = _query_truth(query_gt), _gallery_truth(gallery_gt), _asked(results)
-    item = _item_of_each(asked, queries)
-    standing = _standing(asked, item, len(queries.style))
-    found = np.flatnonzero(standing >= 0)
-    which, place = _right_entries(results, standing[found], found, queries, gallery, max(ks), iou_threshold)
+        raise ValueError(f"Acc@k: every k must be at least 1, got {list(ks)}")
+    (queries, gallery), detections = _truth(query_gt, gallery_gt), detections_of(results)
+    item = _item_of_each(detections, queries)
+    standing = _standing(detections, item, len(queries.style))
+    detected = np.flatnonzero(standing >= 0)
+    which, place, _, _ = _right_entries(results, standing[detected], detected, queries, gallery, max(ks), iou_threshold)
     none = np.iinfo(np.int64).max
     first = np.full(len(queries.style), none)
-    np.minimum.at(first, found[which], place + 1)
+    np.minimum.at(first, detected[which], place + 1)
     first[first == none] = 0
     return queries, first, standing >= 0
 
@@ -264,69 +243,63 @@ def _summary(first: np.ndarray, stands: np.ndarray, chosen: np.ndarray, ks: Sequ
     return {"top": top, "missed": n - int(stands[chosen].sum()), "queries": n}
 
 
-def _item_of_each(asked: _Asked, queries: _Queries) -> np.ndarray:
+def _item_of_each(detections: QueryDetections, queries: _Queries) -> np.ndarray:
     """(R,) int64: the true item each result belongs to, -1 without one of its category and of a style above 0."""
     order = np.argsort(queries.image, kind="stable")
-    result, position = _spans(queries.image[order], asked.image)
+    result, position = spans(queries.image[order], detections.image)
     item = order[position]
-    overlap = _iou(asked.bbox[result], queries.bbox[item])
-    belongs = np.full(len(asked.image), -1, dtype=np.int64)
+    overlap = _iou(detections.bbox[result], queries.bbox[item])
+    belongs = np.full(len(detections.image), -1, dtype=np.int64)
     if len(result):
         starts = np.flatnonzero(np.r_[True, result[1:] != result[:-1]])
         best = np.repeat(np.maximum.reduceat(overlap, starts), np.diff(np.r_[starts, len(result)]))
         tops = np.flatnonzero(overlap == best)[::-1]  # backwards, so that the first of equal overlaps is written last
         belongs[result[tops]] = item[tops]
     rows = np.flatnonzero(belongs >= 0)
-    judged = (queries.cls[belongs[rows]] == asked.cls[rows]) & (queries.style[belongs[rows]] > 0)
+    judged = (queries.cls[belongs[rows]] == detections.cls[rows]) & (queries.style[belongs[rows]] > 0)
     belongs[rows[~judged]] = -1
     return belongs
 
 
-def _standing(asked: _Asked, item: np.ndarray, n_items: int) -> np.ndarray:
+def _standing(detections: QueryDetections, item: np.ndarray, n_items: int) -> np.ndarray:
     """(n_items,) int64: the result with the highest score among those of each item, first on ties; -1 without any."""
     rows = np.flatnonzero(item >= 0)
-    rows = rows[np.argsort(-asked.score[rows], kind="stable")][::-1]  # worst first: the best is written last
+    rows = rows[np.argsort(-detections.score[rows], kind="stable")][::-1]  # worst first: the best is written last
     standing = np.full(n_items, -1, dtype=np.int64)
     standing[item[rows]] = rows
     return standing
 
 
 def _right_entries(
-    results: Results | Sequence[Record],
+    results: Results | Records,
     rows: np.ndarray,
     items: np.ndarray,
     queries: _Queries,
     gallery: _Gallery,
     k: int,
     iou_threshold: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Of results `rows`, which belong to the true `items`: (M,) positions in `rows` and 0-based places of right boxes.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Every right box of results `rows`, which belong to the true `items`, with every true shop box it is right for.
+
+    Four times (M,): position in `rows`, 0-based place in the list, row of the gallery's ground truth, overlap.
 
     Pairs each row with the shop items that match its query, then reads boxes only where the photo is theirs.
     """
     query_key, gallery_key = _match_keys(queries, gallery)
     order = np.argsort(gallery_key, kind="stable")
-    row, position = _spans(gallery_key[order], query_key[items])
+    row, position = spans(gallery_key[order], query_key[items])
     shop = order[position]
-    ids, count, boxes = _shop_lists(results, rows, k)
+    ids, count, boxes = shop_lists(results, rows, k)
     block = max(1, BLOCK_CELLS // k)
-    found: list[tuple[np.ndarray, np.ndarray]] = []
+    parts = [(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))]
     for start in range(0, len(row), block):
         r, s = row[start : start + block], shop[start : start + block]
         pair, place = np.nonzero((ids[r] == gallery.image[s, None]) & (np.arange(ids.shape[1]) < count[r, None]))
-        right = _iou(boxes(rows[r[pair]], place), gallery.bbox[s[pair]]) >= iou_threshold
-        found.append((r[pair][right], place[right]))
-    if not found:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    return np.concatenate([r for r, _ in found]), np.concatenate([p for _, p in found])
-
-
-def _spans(ordered: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Every (row of `wanted`, position in the sorted `ordered`) with equal values, by row, then by position."""
-    low, high = np.searchsorted(ordered, wanted, "left"), np.searchsorted(ordered, wanted, "right")
-    n = high - low
-    row = np.repeat(np.arange(len(wanted)), n)
-    return row, np.arange(len(row)) + np.repeat(low - (np.cumsum(n) - n), n)
+        overlap = _iou(boxes(rows[r[pair]], place), gallery.bbox[s[pair]])
+        right = overlap >= iou_threshold
+        parts.append((r[pair][right], place[right], s[pair][right], overlap[right]))
+    which, place, shop, overlap = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return which, place, shop, overlap
 
 
 def _match_keys(queries: _Queries, gallery: _Gallery) -> tuple[np.ndarray, np.ndarray]:
@@ -346,69 +319,7 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(shared, union, out=np.zeros(len(a)), where=shared > 0)
 
 
-def _query_truth(query_gt: Sequence[Record]) -> _Queries:
-    keys = ("query_image_id", "bbox", "style", "pair_id", "cls")
-    return _Queries(*_columns(query_gt, keys, "query ground truth"))
-
-
-def _gallery_truth(gallery_gt: Sequence[Record]) -> _Gallery:
-    return _Gallery(*_columns(gallery_gt, ("gallery_image_id", "bbox", "style", "pair_id"), "gallery ground truth"))
-
-
-def _asked(results: Results | Sequence[Record]) -> _Asked:
-    keys = ("query_image_id", "query_bbox", "query_cls", "query_score")
-    if isinstance(results, Results):
-        asked = _Asked(*(getattr(results, key) for key in keys))
-        asked = asked._replace(bbox=asked.bbox.astype(np.float64))
-    else:
-        asked = _Asked(*_columns(results, keys, "results"))
-    if np.isnan(asked.score).any():
-        raise ValueError(f"results: entry {int(np.isnan(asked.score).argmax())} has query_score NaN, want a number")
-    return asked
-
-
-def _columns(records: Sequence[Record], keys: Iterable[str], what: str) -> list[np.ndarray]:
-    """The values of each key as one array: boxes (N, 4) float64, scores float64, all else int64."""
-    columns = []
-    for key in keys:
-        try:
-            values = list(map(itemgetter(key), records))
-        except KeyError:
-            lacking = next(i for i, record in enumerate(records) if key not in record)
-            raise ValueError(f"{what}: entry {lacking} has no {key!r}, only {sorted(records[lacking])}") from None
-        if key.endswith("bbox"):
-            if set(map(len, values)) - {4}:
-                wrong = next(i for i, box in enumerate(values) if len(box) != 4)
-                raise ValueError(f"{what}: entry {wrong} has {key} {values[wrong]}, want [x1, y1, x2, y2]")
-            flat = np.fromiter(chain.from_iterable(values), np.float64, 4 * len(values))
-            columns.append(flat.reshape(-1, 4))
-        else:
-            columns.append(np.array(values, dtype=np.float64 if key.endswith("score") else np.int64))
-    return columns
-
-
-def _shop_lists(
-    results: Results | Sequence[Record], rows: np.ndarray, k: int
-) -> tuple[np.ndarray, np.ndarray, Callable[[np.ndarray, np.ndarray], np.ndarray]]:
-    """Shop photo ids (N, k) of these results, how many of them count (N,), and a reader of boxes by (result, place)."""
-    if isinstance(results, Results):
-        shop_boxes = results.gallery_bbox
-        ids, count = results.gallery_image_id[rows, :k], np.minimum(results.gallery_count[rows], k)
-        return ids, count, lambda row, place: shop_boxes[row, place].astype(np.float64)
-
-    chosen = [results[row] for row in rows.tolist()]
-    n_ids = [len(result["gallery_image_id"]) for result in chosen]
-    n_boxes = [len(result["gallery_bbox"]) for result in chosen]
-    if n_ids != n_boxes:
-        i = next(i for i in range(len(rows)) if n_ids[i] != n_boxes[i])
-        raise ValueError(f"results: entry {rows[i]} has {n_ids[i]} gallery_image_id and {n_boxes[i]} gallery_bbox")
-    lists = [ids if len(ids := result["gallery_image_id"]) <= k else ids[:k] for result in chosen]
-    count = np.minimum(np.array(n_ids, dtype=np.int64), k)
-    table = np.zeros((len(lists), k), dtype=np.int64)
-    table[np.arange(k) < count[:, None]] = np.fromiter(chain.from_iterable(lists), np.int64, count.sum())
-
-    def boxes(row: np.ndarray, place: np.ndarray) -> np.ndarray:
-        wanted = [results[r]["gallery_bbox"][p] for r, p in zip(row.tolist(), place.tolist(), strict=True)]
-        return np.array(wanted, dtype=np.float64).reshape(-1, 4)
-
-    return table, count, boxes
+def _truth(query_gt: Records, gallery_gt: Records) -> tuple[_Queries, _Gallery]:
+    keys = ("bbox", "style", "pair_id")
+    queries = _Queries(*columns_of(query_gt, ("query_image_id", *keys, "cls"), "query ground truth"))
+    return queries, _Gallery(*columns_of(gallery_gt, ("gallery_image_id", *keys), "gallery ground truth"))

@@ -1,54 +1,49 @@
 """The embedders by name: backbone, CGD branches, size and weights of each. Plain data; `retrieval.embedder` loads them.
 
 Adding one is one constant here; a user's own goes in the run file with the same fields, see `from_fields`. How a box
-becomes a crop is one rule for all of them (`retrieval.crops`), so that models of one input size share the crops. NAME@flip looks
-at mirrored crops, NAME@margin0.1 at wider ones, NAME@flip@margin0.1 at both: the same weights, rows of their own.
+becomes a crop is one rule for all of them (`retrieval.crops`), so that models of one input size share the crops.
+NAME@flip looks at mirrored crops, NAME@margin0.1 at wider ones, NAME@flip@margin0.1 at both: the same weights, rows of
+their own.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-LITE_MEAN, LITE_STD = (127.5, 127.5, 127.5), (127.5, 127.5, 127.5)
+from networks import specs
+from networks.specs import IMAGENET_MEAN, IMAGENET_STD, LITE_MEAN, LITE_STD, Spec
+
+LARGEST = {"dim": 65_536, "input_size": 4096, "stride": 32}  # more would fill the memory of whoever tries it out
+MARGINS = (-0.2, 1.0)  # of the box's sides, in a view
 BRANCHES = ("spoc", "mac", "gem")  # as `retrieval.descriptors` has them; written out, for this file imports no torch
 
 
 @dataclass(frozen=True)
 class EmbedderSpec:
-    """One embedder: everything needed to build it, feed it and trust its weights.
+    """One embedder: everything needed to build it, feed it and trust its weights."""
 
-    Attributes:
-        name: short; goes into file names, run files and the report.
-        timm_id: backbone, `architecture` or `architecture.weights_tag` as timm spells it.
-        branches: global descriptors of the CGD head, arXiv:1903.10663; the first feeds the classifier in training.
-        dim: D, length of one row; a multiple of the number of branches.
-        input_size: side of the square crops in pixels.
-        stride: pixels per cell of the last feature map; 16 where CGD leaves the last down-sampling out, 32 as published.
-        blocks: how many blocks of each stage are kept, of networks that have `blocks` (EfficientNets); () keeps all. Their
-            last stages hold most of the parameters and were made for classification.
-        mean, std: of RGB values 0 to 255, per channel.
-        weights: our fine-tuned safetensors under the weights folder; "" means the backbone as published.
-        sha256: of that file, checked before the first batch; "" accepts any (a user's own file).
-        licence: of the weights.
-        flip: it is shown mirrored crops; margin: of its crops, as `retrieval.crops.crop` takes it. Set by `viewed` alone.
-    """
+    LOADER: ClassVar[str] = "retrieval.embedder:load"
 
-    name: str
-    timm_id: str
+    name: str  # short; goes into file names, run files and the report
+    timm_id: str  # backbone, `architecture` or `architecture.weights_tag` as timm spells it
+    # global descriptors of the CGD head, arXiv:1903.10663; the first feeds the classifier in training
     branches: tuple[str, ...] = ("spoc", "gem")
-    dim: int = 1536
-    input_size: int = 224
+    dim: int = 1536  # D, length of one row; a multiple of the number of branches
+    input_size: int = 224  # side of the square crops in pixels
+    # pixels per cell of the last feature map; 16 where CGD leaves the last down-sampling out, 32 as published
     stride: int = 16
+    # how many blocks of each stage are kept, of networks that have `blocks` (EfficientNets); () keeps all. Their last
+    # stages hold most of the parameters and were made for classification.
     blocks: tuple[int, ...] = ()
-    mean: tuple[float, float, float] = IMAGENET_MEAN
+    mean: tuple[float, float, float] = IMAGENET_MEAN  # of RGB values 0 to 255, per channel
     std: tuple[float, float, float] = IMAGENET_STD
-    weights: str = ""
-    sha256: str = ""
-    licence: str = "Apache-2.0"
-    flip: bool = False
-    margin: float = 0.0
+    weights: str = ""  # our fine-tuned safetensors under the weights folder; "" means the backbone as published
+    sha256: str = ""  # of that file, checked before the first batch; "" accepts any (a user's own file)
+    licence: str = "Apache-2.0"  # of the weights
+    flip: bool = False  # it is shown mirrored crops; set by `viewed` alone, like `margin`
+    margin: float = 0.0  # of its crops, as `retrieval.crops.crop` takes it
 
 
 _TINY: dict[str, Any] = dict(dim=512, input_size=160, mean=LITE_MEAN, std=LITE_STD)
@@ -92,103 +87,56 @@ ALL: tuple[EmbedderSpec, ...] = (*PROFILES["tiny"], *PROFILES["paper"])
 
 
 def named(name: str) -> EmbedderSpec:
-    """The shipped embedder of that name, or a view of it: `lite0-sg`, `lite0-sg@flip`, `lite0-sg@margin0.1`, `lite0-sg@flip@margin0.1`.
+    """The shipped embedder of that name, or a view of it: `lite0-sg`, `lite0-sg@flip`, `lite0-sg@flip@margin0.1`.
 
-    Raises:
-        ValueError: no such name, or no such view; the message lists those there are.
+    Raises ValueError where there is no such name or view; the message lists those there are.
     """
     base, at, view = name.partition("@")
-    return viewed(_shipped(base), view) if at else _shipped(base)
+    spec = specs.find(ALL, base, "embedder")
+    return viewed(spec, view) if at else spec
 
 
-def viewed(spec: EmbedderSpec, view: str) -> EmbedderSpec:
-    """The embedder as it sees mirrored crops (`flip`), wider or narrower ones (`margin0.1`, `margin-0.1`), or both (`flip@margin0.1`).
+def viewed(spec: Spec, view: str) -> Spec:
+    """The embedder on mirrored crops (`flip`), on wider or narrower ones (`margin0.1`), or both (`flip@margin-0.1`).
 
-    Raises:
-        ValueError: none of these; a margin outside -0.2 to 1, of 0, or written in another way than Python would (0.10).
+    Raises ValueError for none of these, and a margin outside `MARGINS`, of 0, or not as Python writes it (0.10).
 
     >>> wide = viewed(LITE0_SG, "flip@margin0.1")
     >>> wide.name, wide.margin, wide.flip, wide.weights == LITE0_SG.weights
     ('lite0-sg@flip@margin0.1', 0.1, True, True)
     """
-    flip, margins = view.partition("@")[0] == "flip", view.split("@")
-    margins = margins[flip:]
-    if not (flip and not margins) and not (len(margins) == 1 and margins[0] in _written(margins[0], *MARGINS)):
+    parsed = specs.parse_view(view, "margin", MARGINS, unchanged=0.0)
+    if parsed is None:
         low, high = MARGINS
         raise ValueError(
-            f"embedder {spec.name!r} has no view {view[:80]!r}; want flip, marginSHARE with a share of the box from {low:g} to "
-            f"{high:g} that is not 0 (margin0.1), or flip@marginSHARE"
+            f"embedder {spec.name!r} has no view {view[:80]!r}; want flip, marginSHARE with a share of the box from "
+            f"{low:g} to {high:g} that is not 0 (margin0.1), or flip@marginSHARE"
         )
-    margin = float(margins[0].removeprefix("margin")) if margins else spec.margin
+    flip, margin = parsed
     return dataclasses.replace(spec, name=f"{spec.name}@{view}", flip=flip, margin=margin)
 
 
-MARGINS = (-0.2, 1.0)
-
-
-def _written(text: str, low: float, high: float) -> list[str]:
-    """The one way to write the margin in `text`; none where it is no margin, out of range, or changes nothing."""
-    try:
-        value = float(text.removeprefix("margin"))
-    except ValueError:
-        return []
-    return [f"margin{value:g}"] if low <= value <= high and value != 0 else []
-
-
-def _shipped(name: str) -> EmbedderSpec:
-    for spec in ALL:
-        if spec.name == name:
-            return spec
-    raise ValueError(f"no embedder named {name!r}; there are: {', '.join(spec.name for spec in ALL)}")
-
-
 def from_fields(fields: Mapping[str, Any]) -> EmbedderSpec:
-    """A user's own embedder from the run file: `EmbedderSpec`'s fields but `flip` and `margin`, with `base: NAME` to start from a
-    shipped one and `view: flip` or another of `viewed`'s.
+    """A user's own embedder from the run file.
 
-    Raises:
-        ValueError: unknown or missing field, or a value of the wrong kind.
+    The fields are `EmbedderSpec`'s but `flip` and `margin`; `base: NAME` to start from a shipped one; `view: flip` or
+    another of `viewed`'s. Raises ValueError for an unknown or missing field, or a value of the wrong kind.
     """
-    allowed = [*(f.name for f in dataclasses.fields(EmbedderSpec) if f.name not in ("flip", "margin")), "view"]
-    unknown = sorted(str(key) for key in set(fields) - {*allowed, "base"})
-    if unknown:
-        raise ValueError(
-            f"embedder {fields.get('name', '?')!r}: unknown field {unknown[0]!r}; allowed: base, {', '.join(allowed)}"
-        )
-    values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in fields.items()
-        if key not in ("base", "view")
-    }
-    if "base" not in fields and not {"name", "timm_id"} <= set(values):
-        raise ValueError("an embedder of your own needs at least `name` and `timm_id`, or `name` and `base`")
-    if "base" in fields:
-        base = _shipped(fields["base"])
-        if "weights" in values and "sha256" not in values:
-            values["sha256"] = ""  # the base's digest is of the base's file
-        spec = dataclasses.replace(base, **values)
-    else:
-        spec = EmbedderSpec(**values)
+    spec = specs.own(fields, EmbedderSpec, ALL, "embedder", needs="timm_id", hidden=("flip", "margin"))
     _check(spec)
     return viewed(spec, str(fields["view"])) if "view" in fields else spec
 
 
 def _check(spec: EmbedderSpec) -> None:
-    """Refuse what could not be built or would be fed wrongly."""
-    who = f"embedder {spec.name!r}"
-    for name in ("name", "timm_id", "weights", "sha256", "licence"):
-        if not isinstance(getattr(spec, name), str):
-            raise ValueError(f"{who}: {name} wants text, got {getattr(spec, name)!r}")
-    if (
-        not spec.name
-        or not set(spec.name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
-        or spec.name[0] == "."
-    ):
-        raise ValueError(f"{who}: the name becomes a folder; want letters, digits, '-', '_' and '.' only")
-    for name in ("dim", "input_size", "stride"):
+    """Refuse a spec that cannot be built or would see wrong pixels."""
+    who = specs.check(spec, "embedder")
+    if not isinstance(spec.timm_id, str):
+        raise ValueError(f"{who}: timm_id wants text, got {spec.timm_id!r}")
+    check_name(who, spec.name)
+    for name, most in LARGEST.items():
         value = getattr(spec, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{who}: {name} wants a whole number of at least 1, got {value!r}")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise ValueError(f"{who}: {name} wants a whole number from 1 to {most}, got {value!r:.90}")
     if spec.stride not in (8, 16, 32):
         raise ValueError(f"{who}: stride wants 8, 16 or 32, got {spec.stride}")
     if not isinstance(spec.blocks, tuple) or not all(type(kept) is int and kept >= 1 for kept in spec.blocks):
@@ -199,8 +147,9 @@ def _check(spec: EmbedderSpec) -> None:
         raise ValueError(f"{who}: branches wants some of {', '.join(BRANCHES)}, got {spec.branches!r}")
     if spec.dim % len(spec.branches):
         raise ValueError(f"{who}: dim {spec.dim} does not divide into {len(spec.branches)} branches")
-    for name in ("mean", "std"):
-        value = getattr(spec, name)
-        numbers = isinstance(value, tuple) and len(value) == 3 and all(isinstance(v, int | float) for v in value)
-        if not numbers or (name == "std" and min(value) <= 0):
-            raise ValueError(f"{who}: {name} wants three numbers for RGB values 0 to 255, got {value!r}")
+
+
+def check_name(who: str, name: str) -> None:
+    """Refuse a name that is no folder's: ValueError, beginning with `who`."""
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+        raise ValueError(f"{who}: the name becomes a folder; want letters, digits, '-', '_' and '.' only")

@@ -1,6 +1,6 @@
-"""What a step of training an embedder is: gradients over several workers or micro-batches, rates by layer, averaged weights.
+"""A step of an embedder's training: gradients over several workers or micro-batches, learning rates by layer.
 
-torch; the loop itself is `jobs/train_embedder.py`, what it learns from `retrieval.training_crops`.
+`jobs.training.loop` drives it; what it learns from is in `retrieval.training_crops`.
 """
 
 import re
@@ -11,16 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from networks.moving_average import MovingAverage
 from retrieval.cgd import CGD
 from retrieval.losses import RankingLoss, tempered_cross_entropy
+
+AFTER_STAGES = ("norm", "fc_norm", "norm_head", "attn_pool", "head", "conv_head", "bn2", "final_conv")  # of timm
+LAST = 1_000_000  # their stage
+CLIP = 10.0  # greatest norm of a step's gradient
+Gather = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is minimised: the ranking loss, and `auxiliary` times the first branch's cross entropy.
-
-    temperature, smoothing: of the cross entropy, CGD arXiv:1903.10663 §3.2.
-    """
+    """The ranking loss, plus `auxiliary` times the first branch's cross entropy (CGD, arXiv:1903.10663, §3.2)."""
 
     ranking: RankingLoss
     auxiliary: float = 1.0
@@ -29,13 +32,12 @@ class Objective:
 
     def parts(self, model: CGD, rows: Tensor, first: Tensor, identities: Tensor) -> dict[str, Tensor]:
         """Each part, weighted; their sum is the loss."""
-        found = {"ranking": self.ranking(rows, identities)}
+        parts = {"ranking": self.ranking(rows, identities)}
         if self.auxiliary and model.classifier is not None:
             logits = model.classifier(first.float())
-            found["cross_entropy"] = self.auxiliary * tempered_cross_entropy(
-                logits, identities, self.temperature, self.smoothing
-            )
-        return found
+            entropy = tempered_cross_entropy(logits, identities, self.temperature, self.smoothing)
+            parts["cross_entropy"] = self.auxiliary * entropy
+        return parts
 
 
 def backward(
@@ -44,7 +46,7 @@ def backward(
     images: Tensor,
     identities: Tensor,
     *,
-    gather: Callable[[Tensor], Tensor] = lambda rows: rows,
+    gather: Gather = lambda rows: rows,
     micro: int = 1,
     half: bool = False,
 ) -> dict[str, float]:
@@ -55,15 +57,9 @@ def backward(
     computed again with the gradient of its own rows (GradCache, arXiv:2101.06983, §3.2): the same gradients for one
     more forward pass.
 
-    Args:
-        images: (n, 3, S, S), this worker's share of the batch.
-        identities: (B,) int64 of the whole batch, B = n * workers.
-        gather: this worker's rows -> those of all workers, gradients flowing into its own.
-        micro: into how many pieces the share is cut.
-        half: compute the backbone in bfloat16.
-
-    Raises:
-        FloatingPointError: the loss is not finite.
+    `images` (n, 3, S, S) are this worker's share of the batch, `identities` (B,) int64 those of the whole, B = n *
+    workers. `gather` gives all workers' rows for this one's, gradients flowing into its own. `micro` is the number of
+    pieces the share is cut into; `half` computes the backbone in bfloat16. FloatingPointError: the loss is not finite.
     """
     pieces = images.chunk(micro)
     if len(pieces) == 1:
@@ -92,14 +88,69 @@ def _describe(model: CGD, images: Tensor, half: bool) -> tuple[Tensor, Tensor]:
     return rows.float(), first.float()
 
 
-# ------------------------------------------------------------------------------------------------ what learns, how fast
+class EmbedderLearner:
+    """A model with its objective, optimiser and averaged weights, and the state a checkpoint keeps of them.
+
+    Batch norm of the model's backbone keeps the published statistics, for batches are small. The objective's ranking
+    loss may have parameters of its own. `ema_decay` is of the moving average of the weights, which is what is measured
+    and shipped; `rates` are those of `parameter_groups`.
+    """
+
+    def __init__(self, model: CGD, objective: Objective, *, ema_decay: float = 0.998, **rates: float) -> None:
+        self.model, self.objective = model, objective
+        self.optimiser = torch.optim.AdamW(parameter_groups(model, objective.ranking, **rates))
+        # the classifier knows only the garments of the training set
+        self._shipped = nn.ModuleDict({n: part for n, part in model.named_children() if n != "classifier"})
+        self.average = MovingAverage(self._shipped, ema_decay)
+
+    def gradients(
+        self,
+        images: Tensor,
+        identities: Tensor,
+        *,
+        seed: int,
+        gather: Gather = lambda rows: rows,
+        micro: int = 1,
+        half: bool = False,
+    ) -> dict[str, float]:
+        """`backward` with fresh gradients, `seed` for the miner's random numbers; adds "loss", the sum of the parts."""
+        self.optimiser.zero_grad(set_to_none=True)
+        self.model.train()
+        self.model.backbone.eval()
+        torch.manual_seed(seed)
+        parts = backward(self.model, self.objective, images, identities, gather=gather, micro=micro, half=half)
+        return {**parts, "loss": sum(parts.values())}
+
+    def update(self, rate_share: float) -> None:
+        """One step of the optimiser at this share of the highest learning rates."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["peak"] * rate_share
+        torch.nn.utils.clip_grad_norm_([p for group in self.optimiser.param_groups for p in group["params"]], CLIP)
+        self.optimiser.step()
+        self.average.update_parameters(self._shipped)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: tensors and plain values only."""
+        return {
+            "model": self.model.state_dict(), "ranking": self.objective.ranking.state_dict(),
+            "average": self.average.tensors, "optimiser": self.optimiser.state_dict(),
+        }  # fmt: skip
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint; its "step" is the number of steps that were made."""
+        self.model.load_state_dict(state["model"])
+        self.objective.ranking.load_state_dict(state["ranking"])
+        self.average.load(state["average"], state["step"])
+        self.optimiser.load_state_dict(state["optimiser"])
 
 
+# ---- what learns, how fast -------------------------------------------------------------------------------------
 def freeze(backbone: nn.Module, n_stages: int) -> None:
-    """Stop the stem and the first stages from learning; batch-norm statistics are frozen by keeping the backbone in eval mode.
+    """Freeze the stem and the first stages; batch-norm statistics are frozen by keeping the backbone in eval mode.
 
-    The stem is what comes before the first stage; stages are `blocks.I` (EfficientNets), `layerI` (ResNets) or `stages.I`.
-    n_stages = 0 freezes nothing, not even the stem.
+    The stem is what comes before the first stage; stages are `blocks.I` (EfficientNets, transformers), `layerI`
+    (ResNets), `layers.I` (Swin) or `stages.I`; what follows the stages counts as one more. n_stages = 0 freezes
+    nothing, not even the stem.
     """
     if not n_stages:
         return
@@ -110,9 +161,11 @@ def freeze(backbone: nn.Module, n_stages: int) -> None:
 
 
 def _stage_of(name: str) -> int | None:
-    parts = name.replace("body.", "", 1).replace("stages_", "stages.").split(".")
-    if parts[0] in ("blocks", "stages") and parts[1].isdigit():
+    parts = name.replace("body.", "", 1).replace("stages_", "stages.").replace("layers_", "layers.").split(".")
+    if parts[0] in ("blocks", "stages", "layers") and parts[1].isdigit():
         return int(parts[1])
+    if parts[0] in AFTER_STAGES:
+        return LAST
     found = re.fullmatch(r"layer(\d+)", parts[0])
     return int(found[1]) - 1 if found else None
 
@@ -129,11 +182,12 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Optimiser groups with their highest rate as `lr` and `peak`.
 
-    Heads learn at `rate`; the last stage of the backbone at rate * backbone_share, each stage before it at `layer_decay`
-    of the one after it, the stem as the first stage; proxies of the ranking loss at rate * proxy_share. Vectors (norms,
-    biases, GeM's p) do not decay.
+    Heads learn at `rate`; the last stage of the backbone at rate * backbone_share, each stage before it at
+    `layer_decay` of the one after it, the stem as the first stage; proxies of the ranking loss at rate * proxy_share.
+    Vectors (norms, biases, GeM's p) do not decay.
     """
-    last = max((_stage_of(name) or 0 for name, _ in model.backbone.named_parameters()), default=0)
+    stages = [_stage_of(name) or 0 for name, _ in model.backbone.named_parameters()]
+    last = max((stage for stage in stages if stage != LAST), default=0)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
 
     def take(parameter: nn.Parameter, lr: float) -> None:
@@ -142,7 +196,7 @@ def parameter_groups(
 
     for name, parameter in model.named_parameters():
         inside = name.removeprefix("backbone.")
-        depth = last - (_stage_of(inside) or 0)
+        depth = last - min(_stage_of(inside) or 0, last)
         take(parameter, rate * backbone_share * layer_decay**depth if inside != name else rate)
     for parameter in ranking.parameters():
         take(parameter, rate * proxy_share)
@@ -150,43 +204,5 @@ def parameter_groups(
 
 
 def shared_parameters(model: CGD) -> Iterable[nn.Parameter]:
-    """Those each worker has a part of the gradient of; the classifier and the proxies see the whole batch everywhere."""
+    """Those of whose gradient each worker has a part; classifier and proxies see the whole batch everywhere."""
     return (p for name, p in model.named_parameters() if not name.startswith("classifier."))
-
-
-def set_rates(optimiser: torch.optim.Optimizer, share: float) -> None:
-    """Every group at `share` of its highest rate."""
-    for group in optimiser.param_groups:
-        group["lr"] = group["peak"] * share
-
-
-class Average:
-    """Exponential moving average of a model's tensors: steadier than the last step's. decay 0 keeps the last."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], decay: float = 0.998) -> None:
-        self.decay = decay
-        self.updates = 0
-        self.tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-
-    def load(self, tensors: Mapping[str, Tensor], updates: int) -> None:
-        """Go on from these.
-
-        Raises:
-            ValueError: a tensor is missing, unknown or of another shape.
-        """
-        shapes = ({name: tensor.shape for name, tensor in some.items()} for some in (tensors, self.tensors))
-        if next(shapes) != next(shapes):
-            raise ValueError("its averaged tensors are of another model")
-        self.tensors = {name: tensors[name].to(own.device, own.dtype) for name, own in self.tensors.items()}
-        self.updates = updates
-
-    @torch.no_grad()
-    def update(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take a step's tensors in; early steps count more, so that the start is soon forgotten."""
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for name, kept in self.tensors.items():
-            if kept.is_floating_point():
-                kept.lerp_(tensors[name], 1 - decay)
-            else:
-                kept.copy_(tensors[name])

@@ -1,8 +1,8 @@
-"""Garments to train an embedder on: crops in memory, batches by number, changed at random as a detector and a street would.
+"""Garments to train an embedder on: crops in memory, batches by number, augmented at random.
 
 In: photos and true boxes. Out: (n, 3, S, S) batches. A batch is a pure function of the seed and the step's number, for
-any number of workers and wherever the training was stopped. Identities come from `Cached.identity`: one garment of one
-seller of one image set, so those of different sets never meet.
+any number of workers and wherever the training was stopped. Crops vary as a detector's boxes and the street's light do.
+An identity is one garment of one seller of one image set, so those of different sets never meet.
 """
 
 import math
@@ -18,29 +18,22 @@ from torch import Tensor
 
 from retrieval import crops
 from retrieval.models import EmbedderSpec
+from retrieval.timm_models import TimmSpec
 
+CHANCES = 21  # uniform numbers that decide how one crop is changed
 CONTEXT = 0.10  # kept around a cached box, as a share of its sides, so that edges can move outwards
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How a crop is changed; 0 turns a part off.
+    """How a crop is changed; 0 turns a part off."""
 
-    Attributes:
-        jitter: each edge of the box moves by up to this share of its side, as a detector would have it; at most CONTEXT.
-        turn: half of the crops are turned by up to so many radians.
-        flip: share of crops seen in a mirror.
-        light: brightness and contrast change by up to this share.
-        colour: saturation changes by up to this share, a tint by a quarter of it.
-        erase: share of crops with something before the garment, a rectangle of one colour.
-    """
-
-    jitter: float = 0.08
-    turn: float = 0.2
-    flip: float = 0.5
-    light: float = 0.25
-    colour: float = 0.3
-    erase: float = 0.3
+    jitter: float = 0.08  # each edge of the box moves by up to this share of its side, as a detector's; at most CONTEXT
+    turn: float = 0.2  # half of the crops are turned by up to so many radians
+    flip: float = 0.5  # share of crops that are mirrored
+    light: float = 0.25  # brightness and contrast change by up to this share
+    colour: float = 0.3  # saturation changes by up to this share, a tint by a quarter of it
+    erase: float = 0.3  # share of crops in which a rectangle of one colour hides part of the garment
 
     def __post_init__(self) -> None:
         if not 0 <= self.jitter <= CONTEXT:
@@ -51,33 +44,22 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
-class Cached:
-    """One garment in memory: its surroundings at the size the embedder wants.
+class CachedGarment:
+    """One garment in memory: its surroundings at the size the embedder wants."""
 
-    Attributes:
-        canvas: (S, S, 3) uint8 RGB; the photo's part in the top left corner, its edge pixels repeated beyond. Or the
-            same as a JPEG, (n,) uint8, where memory is short.
-        box: x1 y1 x2 y2 of the garment on the canvas, pixels.
-        extent: width, height of the photo's part on the canvas, pixels.
-        identity: (image set number, pair_id, style); None where the garment has no known relatives.
-        shop: on a shop photo, else on a consumer's.
-        held_out: kept from training, by its pair_id.
-        photo: number of its photo, unique over all image sets.
-        bbox: x1 y1 x2 y2 in the photo's own pixels.
-        category_id: 1 to 13.
-        weight: how often its identity is drawn, against 1.
-    """
-
+    # (S, S, 3) uint8 RGB; the photo's part in the top left corner, its edge pixels repeated beyond. Or the same as a
+    # JPEG, (n,) uint8, where memory is short.
     canvas: np.ndarray = field(repr=False)
-    box: tuple[float, float, float, float]
-    extent: tuple[int, int]
+    box: tuple[float, float, float, float]  # x1 y1 x2 y2 of the garment on the canvas, pixels
+    extent: tuple[int, int]  # width, height of the photo's part on the canvas, pixels
+    # (image set number, pair_id, style); None where no other photo of the garment is known
     identity: tuple[int, int, int] | None
-    shop: bool
-    held_out: bool
-    photo: int = 0
-    bbox: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
+    shop: bool  # on a shop photo, else on a consumer's
+    held_out: bool  # kept from training, by its pair_id
+    photo: int = 0  # number of its photo, unique over all image sets
+    bbox: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)  # x1 y1 x2 y2 in the photo's own pixels
     category_id: int = 1
-    weight: float = 1.0
+    weight: float = 1.0  # how often its identity is drawn, against 1
 
 
 def canvas_side(size: int) -> int:
@@ -87,7 +69,7 @@ def canvas_side(size: int) -> int:
 def cut(
     photo: np.ndarray, box: np.ndarray, size: int
 ) -> tuple[np.ndarray, tuple[float, float, float, float], tuple[int, int]]:
-    """`Cached`'s canvas, box and extent of a box (x1 y1 x2 y2, pixels of `photo`), which comes out `size` pixels long."""
+    """`CachedGarment`'s canvas, box and extent of a box (x1 y1 x2 y2, pixels of `photo`), its longer side `size`."""
     height, width = photo.shape[:2]
     x1, y1, x2, y2 = crops.areas_of(np.asarray(box)[None], width, height)[0].tolist()
     left, top, right, bottom = crops.areas_of(np.array([[x1, y1, x2, y2]]), width, height, CONTEXT)[0].tolist()
@@ -102,25 +84,24 @@ def cut(
 
 
 def packed(canvas: np.ndarray) -> np.ndarray:
-    """A canvas as JPEG of quality 95, about an eighth of its size: what millions of garments are kept as."""
+    """A canvas as JPEG of quality 95, an eighth of its size, so that millions of garments fit."""
     return cv2.imencode(".jpg", canvas[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1].reshape(-1)
 
 
 class Garments:
     """All cached garments as arrays, and which of them are one identity.
 
-    Args:
-        items: the garments.
-        spec: the embedder they are for.
-        augmentation: how training changes them.
-        share: of the identities that are learnt from, spread evenly over them; the others are there to be searched among.
-
-    Attributes:
-        classes: rows of each identity to learn from: seen on two photos or more, none of them held out.
+    `augmentation` is how training changes them, `share` the part of the identities, spread evenly, that is learnt from;
+    the others only join the gallery. `classes` has the rows of each identity to learn from: seen on two photos or more,
+    none of them held out.
     """
 
     def __init__(
-        self, items: list[Cached], spec: EmbedderSpec, augmentation: Augmentation | None = None, share: float = 1.0
+        self,
+        items: list[CachedGarment],
+        spec: EmbedderSpec | TimmSpec,
+        augmentation: Augmentation | None = None,
+        share: float = 1.0,
     ) -> None:
         self.spec, self.augmentation = spec, augmentation or Augmentation()
         self._canvases = [item.canvas for item in items]
@@ -152,21 +133,15 @@ class Garments:
         """
         n = min(n_identities, len(self.classes))
         chosen = rng.choice(len(self.classes), size=n, replace=False, p=self._odds)
-        rows = [row for one in chosen for row in self._views(self.classes[one], per_identity, rng)]
+        rows = [row for i in chosen for row in self._views(self.classes[i], per_identity, rng)]
         return np.array(rows, np.int64), np.repeat(chosen, per_identity).astype(np.int64)
 
     def _views(self, members: np.ndarray, n: int, rng: np.random.Generator) -> list[int]:
         members = rng.permutation(members)
         sides = [side for side in (members[~self.shop[members]], members[self.shop[members]]) if len(side)]
         first = int(rng.integers(len(sides)))
-        return [
-            int(sides[(first + i) % len(sides)][(i // len(sides)) % len(sides[(first + i) % len(sides)])])
-            for i in range(n)
-        ]
-
-    def canvases(self, rows: np.ndarray) -> Tensor:
-        """(n, S, S, 3) uint8."""
-        return torch.from_numpy(np.stack(list(self._readers.map(self.canvas, rows))))
+        turns = [sides[(first + i) % len(sides)] for i in range(n)]
+        return [int(side[i // len(sides) % len(side)]) for i, side in enumerate(turns)]
 
     def canvas(self, row: int) -> np.ndarray:
         """(S, S, 3) uint8 of one garment."""
@@ -177,14 +152,13 @@ class Garments:
         return np.ascontiguousarray(pixels[..., ::-1])
 
     def images(self, rows: np.ndarray, chance: np.ndarray | None = None, device: torch.device | str = "cpu") -> Tensor:
-        """(n, 3, size, size) float32 as the backbone wants them, made on `device`.
+        """(n, 3, size, size) float32 as the backbone wants them, made on `device`, of the garments `rows` (n,).
 
-        Args:
-            rows: (n,) garments.
-            chance: (n, CHANCES) uniform numbers in [0, 1) that decide how each is changed; None: `crops.crop`'s rule.
+        `chance` are (n, CHANCES) uniform numbers in [0, 1) that decide how each is changed; None: `crops.crop`'s rule.
         """
         where = torch.from_numpy(np.asarray(rows, np.int64))
-        canvas = self.canvases(where.numpy()).to(device).permute(0, 3, 1, 2).float()
+        canvas = torch.from_numpy(np.stack(list(self._readers.map(self.canvas, where.numpy()))))
+        canvas = canvas.to(device).permute(0, 3, 1, 2).float()
         box, extent = self.box[where].to(device), self.extent[where].to(device)
         angle, flip = torch.zeros(len(where), device=device), torch.ones(len(where), device=device)
         how = self.augmentation
@@ -198,9 +172,6 @@ class Garments:
             pictures = _erase(_recolour(pictures, u[:, 7:13], how), u[:, 13:21], how.erase)
         mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (self.spec.mean, self.spec.std))
         return ((pictures - mean) / std).contiguous(memory_format=torch.channels_last)
-
-
-CHANCES = 21  # uniform numbers that decide how one crop is changed
 
 
 def _jitter(box: Tensor, extent: Tensor, u: Tensor, most: float) -> Tensor:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from retrieval.models import LITE0_SG
-from retrieval.training_crops import CHANCES, Cached, cut
+from retrieval.training_crops import CHANCES, CachedGarment, cut
 
 SPEC = dataclasses.replace(LITE0_SG, input_size=40, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
@@ -15,14 +15,14 @@ def smooth_photo(height: int = 120, width: int = 90) -> np.ndarray:
     return np.stack([x * 2, y * 2, (x + y)], axis=-1).clip(0, 255).astype(np.uint8)
 
 
-def cached(photo: np.ndarray, box, identity=None, shop=True, held_out=False, weight=1.0) -> Cached:
+def cached(photo: np.ndarray, box, identity=None, shop=True, held_out=False, weight=1.0) -> CachedGarment:
     canvas, on_canvas, extent = cut(photo, np.array(box), SPEC.input_size)
-    return Cached(canvas, on_canvas, extent, identity, shop, held_out, weight=weight)
+    return CachedGarment(canvas, on_canvas, extent, identity, shop, held_out, weight=weight)
 
 
 def one(
     shade: int, identity: tuple[int, int, int] | None, shop: bool, held_out: bool = False, weight: float = 1.0
-) -> Cached:
+) -> CachedGarment:
     return cached(np.full((50, 50, 3), shade, np.uint8), (5, 5, 45, 45), identity, shop, held_out, weight)
 
 

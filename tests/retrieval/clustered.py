@@ -6,7 +6,7 @@ import numpy as np
 
 from retrieval import ann_build
 from retrieval.ann import AnnIndex
-from retrieval.ann_plan import Plan, plan
+from retrieval.ann_plan import IndexPlan, plan
 
 
 def unit(rows: np.ndarray) -> np.ndarray:
@@ -23,13 +23,13 @@ def gallery(n: int, n_queries: int, dim: int, seed: int = 0) -> tuple[np.ndarray
 
 def built(folder: Path, kind: str, vectors: np.ndarray, ids: np.ndarray, **settings: bool) -> AnnIndex:
     ann_build.write_vectors(folder, vectors, ids, **settings)
-    made = planned(kind, *vectors.shape)
-    ann_build.build(made, folder, seed=3)
-    return AnnIndex.open(folder, made)
+    plan_ = planned(kind, *vectors.shape)
+    ann_build.build(plan_, folder, seed=3)
+    return AnnIndex.open(folder, plan_)
 
 
-def planned(kind: str, rows: int, dim: int) -> Plan:
-    return plan(kind, rows, dim, budget_mb=500, timed=False)
+def planned(kind: str, rows: int, dim: int) -> IndexPlan:
+    return plan(kind, rows, dim, budget_mb=500)
 
 
 def brute_force(vectors: np.ndarray, ids: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -40,3 +40,13 @@ def brute_force(vectors: np.ndarray, ids: np.ndarray, queries: np.ndarray, k: in
         order = sorted(range(len(ids)), key=lambda row: (-products[row], ids[row]))[:k]
         found[i, : len(order)], similarity[i, : len(order)] = ids[order], products[order]
     return similarity, found
+
+
+def damaged(data: bytes, damage: str) -> bytes:
+    middle = len(data) // 2
+    return {
+        "cut": data[:middle],
+        "flipped": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
+        "foreign": b"PK\x03\x04" + b"not ours at all" * 40,
+        "empty": b"",
+    }[damage]

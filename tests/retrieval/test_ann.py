@@ -1,8 +1,7 @@
-"""Each kind of approximate index against a sort of all products: what it finds, forgets, learns anew and refuses."""
+"""Each kind of approximate index against a sort of all products: what it finds, what it leaves out, what it refuses."""
 
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,8 @@ from hypothesis import strategies as st
 
 from retrieval import ann, ann_build
 from retrieval.ann import AnnIndex
+from retrieval.ann_files import write_rows
+from retrieval.ann_tune import recall
 from tests.retrieval.clustered import brute_force, built, gallery, planned, unit
 
 KINDS = ("flat", "hnsw", "ivf_flat", "ivf_pq")
@@ -40,7 +41,7 @@ def test_what_is_found_is_true_and_nearly_all(index, rows):
         np.testing.assert_array_equal(similarity[line], own)  # the float64 product of that very row, rounded once
     assert (np.diff(similarity, axis=1) <= 0).all()
     assert similarity.dtype == np.float32 and found.dtype == np.int64
-    assert ann.recall(index, queries) == pytest.approx(share)  # no ties here, so both ways of counting agree
+    assert recall(index, queries) == pytest.approx(share)  # no ties here, so both ways of counting agree
 
 
 def test_exact_is_the_sort_whatever_the_kind(index, rows):
@@ -93,7 +94,7 @@ def test_past_a_fifth_the_dead_are_left_out(index, rows, tmp_path):
         np.testing.assert_array_equal(
             version.exact(queries, 5)[1], brute_force(vectors[alive], ids[alive], queries, 5)[1]
         )
-        assert ann.recall(version, queries) >= 0.9
+        assert recall(version, queries) >= 0.9
 
 
 def test_an_id_removed_and_added_at_once_has_its_new_row(index, rows, tmp_path):
@@ -147,7 +148,7 @@ def test_copies_come_by_lower_id(tmp_path, kind):
     assert found.tolist() == [[10, 20, 30, 40, 5], [5, 6, 7, 8, 10]]  # four at 1.0, then the lowest id at 0.0
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     n=st.integers(0, 40), q=st.integers(0, 5), d=st.sampled_from([1, 3, 16]), k=st.integers(1, 45), half=st.booleans(),
     dead=st.integers(0, 40), block=st.sampled_from([1, 7, 64]), seed=st.integers(0, 2**32 - 1),
@@ -160,7 +161,7 @@ def test_flat_is_a_sort_of_all_products(tmp_path_factory, n, q, d, k, half, dead
     folder = tmp_path_factory.mktemp("flat")
     ann_build.write_vectors(folder, vectors, ids, half=half)
     gone = rng.choice(n, min(dead, n), replace=False).astype(np.int64)
-    ann_build.write_rows(folder / "dead.npy", gone.shape, gone.dtype, [np.sort(gone)])
+    write_rows(folder / "dead.npy", gone.shape, gone.dtype, [np.sort(gone)])
     index = AnnIndex.open(folder, planned("flat", n, d))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ann, "EXACT_BLOCK", block)  # the answer does not depend on it
@@ -174,41 +175,10 @@ def test_flat_is_a_sort_of_all_products(tmp_path_factory, n, q, d, k, half, dead
 def test_float16_rows_are_compared_as_stored(tmp_path, rows):
     vectors, ids, queries = rows
     index = built(tmp_path, "ivf_flat", vectors, ids, half=True)
-    similarity, found = replace_nprobe(index, index.plan.n_lists).search(queries, 5)
+    similarity, found = index.with_parameters(nprobe=index.plan.n_lists).search(queries, 5)
     want_similarity, want = brute_force(vectors.astype(np.float16), ids, queries, 5)
     np.testing.assert_array_equal(similarity, want_similarity)
     np.testing.assert_array_equal(found, want)
-
-
-def replace_nprobe(index: AnnIndex, nprobe: int) -> AnnIndex:
-    return AnnIndex(replace(index.plan, nprobe=nprobe), index._index, index.vectors, index.ids, index.dead)
-
-
-def test_tuning_reaches_its_target_with_other_queries(index, rows):
-    queries = rows[2]
-    told = ann.tune(index, queries[:30], 0.95)
-    assert told["recall"] >= 0.95 and told["target"] == 0.95
-    folder = Path(index.vectors.filename).parent
-    assert ann.recall(AnnIndex.open(folder, index.plan, parameters=told), queries[30:]) >= 0.9
-    assert ann.tune(index, queries[:30], 0.95) == told  # nothing in it is timed
-    least = ann.tune(index, queries[:30], 0.5)
-    assert all(least[name] <= told[name] for name in ("nprobe", "ef_search") if name in told)
-
-
-def test_tuning_refuses_what_it_cannot_reach_or_judge(index, rows):
-    for target, queries in ((0.0, rows[2]), (1.1, rows[2]), (0.9, rows[2][:0])):
-        with pytest.raises(ValueError, match="tune:"):
-            ann.tune(index, queries, target)
-
-
-def test_drift_shows_in_the_quantisation_error(index, rows):
-    home = ann.quantisation_error(index, rows[2])
-    away = ann.quantisation_error(index, unit(np.random.default_rng(9).normal(size=(60, 32))))
-    if index.plan.kind in ("flat", "hnsw"):
-        assert home == away == 0  # they learn nothing, so nothing can drift
-    else:
-        assert 0 < home < away
-        assert ann.quantisation_error(ann_build.emptied(index._index), rows[2]) == pytest.approx(home)  # train's bytes
 
 
 @pytest.mark.parametrize(

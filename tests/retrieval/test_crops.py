@@ -60,9 +60,10 @@ def test_nothing_in_nothing_out():
     assert crop(halves(4, 4), np.zeros((0, 4), np.float32), 16).shape == (0, 16, 16, 3)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
-    width=st.integers(1, 70), height=st.integers(1, 70), size=st.integers(1, 40), margin=st.sampled_from([-0.49, -0.2, 0.0, 0.05, 0.7]),
+    width=st.integers(1, 70), height=st.integers(1, 70), size=st.integers(1, 40),
+    margin=st.sampled_from([-0.49, -0.2, 0.0, 0.05, 0.7]),
     corners=st.tuples(*[st.floats(-20, 90) for _ in range(4)]),
 )  # fmt: skip
 def test_every_box_that_touches_the_photo_gives_a_crop_of_its_pixels(width, height, size, margin, corners):

@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from networks.weight_files import WeightsError
 from retrieval import embedder
-from retrieval.embedder import WeightsError, build, load
+from retrieval.embedder import build, load
 from retrieval.models import LITE0_SG, PROFILES, viewed
 
 SMALL = dataclasses.replace(LITE0_SG, name="small", input_size=48, dim=16, stride=32, sha256="")

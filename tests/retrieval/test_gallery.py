@@ -1,6 +1,8 @@
 """Reading a published gallery: what a search gives, what follows a publication, what is refused with one line."""
 
+import contextlib
 import json
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +14,10 @@ import numpy as np
 import pytest
 from handmade import DIM, rows, version
 
-from retrieval.gallery import GalleryError, digest_of, fetched, open_gallery
+from retrieval.ann_files import MAGIC
+from retrieval.gallery import open_gallery
+from retrieval.gallery_files import GalleryError, fetched
+from store.files import digest, file_digest, hasher
 from store.objects import StorageError, open_store
 
 
@@ -45,6 +50,14 @@ def test_a_search_is_a_sort_of_all_products(where: str, kind: str) -> None:
     assert np.isneginf(similarity[:, 5:]).all() and len(gallery) == 5
 
 
+@pytest.mark.parametrize("kind", ["flat", "hnsw"])
+def test_a_folder_name_need_not_be_utf8(tmp_path: Path, kind: str) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    version(open_store(folder), "000001-x", list(range(20)), kind=kind)
+    point(open_store(folder), "000001-x")
+    assert open_gallery(folder).search(rows([7, 11]), 1)[1].tolist() == [[7], [11]]
+
+
 def test_copies_of_a_row_come_by_rising_id(tmp_path: Path) -> None:
     store = open_store(tmp_path)
     version(store, "000001-x", [9, 4, 6], replaced={})
@@ -55,7 +68,7 @@ def test_copies_of_a_row_come_by_rising_id(tmp_path: Path) -> None:
 
 
 def test_a_garment_that_was_replaced_answers_with_its_new_row(tmp_path: Path) -> None:
-    """A graph keeps the dead row as a step of the way: it is neither found, nor looked up, nor what queries move towards."""
+    """A graph keeps the dead row, but it is neither found nor looked up, and queries do not move towards it."""
     store = open_store(tmp_path)
     expanded = ({"step": "concat"}, {"step": "alpha_qe", "k": 1, "alpha": 0})
     version(store, "000001-x", list(range(20)), kind="hnsw", replaced={4: 5}, steps=expanded)
@@ -70,7 +83,7 @@ def test_a_garment_that_was_replaced_answers_with_its_new_row(tmp_path: Path) ->
 
 
 def test_a_step_that_ranks_anew_leaves_the_dead_out(tmp_path: Path) -> None:
-    """k-reciprocal over living and dead rows would return the dead; over the living it is that of a gallery that never had them."""
+    """k-reciprocal over all rows would return the dead ones; it must rank as if they had never been there."""
     steps = ({"step": "concat"}, {"step": "k_reciprocal", "k1": 4, "k2": 2})
     for name, gone in (("with", [40, 41, 42]), ("without", [])):
         store = open_store(tmp_path / name)
@@ -104,7 +117,8 @@ def test_a_garment_is_looked_up_by_its_id(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("vectors, k, want", [
-    (np.zeros((2, DIM + 1), np.float32), 3, r"want vectors \(Q, 6\) float32 \(m 6\) and k from 1, got \(2, 7\) float32, 3"),
+    (np.zeros((2, DIM + 1), np.float32), 3,
+     r"want vectors \(Q, 6\) float32 \(m 6\) and k from 1, got \(2, 7\) float32, 3"),
     (np.zeros((2, DIM)), 3, r"got \(2, 6\) float64"),
     (np.zeros((2, DIM), np.float32), 0, r"got \(2, 6\) float32, 0"),
     (np.zeros(DIM, np.float32), 1, r"got \(6,\)"),
@@ -166,10 +180,77 @@ def test_a_record_that_lies_is_refused_as_the_gallerys_fault(tmp_path: Path) -> 
         {"index": {"kind": "flat"}},
         {"models": [{}]},
         {"search": None},
+        {"search": {"steps": 3}},
+        {"index": []},
+        {"files": []},
+        {"files": None},
+        {"files": {"vectors.npy": 7}},
+        {"parameters": 3},
     ):
         store.write("versions/000001-x/version.json", json.dumps(record | wrong).encode())
-        with pytest.raises(GalleryError, match=r"versions/000001-x: \w+Error: "):
+        with pytest.raises(GalleryError, match=r"versions/000001-x.*(cannot be opened \(\w+Error: |published as 7)"):
             open_gallery(tmp_path)
+    for missing in record.keys() - {"schema"}:
+        rest = {name: value for name, value in record.items() if name != missing}
+        store.write("versions/000001-x/version.json", json.dumps(rest).encode())
+        with contextlib.suppress(GalleryError):  # some are for people alone
+            open_gallery(tmp_path)
+
+
+def test_an_index_of_another_faiss_leaves_the_version_that_serves(tmp_path: Path) -> None:
+    """Whole, sealed and published, but with bytes that this FAISS does not know."""
+    store = open_store(tmp_path)
+    version(store, "000001-x", [1, 2, 3], kind="hnsw")
+    point(store, "000001-x")
+    gallery = open_gallery(tmp_path)
+    record = version(store, "000002-x", [1, 2, 3, 4], kind="hnsw")
+    for body in (b"", b"IxFI" + bytes(100), b"What" + bytes(100), b"IHNs" + bytes(4)):
+        sealed = body + MAGIC + hasher(body).digest()
+        store.write("versions/000002-x/index.faiss", sealed)
+        files = record["files"] | {"index.faiss": digest(sealed)}
+        store.write("versions/000002-x/version.json", json.dumps(record | {"files": files}).encode())
+        point(store, "000002-x")
+        with pytest.raises(GalleryError, match=r"versions/000002-x: cannot be opened"):
+            gallery.refresh()
+        with pytest.raises(GalleryError, match=r"versions/000002-x: cannot be opened"):
+            open_gallery(tmp_path)
+        assert gallery.version == "000001-x" and gallery.search(rows([2]), 1)[1].tolist() == [[2]]
+
+
+def test_items_of_other_garments_are_refused(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    version(store, "000001-x", [1, 2, 3])
+    other = store.read("versions/000001-x/items.parquet")
+    version(store, "000002-x", [1, 2, 4])
+    store.write("versions/000002-x/items.parquet", other)
+    point(store, "000002-x")
+    with pytest.raises(GalleryError, match="3 items, which are not the 3 garments of the index"):
+        open_gallery(tmp_path, check=False)
+
+
+UNKNOWN = [([3, 9], 9), ([0], 0), ([-1], -1), ([2**62], 2**62)]
+
+
+@pytest.mark.parametrize("ids, missing", [([2, 3], None), ([], None), *UNKNOWN])
+def test_vectors_of_unknown_ids_are_refused(tmp_path: Path, ids: list, missing: int | None) -> None:
+    store = open_store(tmp_path)
+    version(store, "000001-x", [1, 2, 3])
+    point(store, "000001-x")
+    gallery = open_gallery(tmp_path)
+    if missing is None:
+        np.testing.assert_array_equal(gallery.vectors(np.array(ids, np.int64)), rows(ids).reshape(-1, DIM))
+    else:
+        with pytest.raises(GalleryError, match=f"gallery: no garment {missing}; ids are those that `search` returns"):
+            gallery.vectors(np.array(ids))
+
+
+def test_an_empty_gallery_knows_no_id(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    version(store, "000001-x", [])
+    point(store, "000001-x")
+    with pytest.raises(GalleryError, match="no garment 5"):
+        open_gallery(tmp_path).vectors(np.array([5]))
+    assert open_gallery(tmp_path).lookup([5, -1]) == [{}, {}]
 
 
 def test_a_bucket_is_fetched_once(
@@ -262,7 +343,9 @@ def test_readers_of_one_machine_remove_nothing_from_under_each_other(
             number = (first + turn) % 4
             with fetched(far, f"00000{number}-x", records[number]) as folder:
                 time.sleep(0.001)
-                assert {file: digest_of(folder / file) for file in records[number]["files"]} == records[number]["files"]
+                assert {file: file_digest(folder / file) for file in records[number]["files"]} == records[number][
+                    "files"
+                ]
 
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(read, range(4))) == [None] * 4
@@ -291,7 +374,7 @@ def test_a_reader_follows_when_it_asks(where: str) -> None:
 
 
 def test_searches_in_other_threads_see_one_version_or_the_next(tmp_path: Path) -> None:
-    """Two versions without a common id, expansion and groups: an answer that mixed them would hold ids of both, or fail."""
+    """Two versions without a common id, expansion and groups: a mixed answer would hold ids of both, or fail."""
     store = open_store(tmp_path)
     steps = ({"step": "concat"}, {"step": "alpha_qe", "k": 3}, {"step": "group", "by": "product"})
     few, many = list(range(10)), list(range(100, 190))

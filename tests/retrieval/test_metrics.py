@@ -161,7 +161,7 @@ def test_agrees_with_the_plain_rules(block):
         assert ranks.tolist() == [rank for _, rank in answers], seed
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6), block=st.integers(1, 40))
 def test_blocks_attributes_and_marks_agree_with_the_whole(seed, block):
     results, query_gt, gallery_gt = random_case(np.random.default_rng(seed))

@@ -7,7 +7,7 @@ from torch import nn
 
 from retrieval.cgd import CGD, fine_map
 from retrieval.losses import RankingLoss
-from retrieval.training import Average, Objective, backward, freeze, parameter_groups, set_rates, shared_parameters
+from retrieval.training import EmbedderLearner, Objective, backward, freeze, parameter_groups, shared_parameters
 
 
 def small_model(classes: int | None = 4) -> CGD:
@@ -41,7 +41,7 @@ def test_a_batch_in_pieces_has_the_gradients_of_the_whole(loss, micro):
 
 
 def test_workers_together_have_the_gradients_of_one():
-    """Two workers with half the batch each, played one after the other: what each gathers is known from a first pass."""
+    """Two workers with half the batch each, one after the other: what they gather is known from a first pass."""
     objective = Objective(RankingLoss("proxy-anchor", dim=8, classes=4))
     want_parts, want = gradients(small_model(), objective)
     with torch.no_grad():
@@ -101,9 +101,10 @@ def test_rates_fall_with_depth_and_vectors_do_not_decay():
     assert rate[id(next(ranking.parameters()))] == (7.0, 0.01)
     assert len(rate) == len(list(model.parameters())) + 1
 
-    optimiser = torch.optim.SGD(groups)
-    set_rates(optimiser, 0.5)
-    assert {round(g["lr"] / g["peak"], 6) for g in optimiser.param_groups} == {0.5}
+    learner = EmbedderLearner(model, Objective(ranking), rate=1.0, backbone_share=0.5, layer_decay=0.1)
+    learner.gradients(torch.randn(4, 3, 32, 32), torch.tensor([0, 0, 1, 1]), seed=0)
+    learner.update(0.5)
+    assert {round(g["lr"] / g["peak"], 6) for g in learner.optimiser.param_groups} == {0.5}
 
 
 @pytest.mark.parametrize("timm_id, n, first_that_learns", [
@@ -118,22 +119,46 @@ def test_freezing_stops_the_first_stages(timm_id, n, first_that_learns):
     assert next(name for name, p in backbone.named_parameters() if p.requires_grad) == first_that_learns
 
 
-def test_the_average_follows_its_formula():
-    model = nn.Linear(1, 1, bias=False)
-    model.weight.data.fill_(0.0)
-    average = Average(model.state_dict(), decay=0.5)
-    model.weight.data.fill_(1.0)
-    average.update(model.state_dict())
-    first = 1 - 2 / 11  # decay min(0.5, (1 + 1) / (10 + 1))
-    assert average.tensors["weight"].item() == pytest.approx(first)
-    average.update(model.state_dict())
-    assert average.tensors["weight"].item() == pytest.approx(1 - (1 - first) * 3 / 12)
+def test_what_follows_the_stages_learns_as_the_last_of_them_does():
+    """As a transformer of timm has it: a stem, blocks, a last norm. Each block learns at half the next one's rate."""
+    linear = torch.nn.Linear
+    backbone = torch.nn.ModuleDict({"patch_embed": linear(1, 1), "blocks": torch.nn.ModuleList()})
+    backbone["blocks"].extend([linear(1, 1), linear(1, 1), linear(1, 1)])
+    backbone["norm"] = linear(1, 1)
+    model = torch.nn.ModuleDict({"backbone": torch.nn.ModuleDict({"body": backbone}), "reductions": linear(1, 1)})
+    ranking = RankingLoss("triplet", dim=1, classes=2)
+    groups = parameter_groups(model, ranking, rate=1.0, backbone_share=0.5, layer_decay=0.5)
+    rate_of = {id(p): group["peak"] for group in groups for p in group["params"]}
+    rates = {name: rate_of[id(p)] for name, p in model.named_parameters() if name.endswith("weight")}
+    assert {name.removeprefix("backbone.body.").removesuffix(".weight"): rate for name, rate in rates.items()} == {
+        "patch_embed": 0.125, "blocks.0": 0.125, "blocks.1": 0.25, "blocks.2": 0.5, "norm": 0.5, "reductions": 1.0,
+    }  # fmt: skip
+
+
+def test_a_learner_continues_from_its_state_to_the_bit():
+    def steps(learner: EmbedderLearner, numbers: range) -> dict[str, torch.Tensor]:
+        for step in numbers:
+            learner.gradients(IMAGES, IDENTITIES, seed=step)
+            learner.update(0.5)
+        return learner.average.tensors
+
+    def new() -> EmbedderLearner:
+        torch.manual_seed(3)
+        return EmbedderLearner(small_model(), Objective(RankingLoss("proxy-anchor", dim=8, classes=4)), rate=0.1)
+
+    straight = steps(new(), range(4))
+    first, second = new(), new()
+    steps(first, range(2))
+    second.load({**first.state(), "step": 2})
+    continued = steps(second, range(2, 4))
+    assert all(torch.equal(straight[name], tensor) for name, tensor in continued.items())
+    assert set(continued) == {name for name in small_model().state_dict() if not name.startswith("classifier.")}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet152-gm", "seresnext101-sgm"])
 def test_one_step_of_the_papers_embedders(name):
-    """At the paper's depth and dimension, crops of 64 pixels: the last stage (its last norms start at zero, so they move first), the reductions, GeM's p."""
+    """Crops of 64 pixels move the last stage (its last norms start at zero), the reductions and GeM's p."""
     from retrieval import embedder, models
 
     spec = models.named(name)

@@ -1,4 +1,4 @@
-"""Garments in memory: crops against the crop rule, changes that follow the seed, batches that pair consumer with shop."""
+"""Garments in memory: crops follow the crop rule, augmentation the seed; batches pair consumer with shop."""
 
 import dataclasses
 
