@@ -1,21 +1,21 @@
-"""What a search found: photos, their garments, the shop items most like each; and the same in words, for a terminal.
+"""The answers of a search: photos and texts, their garments, the shop items most like each; and a terminal's lines.
 
-In: rows of a gallery, as `Gallery.lookup` tells them. Out: records for `page.py` and lines of text.
+In: rows of a gallery, as `Gallery.lookup` returns them. Out: records for `page.py` and lines of text.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from detection.categories import CATEGORIES
 from jobs.cli import one_line
+from store.categories import category_name
 
-WIDEST = 40  # letters of a column; what is longer pushes the rest of its line to the right
+WIDEST = 40  # characters of a column; longer text pushes the rest of its line to the right
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One shop item found; `item` as `Gallery.lookup` tells it."""
+    """One shop item; `item` is as `Gallery.lookup` returns it."""
 
     rank: int
     similarity: float
@@ -23,10 +23,10 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class Garment:
-    """One garment of a photo and what was found for it, best first."""
+class FoundGarment:
+    """One garment of a photo and the shop items found for it, best first; bbox px x1 y1 x2 y2 of the upright photo."""
 
-    bbox: tuple[float, float, float, float]  # px x1 y1 x2 y2 of the upright photo
+    bbox: tuple[float, float, float, float]
     score: float
     category_id: int
     hits: list[Hit]
@@ -34,45 +34,56 @@ class Garment:
 
 @dataclass(frozen=True)
 class Answer:
-    """A photo as it was named; its bytes and garments, or why there are none."""
+    """A photo by the name the user gave it; its bytes and garments, or why it could not be searched.
+
+    `text` are the words asked with. Without a photo name and bytes are empty, and `hits` are what was found for them.
+    """
 
     name: str
     data: bytes
-    garments: list[Garment]
+    garments: list[FoundGarment]
     reason: str = ""
+    text: str = ""
+    hits: list[Hit] = field(default_factory=list)
+
+    @property
+    def question(self) -> str:
+        """What was asked: a photo's name, words in quotes, or both."""
+        return ", ".join([self.name] * bool(self.name) + [f'"{self.text}"'] * bool(self.text))
 
 
-def lines(answer: Answer) -> list[str]:
-    """A photo's garments and a table for each; names are spelt out where they would steer the terminal."""
+def lines(answer: Answer, categories: Sequence[str]) -> list[str]:
+    """A photo's garments and a table for each, or a text's table; characters that would steer the terminal are escaped.
+
+    `categories` are the gallery's names, id 1 first.
+    """
+    asked = one_line(answer.question)
+    if not answer.name:
+        n = len(answer.hits)
+        found = f"{asked}: {n or 'no'} shop item{'' if n == 1 else 's'} found"
+        return [found, *(f"     {line}" for line in table(answer.hits, categories))]
     n = len(answer.garments)
-    out = [f"{one_line(answer.name)}: {n or 'no'} garment{'' if n == 1 else 's'} found"]
+    out = [f"{asked}: {n or 'no'} garment{'' if n == 1 else 's'} found"]
     for number, garment in enumerate(answer.garments, 1):
-        out += [f"  {number}. {category_of(garment.category_id)} {garment.score:.2f}, box {box_of(garment.bbox)}"]
-        out += [f"     {line}" for line in table(garment.hits)] or ["     the gallery has nothing for it"]
+        name = one_line(category_name(categories, garment.category_id))
+        out += [f"  {number}. {name} {garment.score:.2f}, box {box_of(garment.bbox)}"]
+        out += [f"     {line}" for line in table(garment.hits, categories)] or ["     the gallery has nothing for it"]
     return out
 
 
-def table(hits: Sequence[Hit]) -> list[str]:
-    """rank, similarity, product id, file name, category, box: a line each, and one of their names."""
+def table(hits: Sequence[Hit], categories: Sequence[str]) -> list[str]:
+    """A line of column names, and a line for each shop item."""
     if not hits:
         return []
-    head = ("rank", "similarity", "product", "file name", "category", "box x1 y1 x2 y2 px")
-    rows = [(str(hit.rank), f"{hit.similarity:.4f}", *(one_line(str(hit.item[name])) for name in ("product_id", "file_name")),
-             category_of(hit.item["category_id"]), box_of(hit.item["bbox"])) for hit in hits]  # fmt: skip
-    widths = [min(WIDEST, max(len(row[i]) for row in (head, *rows))) for i in range(len(head))]
+    rows = [("rank", "similarity", "product", "file name", "category", "box x1 y1 x2 y2 px")]
+    for hit in hits:
+        product, file = (one_line(str(hit.item[name])) for name in ("product_id", "file_name"))
+        category, box = one_line(category_name(categories, hit.item["category_id"])), box_of(hit.item["bbox"])
+        rows.append((str(hit.rank), f"{hit.similarity:.4f}", product, file, category, box))
+    widths = [min(WIDEST, max(map(len, column))) for column in zip(*rows, strict=True)]
     return [
-        "  ".join(f"{text:{'>' if i < 2 else '<'}{widths[i]}}" for i, text in enumerate(row)).rstrip()
-        for row in (head, *rows)
+        "  ".join(f"{text:{'>' if i < 2 else '<'}{widths[i]}}" for i, text in enumerate(row)).rstrip() for row in rows
     ]
-
-
-def category_of(category_id: int) -> str:
-    """The category's name.
-
-    >>> category_of(8)
-    'trousers'
-    """
-    return CATEGORIES[category_id - 1] if 1 <= category_id <= len(CATEGORIES) else f"category {category_id}"
 
 
 def box_of(bbox: Sequence[float]) -> str:

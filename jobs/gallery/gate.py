@@ -1,40 +1,46 @@
-"""The gate before publishing: is the new version good? Figures, each beside its limit; one that misses keeps the old version serving.
+"""The gate before publishing: is the new version good? A figure beyond its limit keeps the old one serving.
 
-recall            of the ten nearest by exact search over a sample of stored rows, the share the index finds
-copies            known photos, cropped and encoded again, detected and embedded anew: the share that finds itself among the first ten
-counts            garments in the index and in items.parquet are the same ids, each once, of every photo that has any, and not none
-                  where there were some
-rows              vectors that are not finite or not of unit length: none
-canaries          rows of the night before, unchanged tonight: of what they found then and what is still there, the share found again,
-                  but for what stands behind ten that are nearer
-gone              share of the photos of the night before that are not there tonight: a folder that is half mounted
-failed            share of tonight's photos without a result
+recall     share of the exact ten nearest that the index finds, over a sample of stored rows
+copies     known photos, cropped, encoded again, detected and embedded: the share that finds itself in the first ten
+counts     the index and items.parquet have the same garments, each once, of every photo that has any, and not none
+           where there were some
+rows       number of vectors that are not finite or not of unit length
+canaries   rows of the night before that are unchanged tonight: of what they found then and what still exists, the
+           share found again, unless ten nearer rows now stand before it
+gone       share of the photos of the night before that are missing tonight: a folder may be half mounted
+products_lost   share of the photos that had a product then and are still there, and have none tonight
+garments_lost   the same of garments: pictures may have been replaced by placeholders
+failed     share of tonight's photos without a result
 """
 
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image
 
-from jobs import tables
 from jobs.gallery.build import SEED, Built
-from retrieval.ann import recall
+from jobs.runs import tables
+from retrieval.ann_tune import recall
 from retrieval.gallery import Gallery
+from store.decode import decode
+from store.imageset import ImageSet, Item, Photo
 
 SAMPLE = 200  # rows for recall and canaries
-FIRST = 10  # results looked at
-NEARER = 1e-6  # difference of similarities that is no rounding
-CROP = 0.05  # of each side that a copy loses
+FIRST = 10  # results that count
+NEARER = 1e-6  # a difference of similarities above what rounding makes
+CROP = 0.05  # share of each side that a copy loses
 QUALITY = 80  # of the JPEG a copy is written as
-BLOCK = 65_536  # rows looked at at once
+BLOCK = 65_536  # rows checked at once
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure of the gate: good from `limit` up, or down where `most`."""
+    """One figure of the gate: good from `limit` up, or with `most` from `limit` down."""
 
     name: str
     value: float | None
@@ -44,7 +50,7 @@ class Figure:
 
     @property
     def good(self) -> bool:
-        """A figure that nothing could be measured for passes, and says so."""
+        """Whether it passes; so does one that nothing could be measured for, which its note says."""
         return self.value is None or (self.value <= self.limit if self.most else self.value >= self.limit)
 
     def as_json(self) -> dict[str, Any]:
@@ -57,138 +63,141 @@ class Figure:
 
 
 def of_index(built: Built, limit: float) -> Figure:
-    """Recall against exact search, on stored rows moved a little, as a photo taken again would be."""
-    living = _living(built)
+    """Recall against exact search, for stored rows moved a little, as if their photos were taken again."""
+    living = built.index.living
     if not len(living):
         return Figure("recall", None, limit, note="no garments")
     rng = np.random.default_rng(SEED + 1)
     chosen = rng.choice(living, min(SAMPLE, len(living)), replace=False)
     rows = np.asarray(built.index.vectors[np.sort(chosen)], np.float32)
-    noise = rng.normal(size=rows.shape).astype(np.float32) * np.float32(0.3 / np.sqrt(rows.shape[1]))
-    moved = rows + noise
+    moved = rows + rng.normal(size=rows.shape).astype(np.float32) * np.float32(0.3 / np.sqrt(rows.shape[1]))
     moved /= np.linalg.norm(moved, axis=1, keepdims=True)
     return Figure("recall", round(recall(built.index, moved, FIRST), 4), limit)
 
 
 def of_counts(built: Built, wanted: Collection[int], before: Gallery | None) -> Figure:
-    """1 where index and items agree on every id, and on the photos there are garments of, else 0.
-
-    Args:
-        wanted: image_ids of the photos that garments were found on.
-    """
-    living = np.sort(built.index.ids[_living(built)])
+    """1 where index and items agree on every id, and on `wanted`, the image_ids of photos with garments; else 0."""
+    indexed = np.sort(built.index.ids[built.index.living])
     listed = np.sort(built.items.column("id").to_numpy())
-    images = set(built.items.column("image_id").to_pylist())
-    notes = []
-    if len(np.unique(listed)) != len(listed):
-        notes.append("an id twice")
-    if len(living) != len(listed) or not bool((living == listed).all()):
-        notes.append(f"{len(living)} rows in the index, {len(listed)} items")
-    if images != set(wanted):
-        notes.append(f"garments of {len(images)} photos, {len(wanted)} wanted")
-    if before is not None and len(before) and not len(living):
-        notes.append(f"no garment at all, {len(before)} in the version before")
+    images, n_before = set(built.items.column("image_id").to_pylist()), 0 if before is None else len(before)
+    faults = {
+        "an id twice": len(np.unique(listed)) != len(listed),
+        f"{len(indexed)} rows in the index, {len(listed)} items": not np.array_equal(indexed, listed),
+        f"garments of {len(images)} photos, {len(wanted)} wanted": images != set(wanted),
+        f"no garment at all, {n_before} in the version before": bool(n_before) and not len(indexed),
+    }
+    notes = [note for note, is_so in faults.items() if is_so]
     return Figure("counts", float(not notes), 1.0, note=", ".join(notes))
 
 
 def of_rows(built: Built) -> Figure:
-    """How many living vectors are not finite or not of unit length."""
     bad = 0
-    living = _living(built)
+    living = built.index.living
     for start in range(0, len(living), BLOCK):
         rows = np.asarray(built.index.vectors[living[start : start + BLOCK]], np.float32)
         lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-        bad += int((~(np.abs(lengths - 1) <= 0.01)).sum())  # what is not finite is not near 1 either
+        bad += int((~(np.abs(lengths - 1) <= 0.01)).sum())  # written so that nan counts as bad
     return Figure("rows", float(bad), 0.0, most=True)
 
 
 def of_canaries(built: Built, before: Gallery | None, limit: float) -> Figure:
-    """Queries of the night before find what they found, as far as it is still there."""
+    """Share of what queries of the night before found then and that is still there, found again tonight."""
     if before is None or built.rebuilt:
-        return Figure(
-            "canaries", None, limit, note="no night before to compare with" if before is None else built.rebuilt
-        )
-    old = dict(zip(before.items.column("id").to_pylist(), before.items.column("digest").to_pylist(), strict=True))
-    new = dict(zip(built.items.column("id").to_pylist(), built.items.column("digest").to_pylist(), strict=True))
-    same = np.array([one for one, digest in old.items() if new.get(one) == digest], np.int64)
+        reason = "no night before to compare with" if before is None else built.rebuilt
+        return Figure("canaries", None, limit, note=reason)
+    old, new = (
+        dict(zip(items.column("id").to_pylist(), items.column("digest").to_pylist(), strict=True))
+        for items in (before.items, built.items)
+    )
+    same = np.array([id_ for id_, digest in old.items() if new.get(id_) == digest], np.int64)
     if not len(same):
         return Figure("canaries", None, limit, note="nothing is as it was")
     chosen = np.sort(np.random.default_rng(SEED + 2).choice(same, min(SAMPLE, len(same)), replace=False))
     queries = before.vectors(chosen)
-    similar, then = before.index.search(queries, FIRST)
-    nearest, now = built.index.search(queries, FIRST)
-    found = (then[:, :, None] == now[:, None, :]).any(axis=2)
-    # what is new tonight may stand before what was there: then the last of the ten is nearer than it
-    due = np.isin(then, same) & (found | (similar > nearest[:, -1:] + NEARER))
+    similarity_then, then = before.index.search(queries, FIRST)
+    similarity_now, now = built.index.search(queries, FIRST)
+    found_again = (then[:, :, None] == now[:, None, :]).any(axis=2)
+    # a result may have been pushed out by new rows: then the last of the ten is nearer than it
+    due = np.isin(then, same) & (found_again | (similarity_then > similarity_now[:, -1:] + NEARER))
     if not due.any():
         return Figure("canaries", None, limit, note="nothing is where it was")
-    return Figure("canaries", round(float(found[due].mean()), 4), limit)
+    return Figure("canaries", round(float(found_again[due].mean()), 4), limit)
+
+
+def of_share(name: str, part: int, photos: int, most: float) -> Figure:
+    """A share of photos that must not be large: those that are gone, that lost something, that failed."""
+    if not photos:
+        return Figure(name, None, most, most=True, note="no such photos before")
+    return Figure(name, round(part / photos, 6), most, most=True, note=f"{part} of {photos} photos")
+
+
+def drift_advice(record: Mapping[str, Any], first: Mapping[str, Any] | None, recall: float | None, least: float) -> str:
+    """Advice to train again, or "": the rows are no longer those that clusters and codes were learned from.
+
+    `record` is of tonight's version, `first` of the one it was trained in; `recall` was measured, `least` asked for.
+    """
+    now, then = record.get("quantisation_error"), (first or {}).get("quantisation_error")
+    if now and then and now > 1.5 * then:
+        return f"quantisation error {now:.3g}, {now / then:.1f} times what it was"
+    if recall is not None and recall < least:
+        return f"recall {recall:.3f}, under {least:g}"
+    return ""
+
+
+# --- copies of known photos -------------------------------------------------------------------------------------------
+
+
+def choose_photos(items: pa.Table, n: int, seed: int) -> dict[int, list[float]]:
+    """Photos to copy: image_id -> box of its surest garment. The seed is tonight's, so that each night takes others."""
+    if not len(items) or not n:
+        return {}
+    score, image = items.column("score").to_numpy(), items.column("image_id").to_numpy()
+    order = np.lexsort((-score, image))
+    best = order[np.r_[True, image[order][1:] != image[order][:-1]]]  # of each photo
+    rows = np.sort(np.random.default_rng([SEED, seed]).choice(best, min(n, len(best)), replace=False))
+    return {int(image[row]): items.column("bbox")[int(row)].as_py() for row in rows}
+
+
+def copied_photos(
+    images: ImageSet, photos: pa.Table, boxes: Mapping[int, Sequence[float]], max_pixels: int
+) -> Iterator[Photo]:
+    """The photos that `boxes` (of `choose_photos`) names, as they might come back, one shard in memory at a time."""
+    chosen = photos.filter(pc.is_in(photos.column("image_id"), value_set=pa.array(list(boxes), pa.int64())))
+    for shard in pc.unique(chosen.column("shard")).to_pylist():
+        rows = chosen.filter(pc.equal(chosen.column("shard"), shard))
+        table = images.read(shard, columns=["image_id", "image"]).take(rows.column("row"))
+        for image_id, data in zip(table.column("image_id").to_pylist(), table.column("image"), strict=True):
+            copy = copy_of(data.as_py(), boxes[image_id], max_pixels)
+            height, width = decode(copy).shape[:2]
+            yield Photo(image_id, copy, width, height, "shop", 0, "", f"{image_id}.jpg", False, tuple[Item, ...]())
 
 
 def copy_of(data: bytes, bbox: Sequence[float], max_pixels: int) -> bytes:
     """A photo as it might come back: cropped a little, but not into the garment, and encoded again."""
-    from PIL import Image
-
-    from store.decode import decode
-
     pixels = decode(data, max_pixels=max_pixels)
     height, width = pixels.shape[:2]
     left, top = min(CROP * width, max(0.0, bbox[0])), min(CROP * height, max(0.0, bbox[1]))
     right, bottom = max((1 - CROP) * width, min(width, bbox[2])), max((1 - CROP) * height, min(height, bbox[3]))
+    crop = pixels[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))]
     encoded = io.BytesIO()
-    Image.fromarray(pixels[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))]).save(
-        encoded, "JPEG", quality=QUALITY
-    )
+    Image.fromarray(crop).save(encoded, "JPEG", quality=QUALITY)
     return encoded.getvalue()
 
 
-def of_copies(gallery: Gallery, images: Sequence[int], found: Mapping[int, pa.Table], limit: float) -> Figure:
-    """Of photos seen again, the share that finds itself, or another of the same bytes.
+def of_copies(gallery: Gallery, image_ids: Collection[int], garments: Mapping[int, pa.Table], limit: float) -> Figure:
+    """Share of the copied photos that find themselves, or another photo of the same bytes.
 
-    Args:
-        images: image_ids that were copied. found: image_id -> what was found in its copy, columns as `results.Results.schema`.
+    `garments`: image_id -> what was found in the photo's copy, with the columns of `PhotoResults.schema`.
     """
-    if not images:
+    if not image_ids:
         return Figure("copies", None, limit, note="no photo to copy")
-    listed = zip(*(gallery.items.column(name).to_pylist() for name in ("image_id", "digest")), strict=True)
-    digests, again = dict(listed), 0
-    for image_id in images:
-        mine = found.get(image_id)
-        if mine is None or not len(mine):
+    columns = (gallery.items.column(name).to_pylist() for name in ("image_id", "digest"))
+    digests, found_again = dict(zip(*columns, strict=True)), 0
+    for image_id, queries in garments.items():
+        if not len(queries):
             continue
-        rows = [tables.rows_of(mine.column(name)) for name in gallery.dims]
+        rows = [tables.rows_of(queries.column(name)) for name in gallery.dims]
         vectors = np.ascontiguousarray(np.concatenate(rows, axis=1), np.float32)
-        _, ids = gallery.search(vectors, FIRST, category=mine.column("category_id").to_numpy().astype(np.int64))
-        again += any(line.get("digest") == digests[image_id] for line in gallery.lookup(ids.reshape(-1)))
-    return Figure("copies", round(again / len(images), 4), limit, note=f"{len(images)} photos")
-
-
-def of_failures(failed: int, photos: int, most: float) -> Figure:
-    return Figure(
-        "failed", round(failed / photos, 6) if photos else None, most, most=True, note=f"{failed} of {photos} photos"
-    )
-
-
-def of_gone(removed: int, stayed: int, most: float) -> Figure:
-    """Whoever means to take so much away says so by the limit."""
-    photos = removed + stayed
-    if not photos:
-        return Figure("gone", None, most, most=True, note="no night before to compare with")
-    return Figure("gone", round(removed / photos, 6), most, most=True, note=f"{removed} of {photos} photos")
-
-
-def chosen_photos(items: pa.Table, n: int, tonight: int) -> list[tuple[int, list[float]]]:
-    """Photos to copy: image_id and the box of their surest garment, spread by a seed of the night."""
-    if not len(items) or not n:
-        return []
-    score, image = items.column("score").to_numpy(), items.column("image_id").to_numpy()
-    order = np.lexsort((-score, image))
-    first = order[np.r_[True, image[order][1:] != image[order][:-1]]]  # each photo's best
-    chosen = np.random.default_rng([SEED, tonight]).choice(first, min(n, len(first)), replace=False)
-    return [(int(image[row]), items.column("bbox")[int(row)].as_py()) for row in np.sort(chosen)]
-
-
-def _living(built: Built) -> np.ndarray:
-    alive = np.ones(len(built.index.ids), bool)
-    alive[built.index.dead] = False
-    return np.flatnonzero(alive)
+        _, ids = gallery.search(vectors, FIRST, category=queries.column("category_id").to_numpy().astype(np.int64))
+        found_again += any(item.get("digest") == digests[image_id] for item in gallery.lookup(ids.reshape(-1)))
+    return Figure("copies", round(found_again / len(image_ids), 4), limit, note=f"{len(image_ids)} photos")

@@ -1,68 +1,73 @@
-"""What each photo gave, kept by the digest of its bytes: boxes and rows, from night to night, whatever shard the photo is in.
+"""What the models gave for each photo, kept from night to night by the digest of its bytes.
 
-    GALLERY/results/FINGERPRINT/part-00000.photos.parquet    digest, items found, reason where the photo failed
-    GALLERY/results/FINGERPRINT/part-00000.items.parquet     digest, bbox, score, category_id, votes, a column of rows a model
+    GALLERY/results/FINGERPRINT/part-00000.photos.parquet    digest, number of items, reason where the photo failed
+    GALLERY/results/FINGERPRINT/part-00000.items.parquet     digest, bbox, score, category_id, votes; of each model
+                                                             a column of embeddings
 
-FINGERPRINT covers models, weights and the settings that decide the numbers, so another model starts another folder and the old one
-stays usable until it is pruned. A part's items are written before its photos: a photo that is listed has its items.
+FINGERPRINT covers models, weights and the settings that decide the numbers, so another model starts another folder and
+the old one stays usable until it is pruned. A part's items are written before its photos, so that those of every photo
+listed are there.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs import tables
-from jobs.config import Settings
-from jobs.ledger import fingerprint, read_marks
-from jobs.models import Model
-from jobs.rank_items import places_of
+from jobs.runs import tables
+from jobs.runs.marks import CODES, fingerprint, read_marks
+from jobs.runs.models import Model
+from jobs.runs.reader import read_items
+from jobs.runs.settings import Settings, record
+from retrieval.gallery_files import ITEMS
+from retrieval.step_kinds import Embeddings
+from store.decode import VERSION as DECODER
 from store.objects import ObjectStore
 
 FOLDER = "results"
-DIGEST = pa.binary(16)
-PHOTOS = pa.schema([("digest", DIGEST), ("items", pa.int32()), ("reason", pa.string())])
+PHOTOS = pa.schema([("digest", pa.binary(16)), ("items", pa.int32()), ("reason", pa.string())])
+PART_ITEMS = 20_000  # garments of a part, at least: they are held in memory at once
 
 
 def fingerprint_of(settings: Settings, models: Sequence[Model]) -> str:
-    """Of everything a photo's boxes and rows follow from besides its bytes; `models`: detectors, then embedders."""
-    from jobs import config, detect, embed, fuse
-
-    detecting = config.record(settings.detect)
-    del detecting["actors"]
-    return fingerprint(
-        {
-            "code": [detect.CODE, fuse.CODE, embed.CODE],
-            "detect": detecting, "max_pixels": settings.max_pixels, "fusion": config.record(settings.fusion),
-            "items": config.record(settings.items), "dtype": settings.embed.dtype,
-            "models": [model.basis for model in models],
-        }
-    )  # fmt: skip
+    """Of all that decides a photo's boxes and embeddings besides its bytes; `models`: detectors, then embedders."""
+    basis = {
+        "code": [CODES[stage] for stage in ("detect", "fuse", "embed")],
+        "decoder": DECODER,
+        "detect": {name: value for name, value in record(settings.detect).items() if name != "actors"},
+        **{name: record(getattr(settings, name)) for name in ("fusion", "items")},
+        "max_pixels": settings.max_pixels,
+        "dtype": settings.embed.dtype,
+        "models": [model.basis for model in models],
+    }
+    return fingerprint(basis)
 
 
 @dataclass
-class Results:
-    """The results of one fingerprint.
-
-    Attributes:
-        store: the folder's. models: embedder -> numbers a row.
-    """
+class PhotoResults:
+    """The results of one fingerprint, in its folder; `models`: embedder -> width of its rows, float16 or float32."""
 
     store: ObjectStore
     models: Mapping[str, int]
     dtype: str = "float32"
 
     @property
+    def fingerprint(self) -> str:
+        return self.store.uri.rpartition("/")[2]
+
+    @property
     def schema(self) -> pa.Schema:
-        number = {"float16": pa.float16(), "float32": pa.float32()}[self.dtype]
-        fields = [
-            ("digest", DIGEST), ("bbox", tables.BOX), ("score", pa.float32()), ("category_id", pa.int8()), ("votes", pa.int8()),
-        ]  # fmt: skip
-        return pa.schema([*fields, *((name, pa.list_(number, dim)) for name, dim in self.models.items())])
+        number = pa.type_for_alias(self.dtype)
+        return pa.schema(
+            [
+                ("digest", pa.binary(16)), ("bbox", tables.BOX), ("score", pa.float32()), ("category_id", pa.int16()),
+                ("votes", pa.int8()), *((name, pa.list_(number, dim)) for name, dim in self.models.items()),
+            ]
+        )  # fmt: skip
 
     def parts(self) -> list[str]:
         """Names of the parts that are whole, in order."""
@@ -70,42 +75,95 @@ class Results:
         return [info.key.removesuffix(end) for info in self.store.list() if info.key.endswith(end)]
 
     def photos(self) -> pa.Table:
-        """Every photo known: digest, items, reason; the newest of several with one digest."""
-        parts = [tables.read(self.store, f"{part}.photos.parquet") for part in self.parts()]
-        found = pa.concat_tables([PHOTOS.empty_table(), *parts])
-        digests = found.column("digest").to_numpy(zero_copy_only=False)
+        """Every photo with results: digest, items, reason; the newest of several with one digest."""
+        parts = (tables.read(self.store, f"{part}.photos.parquet") for part in self.parts())
+        photos = pa.concat_tables([PHOTOS.empty_table(), *parts])
+        digests = photos.column("digest").to_numpy(zero_copy_only=False)
         _, last = np.unique(digests[::-1].astype("S16") if len(digests) else digests, return_index=True)
-        return found.take(pa.array(np.sort(len(found) - 1 - last)))
+        return photos.take(pa.array(np.sort(len(photos) - 1 - last)))
 
     def add(self, photos: pa.Table, items: pa.Table) -> None:
-        """Keep what some photos gave; written so that a photo is never known without its items."""
+        """Keep the results of some photos; items first, so that a photo is never listed without them."""
         number = max([int(part.partition("-")[2]) for part in self.parts()], default=-1) + 1
         tables.write(self.store, f"part-{number:05d}.items.parquet", items.cast(self.schema))
         tables.write(self.store, f"part-{number:05d}.photos.parquet", photos.cast(PHOTOS))
 
-    def items(self, wanted: pa.Array) -> Iterator[pa.Table]:
-        """The items of photos with these digests, part by part; of a photo in several parts the newest's.
-
-        Args:
-            wanted: digests, each once.
-        """
-        taken: set[bytes] = set()
+    def items(self, digests: pa.Array) -> Iterator[pa.Table]:
+        """The items of photos with these distinct digests, part by part; of a photo in several parts the newest."""
+        done: set[bytes] = set()
         for part in reversed(self.parts()):
-            here = set(tables.read(self.store, f"{part}.photos.parquet", ["digest"]).column("digest").to_pylist())
-            mine = pa.array([one for one in wanted.to_pylist() if one in here and one not in taken], DIGEST)
-            taken |= here
-            if len(mine):
+            listed = set(tables.read(self.store, f"{part}.photos.parquet", ["digest"]).column("digest").to_pylist())
+            wanted = pa.array([d for d in digests.to_pylist() if d in listed and d not in done], pa.binary(16))
+            done |= listed
+            if len(wanted):
                 table = tables.read(self.store, f"{part}.items.parquet")
-                yield table.filter(pc.is_in(table.column("digest"), value_set=mine))
+                yield table.filter(pc.is_in(table.column("digest"), value_set=wanted))
+
+    def garments(self, photos: pa.Table) -> Iterator[tuple[pa.Table, Embeddings]]:
+        """Every garment of some photos: its row of items.parquet and its embeddings, a part of the results at a time.
+
+        `photos` has image_id, digest, product_id, file_name; several may have the same bytes. ValueError: two garments
+        with one id.
+        """
+        # NumPy drops a digest's trailing zeros: fine for comparing, but never read these back
+        digests = photos.column("digest").to_numpy(zero_copy_only=False).astype("S16")
+        order = np.argsort(digests, kind="stable")
+        seen: set[int] = set()
+        for table in self.items(pa.array(sorted(set(photos.column("digest").to_pylist())), pa.binary(16))):
+            item_digests = table.column("digest").to_numpy(zero_copy_only=False).astype("S16")
+            low, high = (np.searchsorted(digests[order], item_digests, side) for side in ("left", "right"))
+            item = np.repeat(np.arange(len(table)), high - low)  # once for each photo with these bytes
+            runs = [np.arange(a, b) for a, b in zip(low, high, strict=True)]
+            photo = order[np.concatenate([np.zeros(0, np.int64), *runs]).astype(np.int64)]
+            kept, items = _item_rows(table, photos, item, photo)
+            ids = items.column("id").to_pylist()
+            if repeated := [id_ for id_ in ids if id_ in seen]:
+                raise ValueError(
+                    f"gallery: two garments have id {repeated[0]}; 63 bits met by chance, change the name of one photo"
+                )
+            seen.update(ids)
+            yield items, {name: tables.rows_of(table.column(name))[kept].astype(np.float32) for name in self.models}
+
+
+def _item_rows(table: pa.Table, photos: pa.Table, item: np.ndarray, photo: np.ndarray) -> tuple[np.ndarray, pa.Table]:
+    """Rows of the results that are kept, and their rows of items.parquet.
+
+    Boxes of one photo that are equal in whole pixels are one garment: the best stays.
+    """
+    images, boxes = photos.column("image_id").to_numpy()[photo], tables.rows_of(table.column("bbox"))[item]
+    ids = ids_of(images, boxes)
+    first = np.sort(np.unique(ids, return_index=True)[1])
+    kept = item[first]
+    columns = {"id": ids[first], "image_id": images[first], "bbox": boxes[first]}
+    columns |= {name: table.column(name).to_numpy()[kept] for name in ("category_id", "score")}
+    names = ("product_id", "file_name", "digest")
+    columns |= {name: photos.column(name).take(pa.array(photo[first])).combine_chunks() for name in names}
+    return kept, tables.table(ITEMS, columns)
+
+
+def ids_of(images: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """63 bits of BLAKE2b of the image id and the box in whole pixels: the same garment has the same id every night.
+
+    From (N,) int64 image ids and (N, 4) float32 boxes, finite, in px: (N,) int64, not negative.
+
+    >>> a, b = ids_of(np.array([5, 5]), np.array([[1.2, 2.0, 3.4, 4.0], [0.9, 2.0, 3.0, 4.4]])).tolist()
+    >>> a == b
+    True
+    """
+    edges = np.rint(boxes).astype(np.int64)
+    texts = map("{} {} {} {} {}".format, images.tolist(), *edges.T.tolist())
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return (np.frombuffer(digests, ">u8") >> np.uint64(1)).astype(np.int64)
+
+
+# --- from a run to results --------------------------------------------------------------------------------------------
 
 
 def harvest(work: ObjectStore, photos: pa.Table, models: Sequence[str]) -> Iterator[tuple[pa.Table, pa.Table]]:
-    """What each shard that a run has finished gave: photos and items tables, from its marks alone.
+    """The results of each shard that a run has finished: photos and items tables, from its marks alone.
 
-    The image set need not be there any more: a run that was killed last night is harvested although the set has changed since.
-
-    Args:
-        work: the run's folder. photos: shard, image_id, digest of those it took. models: the embedders.
+    The image set need not exist any more: the work of a killed night is kept even if the set has changed since. `work`
+    is the run's folder; `photos` has shard, image_id, digest of the photos it took; `models` are the embedders.
     """
     marks = read_marks(work)
     for shard in pc.unique(photos.column("shard")).to_pylist():
@@ -113,35 +171,43 @@ def harvest(work: ObjectStore, photos: pa.Table, models: Sequence[str]) -> Itera
             continue
         taken = photos.filter(pc.equal(photos.column("shard"), shard))
         digests = dict(zip(taken.column("image_id").to_pylist(), taken.column("digest").to_pylist(), strict=True))
-        table = _items_of(work, shard, digests, models)
-        counts = Counter(table.column("digest").to_pylist())
+        items = read_items(work, "detected", [shard], models)
+        columns = {
+            "digest": pa.array([digests[image_id] for image_id in items.image_id.tolist()], pa.binary(16)),
+            "bbox": pa.FixedSizeListArray.from_arrays(items.bbox.reshape(-1), 4),
+        }
+        columns |= {name: pa.array(getattr(items, name)) for name in ("score", "category_id", "votes")}
+        for name, rows in items.embeddings.items():
+            columns[name] = pa.FixedSizeListArray.from_arrays(rows.reshape(-1), rows.shape[1])
         reasons = {
-            row["image_id"]: row["reason"]
+            failure["image_id"]: failure["reason"]
             for path, mark in marks.items()
             if path.endswith(f"/{shard}")
-            for row in mark.get("failures", ())
+            for failure in mark.get("failures", ())
         }
-        known = [
-            {"digest": digest, "items": counts[digest], "reason": reasons.get(image_id, "")}
+        counts = Counter(items.image_id.tolist())
+        photo_rows = [
+            {"digest": digest, "items": counts[image_id], "reason": reasons.get(image_id, "")}
             for image_id, digest in digests.items()
         ]
-        yield pa.Table.from_pylist(known, PHOTOS), table
+        yield pa.Table.from_pylist(photo_rows, PHOTOS), pa.table(columns)
 
 
-def _items_of(work: ObjectStore, shard: str, digests: Mapping[int, bytes], models: Sequence[str]) -> pa.Table:
-    """One shard's items that every model has a row of."""
-    items = tables.read(work, f"items/detected/{shard}.parquet")
-    known = np.ones(len(items), bool)
-    rows: dict[str, Any] = {}
-    for name in models:
-        table = tables.read(work, f"embeddings/detected/{name}/{shard}.parquet")
-        place = places_of(items, table)
-        known &= place >= 0
-        rows[name] = table.column("embedding"), place
-    kept = np.flatnonzero(known)
-    columns: dict[str, Any] = {
-        "digest": pa.array([digests[one] for one in items.column("image_id").take(pa.array(kept)).to_pylist()], DIGEST)
-    }
-    columns |= {name: items.column(name).take(pa.array(kept)) for name in ("bbox", "score", "category_id", "votes")}
-    columns |= {name: column.take(pa.array(place[kept])) for name, (column, place) in rows.items()}
-    return pa.table(columns)
+def keep_results(work: ObjectStore, photos: pa.Table, results: PhotoResults) -> None:
+    """Add a run's finished shards to the results, PART_ITEMS garments a part; photos with results stay as they are.
+
+    `work` and `photos` as in `harvest`.
+    """
+    processed = results.photos()
+    processed = processed.filter(pc.equal(processed.column("reason"), ""))  # failed photos may have been tried again
+    done = processed.column("digest").combine_chunks()
+    held: list[tuple[pa.Table, pa.Table]] = []
+    for listed, items in harvest(work, photos, list(results.models)):
+        listed = listed.filter(pc.invert(pc.is_in(listed.column("digest"), value_set=done)))
+        is_new = pc.is_in(items.column("digest"), value_set=listed.column("digest").combine_chunks())
+        held.append((listed, items.filter(is_new).cast(results.schema)))
+        if sum(len(items) for _, items in held) >= PART_ITEMS:
+            results.add(*(pa.concat_tables(tables_) for tables_ in zip(*held, strict=True)))
+            held = []
+    if any(len(listed) for listed, _ in held):
+        results.add(*(pa.concat_tables(tables_) for tables_ in zip(*held, strict=True)))

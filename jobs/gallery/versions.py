@@ -1,9 +1,9 @@
 """Versions of a gallery and the pointer to the current one: publish, list, roll back, prune.
 
-A version is whole when its version.json is there. CURRENT is created only where there is none, and replaced only if it is still
-what was read: of two who publish at once one wins, and the other's version stays where it is until it is pruned. A reader sees
-one version or the next, never half of one. CURRENT remembers when each version came and went, so that prune can tell for how
-long a version has been out of use.
+A version is whole when its version.json exists. CURRENT is created only where there is none, and replaced only if it is
+still what was read: of two runs that publish at once one wins, and the other's version stays until it is pruned. A
+reader sees one version or the next, never half of one. CURRENT records when each version came and went, so that prune
+knows how long a version has been out of use.
 """
 
 import fcntl
@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,27 +22,34 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from jobs.cli import UserError
 from jobs.gallery.results import FOLDER
-from jobs.ledger import as_json
-from jobs.lock import KEY, Lock
-from retrieval.gallery import CURRENT, RECORD, VERSIONS, GalleryError, current, read_record
-from store.objects import HIDDEN, ObjectMissing, ObjectStore
+from jobs.runs.catalogue import weights_folder
+from jobs.runs.lock import Lock, check_file
+from jobs.runs.marks import as_json
+from jobs.runs.settings import Settings, record
+from retrieval.gallery_files import CURRENT, RECORD, VERSIONS, GalleryError, current, read_record
+from store.errors import UserError
+from store.objects import HIDDEN, ObjectStore
 
-GRACE_S = 24 * 3600.0  # a reader may hold a version for so long after it was superseded
-REMEMBERED = 200  # publications
-PASSING = f"{HIDDEN}gallery-"  # a version's folder while it is built, on the gallery's disk or, for a bucket, the machine's own
-UNHELD_S = 60.0  # a folder is held as soon as it is made; older and held by nobody: its maker was killed
+GRACE_S = 24 * 3600.0  # a reader may hold a version this long after it was superseded
+HISTORY = 200  # publications that CURRENT records
+BUILD_PREFIX = f"{HIDDEN}gallery-"  # of the folder a version is built in: on the gallery's disk, or this machine's
+# Settings that version.json keeps: those that decide what the models answer, and where the weights are.
+KEPT_SETTINGS = (
+    "profile", "detectors", "embedders", "weights_dir", "allow_random_weights", "max_pixels",
+    "detect", "fusion", "items", "embed", "threads_per_actor", "storage",
+)  # fmt: skip
+UNLOCKED_S = 60.0  # a folder is locked as soon as it is made; an older one that nobody locks is a killed run's
 
 
 @dataclass(frozen=True)
-class Listed:
+class VersionRow:
     """A version as `--list` shows it.
 
     Attributes:
-        state: current, earlier (was current once), ready (whole, never current), refused (by the gate) or broken (its version.json
-            is missing or unreadable).
-        since: when it last became current, seconds since 1970, 0 for never; until: when it was superseded, 0 while it is current.
+        state: current, earlier (was current once), ready (whole, never current), refused (by the gate) or broken (its
+            version.json is missing or unreadable).
+        since, until: when it last became current and was superseded, seconds since 1970; 0 where it did not.
     """
 
     name: str
@@ -51,6 +59,14 @@ class Listed:
     bytes: int = 0
     since: float = 0.0
     until: float = 0.0
+
+
+def settings_record(settings: Settings) -> dict[str, Any]:
+    """The settings that version.json keeps, with which later photos go through the same models; no credentials."""
+    kept = {name: value for name, value in record(settings).items() if name in KEPT_SETTINGS}
+    if settings.weights_dir is not None:  # a relative path would be another folder elsewhere
+        kept["weights_dir"] = weights_folder(settings).uri
+    return kept
 
 
 def pointer(store: ObjectStore) -> tuple[str, bytes] | None:
@@ -77,69 +93,81 @@ def point_to(store: ObjectStore, name: str, expected: bytes | None, *, why: str)
         why: published or rolled back, for the history.
 
     Raises:
-        UserError: CURRENT is another now, and stays as it is.
+        UserError: CURRENT has changed since, and stays as it is; or a file of the version was removed.
     """
     record = read_record(store, name)
-    if gone := [file for file in record["files"] if not store.exists(f"{VERSIONS}/{name}/{file}")]:
-        raise UserError(
-            f"{store.uri}: {name} lacks {', '.join(gone)}, removed since; half a version is never published"
-        )
-    history = _history(expected)
+    if missing := [file for file in record["files"] if not store.exists(f"{VERSIONS}/{name}/{file}")]:
+        files = ", ".join(missing)
+        raise UserError(f"{store.uri}: {name} lacks {files}, removed since; half a version is never published")
     entry = {"version": name, "at": round(time.time(), 3), "why": why}
-    content = {"version": name, "published": datetime.now(UTC).isoformat(timespec="seconds"), "token": uuid.uuid4().hex,
-               "history": [*history, entry][-REMEMBERED:]}  # fmt: skip
-    data = as_json(content)
-    done = store.create(CURRENT, data) if expected is None else store.swap(CURRENT, data, expected)
-    if not done:
-        now = pointer(store)
-        raise UserError(
-            f"{store.uri}: {now[0] if now else 'nothing'} was published meanwhile; {name} is whole and stays, and the next run starts from what is current"
-        )
+    data = as_json({
+        "version": name, "published": datetime.now(UTC).isoformat(timespec="seconds"), "token": uuid.uuid4().hex,
+        "history": [*_history(expected), entry][-HISTORY:],
+    })  # fmt: skip
+    swapped = store.create(CURRENT, data) if expected is None else store.swap(CURRENT, data, expected)
+    if not swapped:
+        current_name = (pointer(store) or ("nothing",))[0]
+        advice = f"{name} is whole and stays, and the next run starts from what is current"
+        raise UserError(f"{store.uri}: {current_name} was published meanwhile; {advice}")
 
 
 def _history(data: bytes | None) -> list[dict[str, Any]]:
     try:
-        found = json.loads(data or b"{}").get("history", [])
+        entries = json.loads(data or b"{}").get("history", [])
     except (ValueError, AttributeError):
         return []
-    return [entry for entry in found if isinstance(entry, dict) and isinstance(entry.get("at"), int | float)]
+    return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("at"), int | float)]
 
 
-def listed(store: ObjectStore) -> list[Listed]:
+def version_rows(store: ObjectStore) -> list[VersionRow]:
     """Every version, oldest first."""
-    now = pointer_or_none(store)
+    now = readable_pointer(store)
     came, went = _times(_history(now[1] if now else None))
-    sizes: dict[str, int] = {}
-    whole = set()
+    sizes: Counter[str] = Counter()
     for info in store.list(f"{VERSIONS}/"):
-        name, _, file = info.key.removeprefix(f"{VERSIONS}/").partition("/")
-        sizes[name] = sizes.get(name, 0) + info.size
-        whole |= {name} if file == RECORD else set()
-    found = []
-    for name in sorted(sizes):
-        if name not in whole:
-            found.append(Listed(name, "broken", bytes=sizes[name]))
-            continue
+        sizes[info.key.split("/")[1]] += info.size
+    rows = []
+    for name, size in sorted(sizes.items()):
+        since, until = came.get(name, 0.0), went.get(name, 0.0)
         try:
             record = read_record(store, name)
         except GalleryError:
-            found.append(
-                Listed(name, "broken", bytes=sizes[name], since=came.get(name, 0.0), until=went.get(name, 0.0))
-            )
+            rows.append(VersionRow(name, "broken", bytes=size, since=since, until=until))
             continue
         good = all(figure.get("good") for figure in record.get("gate", {}).values())
         state = "current" if now and now[0] == name else "earlier" if name in came else "ready" if good else "refused"
-        rows, kind = record.get("rows", 0), record.get("index", {}).get("kind", "")
-        found.append(Listed(name, state, rows, kind, sizes[name], came.get(name, 0.0), went.get(name, 0.0)))
-    return found
+        kind = record.get("index", {}).get("kind", "")
+        rows.append(VersionRow(name, state, record.get("rows", 0), kind, size, since, until))
+    return rows
 
 
-def pointer_or_none(store: ObjectStore) -> tuple[str, bytes] | None:
-    """`pointer`, and None too where CURRENT cannot be read: a list is wanted most when something is broken."""
+def readable_pointer(store: ObjectStore) -> tuple[str, bytes] | None:
+    """`pointer`, and None too where CURRENT cannot be read: a list is needed most when something is broken."""
     try:
         return pointer(store)
     except GalleryError:
         return None
+
+
+def newest_advice(store: ObjectStore) -> str:
+    """The advice of a version newer than the current one, which the gate refused: the current one does not have it."""
+    now, every = readable_pointer(store), names(store)
+    if not every or (now and every[-1] <= now[0]):
+        return ""
+    try:
+        return str(read_record(store, every[-1]).get("advice") or "")
+    except GalleryError:
+        return ""
+
+
+def training_record(store: ObjectStore, record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The record of the version whose training another one continues; that one's own where it is gone."""
+    if record is None:
+        return None
+    try:
+        return read_record(store, record.get("trained_in") or record["name"])
+    except GalleryError:
+        return record
 
 
 def _times(history: list[dict[str, Any]]) -> tuple[dict[str, float], dict[str, float]]:
@@ -150,33 +178,28 @@ def _times(history: list[dict[str, Any]]) -> tuple[dict[str, float], dict[str, f
 
 
 def roll_back(store: ObjectStore, to: str | None = None) -> tuple[str, str]:
-    """Point to an earlier version: the one before the current, or one by name.
-
-    Returns:
-        the version left and the version that is current now.
+    """Point to the version before the current, or to one by name; returns the version left and the one current now.
 
     Raises:
         UserError: there is none to go back to.
     """
-    now = pointer_or_none(store)
-    data = now[1] if now else _unreadable(store)
-    known = listed(store)
-    left = now[0] if now else "nothing readable"
+    now = readable_pointer(store)
+    left, data = now or ("nothing readable", store.read(CURRENT) if store.exists(CURRENT) else None)
+    rows = version_rows(store)
     if to is None:
         history = _history(data)
         below = _stack(history)
         given_up = {entry["version"] for entry in history} - set(below)
-        usable = {one.name for one in known if one.state in ("earlier", "ready")} - given_up - {left}
-        never = [one.name for one in reversed(known) if one.name < left]  # whose history is lost
-        to = next((name for name in [*below[::-1], *never] if name in usable), None)
-    if to in {one.name for one in known if one.state == "refused"}:
-        raise UserError(
-            f"{store.uri}: the gate refused {to}, see versions/{to}/version.json; lower its limit (gallery.least_…) for a night instead"
-        )
-    if to is None or to not in {one.name for one in known if one.state != "broken"}:
-        raise UserError(
-            f"{store.uri}: no earlier whole version to go back to{f' named {to}' if to else ''}; `--list` shows what there is"
-        )
+        usable = {row.name for row in rows if row.state in ("earlier", "ready")} - given_up - {left}
+        without_history = [row.name for row in reversed(rows) if row.name < left]
+        to = next((name for name in [*below[::-1], *without_history] if name in usable), None)
+    states = {row.name: row.state for row in rows}
+    if to is None or states.get(to, "broken") == "broken":
+        named = f" named {to}" if to else ""
+        raise UserError(f"{store.uri}: no earlier whole version to go back to{named}; `--list` shows what there is")
+    if states[to] == "refused":
+        advice = "lower its limit (gallery.least_…) for a night instead"
+        raise UserError(f"{store.uri}: the gate refused {to}, see versions/{to}/version.json; {advice}")
     if to == left:
         raise UserError(f"{store.uri}: {to} is current already")
     point_to(store, to, data, why="rolled back")
@@ -186,148 +209,118 @@ def roll_back(store: ObjectStore, to: str | None = None) -> tuple[str, str]:
 def _stack(history: list[dict[str, Any]]) -> list[str]:
     """What was published over what, the current version last; a rollback takes away all above the one it went to.
 
-    >>> _stack([{"version": "a", "why": "published"}, {"version": "b", "why": "published"}, {"version": "a", "why": "rolled back"}])
+    >>> _stack([{"version": "a"}, {"version": "b"}, {"version": "a"}])
     ['a']
     """
-    found: list[str] = []
+    stack: list[str] = []
     for entry in history:
         name = entry["version"]
-        if name in found:
-            del found[found.index(name) :]
-        found.append(name)
-    return found
-
-
-def _unreadable(store: ObjectStore) -> bytes | None:
-    try:
-        return store.read(CURRENT)
-    except ObjectMissing:
-        return None
+        if name in stack:
+            del stack[stack.index(name) :]
+        stack.append(name)
+    return stack
 
 
 def prune(
     store: ObjectStore, keep: int, *, lock: Lock | None = None, grace_s: float = GRACE_S, now: float | None = None
 ) -> list[str]:
-    """Remove all but the newest `keep` versions, and what a killed run left behind. For who holds the gallery's lock.
+    """Remove all but the newest `keep` versions, and what a killed run left; returns the names of what was removed.
 
-    Never the current one, none that was superseded within the grace time, and none that was written within it without ever being current.
-    What has no version.json goes at once: whoever was writing it is gone, since the lock is ours. What has an unreadable one stays: a
-    newer release may have written it. A version's version.json goes first, so that half of it is never taken for whole. Results of
-    models go with the last version that was made of them.
+    The current version stays, and so does one that was superseded within the grace time, or written within it without
+    ever being current. A version without version.json goes at once: whoever was writing it is dead, since the lock is
+    ours. One whose version.json is unreadable stays: a newer release may have written it. Results of models go with
+    the last version that was made of them.
 
     Args:
-        keep: whole versions to keep, the current one counted, those that the gate refused not; at least 1.
-        lock: asked before every version whether it is still ours; None: nobody else can be at work.
-
-    Returns:
-        names of what was removed.
+        keep: whole versions to keep, at least 1; the current one counts, those that the gate refused do not.
+        lock: held, and checked before every version is removed; None: nobody else can be at work.
 
     Raises:
         GalleryError: CURRENT cannot be read, so nobody knows what serves.
         UserError: another run took the lock over; what is left stays.
     """
     now = time.time() if now is None else now
-    serving = (pointer(store) or ("",))[0]
-    known = listed(store)
-    kept = {one.name for one in [one for one in known if one.state not in ("broken", "refused")][-keep:]}
+    rows = version_rows(store)
+    good = [row.name for row in rows if row.state not in ("broken", "refused")]
+    kept = {*good[-keep:], *(pointer(store) or ())[:1]}
     removed = []
-    for one in known:
-        if one.name == serving or one.name in kept:
-            continue
-        if one.state == "broken":
-            if store.exists(f"{VERSIONS}/{one.name}/{RECORD}"):  # unreadable, or the listing came late
+    for row in [row for row in rows if row.name not in kept]:
+        if row.state == "broken":
+            if store.exists(f"{VERSIONS}/{row.name}/{RECORD}"):  # unreadable
                 continue
-        elif now - (one.until or one.since or written_at(one.name)) < grace_s:
+        elif now - (row.until or row.since or written_at(row.name)) < grace_s:
             continue
         if lock is not None:
-            still_ours(lock)
-        _remove(store, one)
-        removed.append(one.name)
+            check_file(lock)
+        _remove(store, row)
+        removed.append(row.name)
     if lock is not None:
-        still_ours(lock)
+        check_file(lock)
     return removed + sweep(store)
 
 
-def still_ours(lock: Lock) -> None:
-    """Raises:
-    UserError: another run took over; the lock's own look is up to ten seconds old.
-    """
-    lock.check()
-    try:
-        ours = json.loads(lock.store.read(KEY)).get("token") == lock.token
-    except (ObjectMissing, ValueError):
-        ours = False
-    if not ours:
-        raise UserError(f"{lock.store.uri}: another run took over meanwhile; wait for it")
-
-
-def _remove(store: ObjectStore, one: Listed) -> None:
-    results = None if one.state == "broken" else read_record(store, one.name).get("results")
-    keys = [info.key for info in store.list(f"{VERSIONS}/{one.name}/")]
+def _remove(store: ObjectStore, row: VersionRow) -> None:
+    """version.json goes first, so that half a version is never taken for a whole one."""
+    results = None if row.state == "broken" else read_record(store, row.name).get("results")
+    keys = [info.key for info in store.list(f"{VERSIONS}/{row.name}/")]
     for key in sorted(keys, key=lambda key: not key.endswith(f"/{RECORD}")):
         store.delete(key)
-    if results and results not in {read_record(store, other.name).get("results") for other in _whole(store)}:
+    others = [other.name for other in version_rows(store) if other.state != "broken"]
+    if results and results not in {read_record(store, other).get("results") for other in others}:
         for info in store.list(f"{FOLDER}/{results}/")[::-1]:  # a part's photos before its items
             store.delete(info.key)
 
 
-def _whole(store: ObjectStore) -> list[Listed]:
-    return [one for one in listed(store) if one.state != "broken"]
-
-
 def sweep(store: ObjectStore) -> list[str]:
-    """Remove what killed runs were writing when they ended; for who holds the lock.
+    """Remove what killed runs were writing; by the holder of the lock. Returns names, relative to the gallery.
 
     A bucket shows nothing half written; what was built for it lies on the disk of the machine that built it.
-
-    Returns:
-        names of the folders and files, under the gallery.
     """
     if store.local_path is None:
-        _sweep_machine()
+        _sweep_temporary_folders()
         return []
-    found = []
+    removed = []
     for path in sorted(store.local_path.rglob(f"{HIDDEN}*")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        elif path.is_file() and not path.name.startswith(f"{HIDDEN}swap-"):  # a lock that others may be waiting at
+        elif path.is_file() and not path.name.startswith(f"{HIDDEN}swap-"):  # others may be waiting for that lock
             path.unlink(missing_ok=True)
         else:
             continue
-        found.append(path.relative_to(store.local_path).as_posix())
+        removed.append(path.relative_to(store.local_path).as_posix())
     for folder in (store.local_path / VERSIONS).glob("*/"):
         if not any(folder.iterdir()):
             folder.rmdir()
-    return found
+    return removed
 
 
 @contextmanager
 def passing(store: ObjectStore) -> Iterator[Path]:
-    """A folder to build a version in, which `sweep` removes after a kill: on the gallery's own disk, or this machine's for a bucket."""
-    with tempfile.TemporaryDirectory(prefix=PASSING, dir=store.local_path) as folder:
+    """A folder to build a version in, on the gallery's disk or (for a bucket) this machine's; see `sweep`."""
+    with tempfile.TemporaryDirectory(prefix=BUILD_PREFIX, dir=store.local_path) as folder:
         held = os.open(folder, os.O_RDONLY)
         try:
-            fcntl.flock(held, fcntl.LOCK_EX)  # given back when the process ends, however it ends
+            fcntl.flock(held, fcntl.LOCK_EX)  # the system releases it when the process ends, however it ends
             yield Path(folder)
         finally:
             os.close(held)
 
 
-def _sweep_machine() -> None:
-    """Other galleries' nights may be at work on this machine: what they build they hold."""
-    for path in Path(tempfile.gettempdir()).glob(f"{PASSING}*"):
+def _sweep_temporary_folders() -> None:
+    """Remove folders in which killed runs built a version. A run at work, on any gallery, holds a lock on its own."""
+    for path in Path(tempfile.gettempdir()).glob(f"{BUILD_PREFIX}*"):
         try:
-            folder = os.open(path, os.O_RDONLY)
+            opened = os.open(path, os.O_RDONLY)
         except OSError:  # gone, or another user's
             continue
         try:
-            if time.time() - os.fstat(folder).st_mtime > UNHELD_S:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - os.fstat(opened).st_mtime > UNLOCKED_S:
+                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(path, ignore_errors=True)
         except BlockingIOError:
             continue
         finally:
-            os.close(folder)
+            os.close(opened)
 
 
 def written_at(name: str) -> float:
@@ -341,12 +334,7 @@ def written_at(name: str) -> float:
 def table(store: ObjectStore) -> list[str]:
     """`--list`, line by line."""
     lines = [f"{'version':26}{'state':>9}{'rows':>11}  {'kind':9}{'MB':>9}  last current (UTC)"]
-    for one in listed(store):
-        since = datetime.fromtimestamp(one.since, UTC).strftime("%Y-%m-%d %H:%M") if one.since else "-"
-        lines.append(f"{one.name:26}{one.state:>9}{one.rows:>11,}  {one.kind:9}{one.bytes / 1e6:>9.1f}  {since}")
+    for row in version_rows(store):
+        since = datetime.fromtimestamp(row.since, UTC).strftime("%Y-%m-%d %H:%M") if row.since else "-"
+        lines.append(f"{row.name:26}{row.state:>9}{row.rows:>11,}  {row.kind:9}{row.bytes / 1e6:>9.1f}  {since}")
     return lines
-
-
-def age_s(record: Mapping[str, Any], now: float | None = None) -> float:
-    """Seconds since a version was written."""
-    return (time.time() if now is None else now) - float(record["created"])

@@ -1,181 +1,131 @@
-"""What both training jobs learn from: image sets, one's own or a mixture, less every photo that judges.
+"""What both training commands learn from: image sets, one's own or a mixture, less every photo used to measure.
 
-One pair_id in ten of each set is held out of training and tells how it goes; by the photo's number where the pair is unknown.
-A photo whose bytes are held out, or stand in the validation set, is not learnt from whatever set it comes in by; how many
-were left out so, and why, is counted and said.
+One pair_id in ten of each set is held out of training to measure progress; where the pair is unknown, the photo's
+number decides. A photo whose bytes are held out, or are in the validation set, is not learnt from, whatever set it
+comes in by; how many were left out, and why, is counted.
+
+The sets' categories are joined by name, in order of first appearance; category ids are translated as photos are read.
 """
 
-import argparse
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from jobs.cli import UserError
+import pyarrow as pa
+import pyarrow.compute as pc
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from retrieval.datasets.mixtures import Part
-    from store.imageset import ImageSet
+from sources.mixtures import MixturePart
+from store import imageset
+from store.errors import UserError
+from store.imageset import ImageSet
+from store.joined import JoinedSet, joined_name
 
 HOLD_OUT_EVERY = 10  # numbers divisible by this are never trained on
-ABOUT = ["image_id", "source", "pair_id", "digest", "weak_box"]  # what decides whether and how a photo is used
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    sets = parser.add_argument_group("what is learnt from")
-    sets.add_argument(
-        "--imageset",
-        action="append",
-        default=[],
-        metavar="URI[:WEIGHT]",
-        help="an image set of jobs/ingest.py and how much it counts (1); repeatable",
-    )
-    sets.add_argument(
-        "--mixture", choices=("m0", "m1", "m2", "m3", "m4", "m5"), help="the paper's mixture; with --data"
-    )
-    sets.add_argument("--data", metavar="ROOT", help="folder or s3:// with an image set for each data set's name")
-    sets.add_argument(
-        "--validation",
-        metavar="URI",
-        help="image set that is measured once, at the end; its photos are left out of training",
-    )
+FACTS = ["image_id", "source", "pair_id", "digest", "weak_box"]  # columns that decide whether and how a photo is used
 
 
 @dataclass(frozen=True)
 class LearningPhoto:
-    """One photo as it lies in an image set.
+    """One photo as it lies in an image set."""
 
-    Attributes:
-        part: number of its image set among those learnt from; weight: of that set.
-        table, row: where it lies, a table with an image set's columns; mapped from the file where that is local.
-        about: columns ABOUT of it, and `n_items`.
-        held_out: kept from training.
-    """
-
-    part: int
-    weight: float
-    table: "pa.Table" = field(repr=False)
+    part: int  # number of its image set among those learnt from
+    weight: float  # of that set
+    table: pa.Table = field(repr=False)  # with an image set's columns; mapped from the file where that is local
     row: int
-    about: dict[str, Any]
-    held_out: bool
+    facts: dict[str, Any]  # its columns FACTS, and `n_items`
+    held_out: bool  # kept from training
 
     def read(self) -> dict[str, Any]:
         """The encoded `image`, and its `items`."""
-        found: dict[str, Any] = self.table.slice(self.row, 1).select(["image", "items"]).to_pylist()[0]
-        return found
+        return self.table.slice(self.row, 1).select(["image", "items"]).to_pylist()[0]
 
     def items(self) -> list[dict[str, Any]]:
         """Its garments alone."""
-        found: list[dict[str, Any]] = self.table["items"][self.row].as_py()
-        return found
-
-
-def parts(args: argparse.Namespace) -> "list[Part]":
-    """The image sets the arguments name.
-
-    Raises:
-        UserError: none, or a mixture without its place.
-    """
-    from retrieval.datasets import mixtures
-
-    if bool(args.mixture) != bool(args.data):
-        raise UserError("--mixture and --data go together: which data sets, and where their image sets lie")
-    try:
-        named = mixtures.parts(args.mixture, args.data) if args.mixture else []
-        found = [*named, *map(mixtures.parse, args.imageset)]
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    if not found:
-        raise UserError("nothing to learn from: give --imageset URI, or --mixture m0 … m5 with --data ROOT")
-    return found
+        return self.table["items"][self.row].as_py()
 
 
 class LearningSet:
-    """The photos of several image sets, less those that judge.
+    """The photos of several image sets, less those used to measure.
 
-    Args:
-        sets: the image sets and their weights.
-        validation: address of the image set that judges in the end; None: none.
-        weak_boxes: whether photos whose boxes are only their frame are of use.
+    `validation` is the address of the image set that is measured at the end; `weak_boxes` takes photos whose boxes are
+    only their frame. `left_out`, reason -> number of photos not learnt from, is counted by `photos`. `categories` are
+    the names of the category ids, id 1 first.
 
-    Attributes:
-        images: the opened image sets.
-        n_photos: in all of them.
-        left_out: reason -> photos not learnt from for it; `photos` counts them.
+    Raises:
+        UserError: the validation set has a category that none of the others has, so nobody learns it.
     """
 
-    def __init__(self, sets: "list[Part]", validation: str | None = None, *, weak_boxes: bool = True) -> None:
-        from store import imageset
-
+    def __init__(self, sets: list[MixturePart], validation: str | None = None, *, weak_boxes: bool = True) -> None:
         self.sets, self.weak_boxes = sets, weak_boxes
         self.images = [imageset.open_imageset(part.uri) for part in sets]
         self.validation = imageset.open_imageset(validation) if validation else None
+        self._joined = JoinedSet([*self.images, *([self.validation] if self.validation else [])])
+        self.categories = tuple(dict.fromkeys(name for images in self.images for name in images.categories))
+        if unknown := self._joined.categories[len(self.categories) :]:
+            reason = f"none of {self.uris()} has the category {unknown[0]!r}, so nothing is learnt of it"
+            raise UserError(f"{validation}: {reason}; validate by a set with the same categories")
         self.n_photos = sum(images.manifest.images for images in self.images)
         self.left_out: Counter[str] = Counter()
-        judging = [self.validation] if self.validation else []
-        self._validating = {about["digest"] for about in _abouts(judging)}
-        self._held_out = {about["digest"] for about in _abouts(self.images) if is_held_out(about)}
+        self._validating = {facts["digest"] for facts in _all_facts([self.validation] if self.validation else [])}
+        self._held_out = {facts["digest"] for facts in _all_facts(self.images) if is_held_out(facts)}
 
     def photos(self) -> Iterator[LearningPhoto]:
-        """Every photo of use, in order."""
+        """The photos to learn from and those held out, in order."""
         for number, (part, images) in enumerate(zip(self.sets, self.images, strict=True)):
-            for table, row, about in _rows(images):
-                reason = self._reason_against(about)
-                if reason:
+            for table, row, facts in self._rows(number, images):
+                if reason := self._reason_against(facts):
                     self.left_out[reason] += 1
                 else:
-                    yield LearningPhoto(number, part.weight, table, row, about, is_held_out(about))
+                    yield LearningPhoto(number, part.weight, table, row, facts, is_held_out(facts))
 
     def validation_photos(self) -> Iterator[LearningPhoto]:
-        """Every photo of use of the validation set."""
-        for table, row, about in _rows(self.validation) if self.validation else ():
-            if about["n_items"] and (self.weak_boxes or not about["weak_box"]):
-                yield LearningPhoto(0, 1.0, table, row, about, True)
+        """The usable photos of the validation set."""
+        for table, row, facts in self._rows(len(self.images), self.validation) if self.validation else ():
+            if facts["n_items"] and (self.weak_boxes or not facts["weak_box"]):
+                yield LearningPhoto(0, 1.0, table, row, facts, True)
 
-    def _reason_against(self, about: dict[str, Any]) -> str:
-        """Why a photo is of no use; "" where it is. One that is held out and validates judges only there."""
-        if about["digest"] in self._validating:
+    def _rows(self, number: int, images: ImageSet) -> Iterator[tuple[pa.Table, int, dict[str, Any]]]:
+        """Table, row and facts of each photo of one set; a shard is read whole, so that its digest is checked."""
+        for shard in images.shards:
+            table = self._joined.read(joined_name(number, shard.name))
+            for row, facts in enumerate(_facts(table)):
+                yield table, row, facts
+
+    def _reason_against(self, facts: dict[str, Any]) -> str:
+        """Why a photo is left out, or "". A held-out photo of the validation set is measured only there."""
+        if facts["digest"] in self._validating:
             return "in the validation set"
-        if about["digest"] in self._held_out and not is_held_out(about):
+        if facts["digest"] in self._held_out and not is_held_out(facts):
             return "held out elsewhere"
-        if about["weak_box"] and not self.weak_boxes:
+        if facts["weak_box"] and not self.weak_boxes:
             return "with weak boxes"
-        return "" if about["n_items"] else "without garments"
+        return "" if facts["n_items"] else "without garments"
 
-    def told(self) -> str:
-        """What `photos` left out, in words; "" if nothing."""
+    def uris(self) -> str:
+        return ", ".join(part.uri for part in self.sets)
+
+    def left_out_counts(self) -> str:
+        """How many photos were left out, by reason; "" if none."""
         return ", ".join(f"{n} {reason}" for reason, n in self.left_out.items())
 
     def identity(self) -> dict[str, Any]:
-        """What a checkpoint remembers of the data: the digests and weights of the sets, and of what judges."""
-        learnt = [[images.digest, part.weight] for part, images in zip(self.sets, self.images, strict=True)]
-        return {"data": learnt, "validation": self.validation.digest if self.validation else None}
+        """What a checkpoint remembers of the data: digests and weights of the sets, and the validation set's digest."""
+        sets = [[images.digest, part.weight] for part, images in zip(self.sets, self.images, strict=True)]
+        return {"data": sets, "validation": self.validation.digest if self.validation else None}
 
 
-def is_held_out(about: dict[str, Any]) -> bool:
+def is_held_out(facts: dict[str, Any]) -> bool:
     """By the pair, so that a garment is never on both sides; by the photo, where the pair is unknown."""
-    held_out: bool = (about["pair_id"] or about["image_id"]) % HOLD_OUT_EVERY == 0
-    return held_out
+    return (facts["pair_id"] or facts["image_id"]) % HOLD_OUT_EVERY == 0
 
 
-def _rows(images: "ImageSet") -> Iterator[tuple["pa.Table", int, dict[str, Any]]]:
-    """Table, row and facts of each photo; a shard is read whole, so that its digest is checked."""
-    for shard in images.shards:
-        table = images.read(shard.name)
-        for row, about in enumerate(_facts(table)):
-            yield table, row, about
-
-
-def _abouts(sets: "list[ImageSet]") -> Iterator[dict[str, Any]]:
-    """The facts of each photo alone; little is read."""
+def _all_facts(sets: list[ImageSet]) -> Iterator[dict[str, Any]]:
+    """The facts of each photo, without reading the photos."""
     for images in sets:
         for shard in images.shards:
-            yield from _facts(images.read(shard.name, [*ABOUT, "items"]))
+            yield from _facts(images.read(shard.name, [*FACTS, "items"]))
 
 
-def _facts(table: "pa.Table") -> list[dict[str, Any]]:
-    import pyarrow.compute as pc
-
-    return table.select(ABOUT).append_column("n_items", pc.list_value_length(table["items"])).to_pylist()  # type: ignore[no-any-return]
+def _facts(table: pa.Table) -> list[dict[str, Any]]:
+    return table.select(FACTS).append_column("n_items", pc.list_value_length(table["items"])).to_pylist()

@@ -1,0 +1,1 @@
+"""Comparisons of embedders: the plan, its trainings as Ray tasks, the table."""

@@ -1,0 +1,1 @@
+"""Photos to image sets: what the command `jobs/ingest.py` is made of."""

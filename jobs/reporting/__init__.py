@@ -1,1 +1,0 @@
-"""The report of a run: `site` writes it; each other room prepares one part from contract files."""

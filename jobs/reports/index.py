@@ -1,0 +1,149 @@
+"""The page index.html: the main figures, what changed since an earlier run, the most confident mistakes.
+
+Two runs are compared by their metrics.json, figure by figure; only where they judged the same photos.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from detection.metrics import AP10_IDS
+from jobs.reports.figures import BOXES, accuracy_at, final_list, final_name, judged_models
+from jobs.reports.pages import count, duration, percent
+from jobs.runs.run_record import digests, read_record
+from store.categories import DEEPFASHION2, recorded
+from store.objects import ObjectMissing, ObjectStore
+
+DETECTION = ("AP", "AP50", "AP10", "AP10_50")
+RETRIEVAL = {"Acc@1": "1", "Acc@10": "10", "Acc@20": "20"}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One of the main figures; `owner` and `measure` name it in a `Comparison`, empty where it is not compared."""
+
+    name: str
+    value: str
+    note: str
+    owner: str = ""
+    measure: str = ""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One figure of both runs, a fraction in [0, 1]; None where a run did not measure it.
+
+    `owner` is a detector, "fused", boxes and model, or boxes and their final list, which the two runs may make of
+    different models.
+    """
+
+    owner: str
+    measure: str
+    now: float | None
+    then: float | None
+
+    @property
+    def difference(self) -> float | None:
+        return None if self.now is None or self.then is None else self.now - self.then
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """This run's figures beside those of an earlier one."""
+
+    uri: str  # the earlier run's folder
+    recorded: str  # when it was started, empty when unknown
+    problem: str  # why nothing is compared, else empty
+    changes: tuple[Change, ...] = ()  # the figures that at least one of them measured
+
+    def difference(self, owner: str, measure: str) -> float | None:
+        return next((c.difference for c in self.changes if (c.owner, c.measure) == (owner, measure)), None)
+
+    def tables(self) -> list[tuple[list[str], list[tuple[str, list[Change | None]]]]]:
+        """Detection, then retrieval: names of the measures, and for each owner its changes in that order."""
+        tables = []
+        for measures in (list(DETECTION), list(RETRIEVAL)):
+            cells = {(change.owner, change.measure): change for change in self.changes if change.measure in measures}
+            owners = dict.fromkeys(owner for owner, _ in cells)
+            if owners:
+                tables.append((measures, [(o, [cells.get((o, measure)) for measure in measures]) for o in owners]))
+        return tables
+
+
+def tiles(metrics: dict[str, Any]) -> list[Tile]:
+    """The main figures of metrics.json, for the top of the page; none where `metrics` is empty."""
+    if not metrics:
+        return []
+    fused = (metrics.get("detection") or {}).get("fused") or {}
+    categories = recorded(metrics)
+    notes = {"AP50": f"average precision at IoU 0.5, {len(categories):,} categories"}
+    if categories == DEEPFASHION2:
+        # AP10_50 is AP50 over the categories of AP10
+        notes["AP10_50"] = f"the same over the {len(AP10_IDS)} frequent categories"
+    else:
+        notes["AP"] = "the mean over IoU 0.50 to 0.95"
+    main = [
+        Tile(f"{measure}, fused", percent(fused.get(measure)), note, "fused", measure)
+        for measure, note in notes.items()
+    ]
+    for boxes in BOXES:
+        models = judged_models(metrics, boxes)
+        name = final_name(models)
+        figures: dict[str, Any] = models[name] if name else {}
+        note = f"{name}, {count(figures.get('queries'))} queries" if name else "not measured"
+        value = percent(accuracy_at(figures, "10"))
+        main.append(Tile(f"Acc@10, {boxes} boxes", value, note, final_list(boxes), "Acc@10"))
+    images = metrics.get("images") or {}
+    note = f"of {count(images.get('total'))}, {count(images.get('failed'))} failed"
+    seconds = [s for s in (metrics.get("seconds") or {}).values() if s is not None]
+    main.append(Tile("images done", count(images.get("done")), note))
+    main.append(Tile("worker time", duration(sum(seconds) if seconds else None), "all stages, all workers"))
+    return main
+
+
+def compare(metrics: dict[str, Any], run: dict[str, Any], earlier: ObjectStore) -> Comparison:
+    """Compare this run, its metrics.json and run.json, with the one in the folder `earlier`.
+
+    Where that has no metrics.json, or ran over an image set with another digest or over other photos of it, there is a
+    `problem` and there are no changes: differences would come from the photos, not from the models.
+    """
+    then, then_run = read_json(earlier, "metrics.json"), read_record(earlier)
+    here, there = digests(run), digests(then_run)
+    problem = ""
+    if not then:
+        problem = "it has no metrics.json"
+    elif here != there:
+        then_set, own_set = (", ".join(str(digest)[:12] for digest in of_run) or "none" for of_run in (there, here))
+        kind = "another image set" if len(there) == 1 else "other image sets"
+        problem = f"it ran on {kind} (digest {then_set}, here {own_set})"
+    elif (run.get("selected") or {}).get("rows") != (then_run.get("selected") or {}).get("rows"):
+        problem = "it took other photos of the image set (another --limit)"
+    ours, others = _figures(metrics), _figures(then)
+    changes = [Change(*key, ours.get(key), others.get(key)) for key in dict.fromkeys([*ours, *others])]
+    measured = tuple(change for change in changes if change.now is not None or change.then is not None)
+    recorded = str(then_run.get("recorded") or "")
+    return Comparison(str(earlier.uri), recorded, problem, () if problem else measured)
+
+
+def read_json(output: ObjectStore, key: str) -> dict[str, Any]:
+    """A JSON file of a run; {} where it does not exist yet."""
+    try:
+        content = json.loads(output.read(key))
+    except ObjectMissing:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _figures(metrics: dict[str, Any]) -> dict[tuple[str, str], float | None]:
+    """The figures that are compared, by owner and measure."""
+    compared: dict[tuple[str, str], float | None] = {}
+    for name, figures in (metrics.get("detection") or {}).items():
+        compared |= {(name, measure): figures.get(measure) for measure in DETECTION}
+    for boxes in BOXES:
+        models = judged_models(metrics, boxes)
+        owners = {f"{boxes} boxes, {name}": figures for name, figures in models.items()}
+        if name := final_name(models):
+            owners = {final_list(boxes): models[name], **owners}
+        for owner, figures in owners.items():
+            compared |= {(owner, measure): accuracy_at(figures, k) for measure, k in RETRIEVAL.items()}
+    return compared

@@ -1,0 +1,226 @@
+"""Marks: what says that a piece of work is finished, and from what its output was made.
+
+A `Unit` is a piece of work with one mark, done/STAGE/[BOXES/][MODEL/]shard-00000.json, written when its output is safe.
+A mark holds what the output follows from (`basis`: code version, the settings that matter, model and weights, digests
+of the input), the BLAKE2b of that basis, the digests of the output, the shard's failed images, and times. Inputs are
+named by digest, so work whose input came out the same again stays valid.
+"""
+
+import functools
+import gc
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from store.files import digest
+from store.joined import joined_name
+from store.objects import ObjectInfo, ObjectMissing, ObjectStore
+
+# Stages in order, and the version of what each computes: raise it when the same settings and input give another output.
+CODES = {"detect": 1, "fuse": 2, "embed": 1, "rank": 2, "evaluate": 3, "report": 5}
+STAGES = tuple(CODES)
+FOLDERS = ("detections/", "fused/", "items/", "embeddings/", "index/", "rankings/", "report/")
+FILES = ("submission.json", "metrics.json", "failures.parquet")
+WHOLE = "shard-00000"  # the last part of the mark's name where a stage takes the whole set at once
+CHANGES = {  # parts of a basis, and how a change of each is told
+    "settings": "settings changed: ",
+    "model": "model changed: ",
+    "inputs": "input changed",
+    "code": "code changed",
+    "decoder": "decoder of photos changed",
+}
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One mark's worth of work.
+
+    Attributes:
+        path: STAGE/[BOXES/][MODEL/]SHARD, the mark's place under done/.
+        outputs: keys under OUTPUT that exist once the work is finished.
+        basis: what the output follows from, plain JSON; None while work before it is unfinished.
+        images: number of photos in it, for the plan and the rate.
+    """
+
+    path: str
+    outputs: tuple[str, ...]
+    basis: Mapping[str, Any] | None
+    images: int = 0
+
+    @property
+    def stage(self) -> str:
+        return self.path.partition("/")[0]
+
+    @property
+    def shard(self) -> str:
+        return self.path.rpartition("/")[2]
+
+    @property
+    def mark_key(self) -> str:
+        return f"done/{self.path}.json"
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of the basis, "" without one."""
+        return "" if self.basis is None else fingerprint(self.basis)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The result of doing a unit; becomes its mark.
+
+    Attributes:
+        outputs: key under OUTPUT -> BLAKE2b-128 of the file, hex.
+        rows: rows written.
+        seconds: time spent in read, infer and write, all by one worker.
+        failures: {image_id, reason} of images without a result here.
+        notes: what else to keep with the mark: device, halved batches.
+    """
+
+    outputs: Mapping[str, str]
+    rows: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    failures: tuple[Mapping[str, Any], ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def mark_of(unit: Unit, outcome: Outcome, stamps: Mapping[str, str]) -> dict[str, Any]:
+    """The content of a unit's mark; `stamps` of its outputs, by which `jobs.runs.replaced` knows them again."""
+    return {
+        "schema": 1,
+        "fingerprint": unit.fingerprint,
+        "basis": unit.basis,
+        "outputs": dict(outcome.outputs),
+        "stamps": dict(stamps),
+        "images": unit.images,
+        "rows": outcome.rows,
+        "seconds": {name: round(seconds, 3) for name, seconds in outcome.seconds.items()},
+        "failures": list(outcome.failures),
+        "notes": dict(outcome.notes),
+        "finished": now(),
+    }
+
+
+def what_changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """In words, which differences between two bases make finished work be done again."""
+    reasons = []
+    for part, words in CHANGES.items():
+        keys = list(differences(old.get(part), new.get(part)))
+        if keys == ["weights"]:
+            reasons.append("weights changed")
+        elif keys:
+            reasons.append(words + (", ".join(keys[:3]) if words.endswith(": ") else ""))
+    return "; ".join(reasons) or "changed"
+
+
+def differences(old: Any, new: Any, where: str = "") -> Iterator[str]:
+    """Dotted keys whose values differ between two records of settings."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            yield from differences(old.get(key), new.get(key), f"{where}.{key}" if where else key)
+    elif old != new:
+        yield where
+
+
+def expected(run: Mapping) -> dict[str, set[str]]:
+    """The marks that a finished run has, by stage, from its run.json; whether they fit the settings is not known."""
+    rows = run["selected"]["rows"]
+    if rows is not None:
+        shards = list(rows)
+    else:
+        counts = [entry["shards"] for entry in run["imagesets"]]
+        shards = [joined_name(number, f"shard-{i:05d}") for number, count in enumerate(counts) for i in range(count)]
+    models = [model["name"] for model in run["embedders"]]
+    return {
+        "detect": {f"detect/{model['name']}/{shard}" for model in run["detectors"] for shard in shards},
+        "fuse": {f"fuse/{shard}" for shard in shards},
+        "embed": {f"embed/{kind}/{model}/{shard}" for kind in run["boxes"] for model in models for shard in shards},
+        "rank": {f"rank/{kind}/{WHOLE}" for kind in run["boxes"]},
+        "evaluate": {f"evaluate/{WHOLE}"},
+        "report": {f"report/{WHOLE}"},
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Reading.
+
+
+def read_marks(store: ObjectStore, paths: Iterable[str] = ()) -> dict[str, dict]:
+    """Every mark under done/, by unit path; an unreadable one counts as absent.
+
+    Args:
+        paths: units whose marks are read even if they are not listed: a store may list late, and finished work would be
+            done again.
+    """
+    listed = {info.key for info in store.list("done/") if info.key.endswith(".json")}
+    keys = sorted(listed | {f"done/{path}.json" for path in paths})
+    collecting = gc.isenabled()
+    gc.disable()  # there may be a hundred thousand marks, without cycles: looking for some took a quarter of a start
+    try:
+        marks = each(store, functools.partial(read_json, store), keys)
+    finally:
+        if collecting:
+            gc.freeze()
+            gc.enable()
+    return {key[len("done/") : -len(".json")]: mark for key, mark in marks.items() if mark and _is_mark(mark)}
+
+
+def _is_mark(content: Mapping[str, Any]) -> bool:
+    """Whether the parts that are read of a mark are what a mark has; another program's JSON counts as no mark."""
+    parts = {"basis": dict, "outputs": dict, "stamps": dict, "replaced": list, "failures": list}.items()
+    return all(isinstance(content.get(name, kind()), kind) for name, kind in parts)
+
+
+def read_listing(store: ObjectStore, marks: Mapping[str, Mapping]) -> dict[str, str]:
+    """Key -> stamp of the outputs: those listed, and those that marks name and that exist although not listed."""
+    listed = {info.key: info.stamp for folder in FOLDERS for info in store.list(folder)}
+    named = {key for mark in marks.values() for key in mark.get("outputs", ())}
+    infos = each(store, functools.partial(_info, store), sorted({*named, *FILES} - listed.keys()))
+    return listed | {key: info.stamp for key, info in infos.items() if info is not None}
+
+
+def _info(store: ObjectStore, key: str) -> ObjectInfo | None:
+    try:
+        return store.info(key)
+    except ObjectMissing:
+        return None
+
+
+def each(store: ObjectStore, function: Callable[[str], Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Key -> what `function` returns for it; many requests at once where the store is a bucket."""
+    if store.local_path is not None:
+        return {key: function(key) for key in keys}
+    with ThreadPoolExecutor(32) as threads:
+        return dict(zip(keys, threads.map(function, keys), strict=True))
+
+
+def read_json(store: ObjectStore, key: str) -> dict | None:
+    """A JSON object; None where there is none or it cannot be read."""
+    try:
+        content = json.loads(store.read(key))
+    except (ObjectMissing, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Writing.
+
+
+def as_json(content: Any) -> bytes:
+    return (json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(
+        "utf-8", "backslashreplace"
+    )
+
+
+def fingerprint(basis: Mapping[str, Any]) -> str:
+    """BLAKE2b-128 of the basis as JSON with sorted keys, hex."""
+    return digest(json.dumps(basis, sort_keys=True, separators=(",", ":")).encode())
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

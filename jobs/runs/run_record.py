@@ -1,0 +1,71 @@
+"""run.json read back: which image sets a run is over, what it takes of them, its settings and models.
+
+    {"schema": 2, "imagesets": [{"uri", "digest", "images", "shards"}], "selected": {…}, "settings": {…}, "detectors",
+     "embedders", "boxes", "versions", "recorded"}
+
+`images` and `shards` of a set are what the run takes of it; `selected` is `jobs.runs.selection.Selected.as_json`.
+Schema 1 had one set, "imageset": {"uri", "digest", "images", "shards", "selected"}, and is read as the same record.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jobs.runs.marks import read_json
+from store.errors import UserError
+from store.imageset import ImageSet
+from store.objects import ObjectStore
+
+SCHEMA = 2
+
+
+def read_record(store: ObjectStore) -> dict[str, Any]:
+    """run.json of the run in a folder; {} where there is none. A UserError says that it is no record of a run."""
+    record = read_json(store, "run.json") or {}
+    if "imageset" in record:
+        older = record.pop("imageset")
+        if not isinstance(older, dict):
+            raise _refusal(store)
+        selected = older.get("selected")
+        record["imagesets"] = [{name: value for name, value in older.items() if name != "selected"}] if older else []
+        record |= {"schema": SCHEMA} | ({} if selected is None else {"selected": selected})
+    sets, selected = record.get("imagesets", []), record.get("selected", {})
+    if not isinstance(sets, list) or not all(isinstance(entry, dict) for entry in sets):
+        raise _refusal(store)
+    if not isinstance(selected, dict) or not isinstance(record.get("versions", {}), dict):
+        raise _refusal(store)
+    return record
+
+
+def _refusal(store: ObjectStore) -> UserError:
+    return UserError(f"{store.uri}/run.json is no record of a run; choose another --output")
+
+
+def is_over(record: Mapping[str, Any], images: ImageSet) -> bool:
+    """Whether the run is over exactly these image sets."""
+    return digests(record) == [part.digest for part in images.sets]
+
+
+def check_sets(record: Mapping[str, Any], images: ImageSet, output: str) -> None:
+    """Refuse other image sets than those the run is over, and those it is over in another order.
+
+    A run may gain sets after those that it has. The ids of sets that are new to it are looked at.
+
+    Raises:
+        UserError: the run in `output` is over other sets.
+        ImageSetError: an image_id occurs in two sets.
+    """
+    known, now = digests(record), [part.digest for part in images.sets]
+    if now[: len(known)] != known:
+        had = ", ".join(f"{entry.get('uri')}, digest {entry.get('digest')}" for entry in record["imagesets"])
+        given = ", ".join(f"{part.uri} has {part.digest}" for part in images.sets)
+        raise UserError(
+            f"{output}: holds a run over {'another image set' if len(known) == 1 else 'other image sets'} ({had}; "
+            f"{given}); give {'it' if len(known) == 1 else 'them'} first, new sets after, or choose another --output"
+        )
+    if len(known) < len(now):
+        images.check_ids()
+
+
+def digests(record: Mapping[str, Any]) -> list[Any]:
+    """Of the image sets that the run is over, in order."""
+    return [entry.get("digest") for entry in record.get("imagesets", ())]

@@ -1,0 +1,185 @@
+"""A stage's shards through its workers, each finished one marked and counted: what detect, fuse and embed share."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from jobs.runs import cluster, events
+from jobs.runs.events import Meter
+from jobs.runs.marks import Outcome, Unit
+from jobs.runs.models import Model
+from jobs.runs.pool import Pool, Worker
+from jobs.runs.progress import Progress, say
+from jobs.runs.retries import Job
+from jobs.runs.run import Run
+from store.errors import UserError
+
+IN_PROCESS = 16  # so few shards of a cheap stage are done in this process: starting an actor would take longer
+WRITERS = 8  # threads that write marks: a bucket takes its time over each, and actors must not wait for that
+
+
+@dataclass(frozen=True)
+class Shards:
+    """What is to do of one stage."""
+
+    stage: str
+    jobs: Sequence[Job]  # one for each shard with work left; `work` is a tuple of the unfinished keys
+    total: int  # shards of the stage, finished ones included
+    units: Mapping[str, Mapping[Any, Unit]]  # shard -> key that a worker's answer uses -> unit
+
+    @classmethod
+    def unfinished(cls, run: Run, stage: str, folders: Mapping[Any, str]) -> "Shards":
+        """The jobs of a planned stage. `folders`: key -> its units' paths before the shard, STAGE/[BOXES/][MODEL/]."""
+        planned, units, jobs = run.units[stage], {}, []
+        for shard in run.selected.shards:
+            of_shard = {key: planned[f"{folder}{shard.name}"] for key, folder in folders.items()}
+            if todo := tuple(key for key, unit in of_shard.items() if run.reason(unit)):
+                units[shard.name] = of_shard
+                jobs.append(Job(shard.name, shard.row_numbers, todo))
+        return cls(stage, jobs, len(run.selected.shards), units)
+
+
+def model_groups(run: Run, models: tuple[Model, ...]) -> list[tuple[Model, ...]]:
+    """The models that one actor loads together: all, or one after the other (`models_per_actor: 1`)."""
+    return [models] if run.settings.models_per_actor == "all" else [(model,) for model in models]
+
+
+def run_on_actors(run: Run, shards: Shards, worker: Worker, actors: int | str | None) -> None:
+    """Do the jobs on a pool of actors that own the run's device."""
+    if not shards.jobs:
+        return
+    cluster.start_ray(run.settings)
+    _run_pool(run, shards, worker, lambda n_jobs: cluster.share_out(run.settings, actors, n_jobs))
+
+
+def run_cheap(run: Run, shards: Shards, worker: Worker) -> None:
+    """Do the jobs on CPU actors, or in this process where they are few."""
+    if len(shards.jobs) > IN_PROCESS:
+        cluster.start_ray(run.settings)
+        _run_pool(run, shards, worker, lambda n_jobs: cluster.share_out(run.settings, None, n_jobs, gpu=False))
+        return
+    run_here(run, shards, worker)
+
+
+def run_here(run: Run, shards: Shards, worker: Worker) -> None:
+    """Do the jobs one by one in this process."""
+    worker.load("cpu")
+    progress = new_progress(shards)
+    reporter = _Reporter(run, shards.stage, progress)
+    for job in shards.jobs:
+        answer = worker.run(job, {}, False)
+        reporter.report("shard", shard=job.name, images=len(job.rows), answer=answer, **events.memory())
+        write_marks(run, shards, job, answer)
+        count_shard(progress, job, answer)
+    reporter.finish()
+
+
+def _run_pool(run: Run, shards: Shards, worker: Worker, share_out: Callable[[int], cluster.Share]) -> None:
+    share = share_out(len(shards.jobs))
+    device = f"{share.gpus:g} GPU" if share.gpus else f"{share.cpus} CPU"
+    say(f"{shards.stage}: {len(shards.jobs)} shards on {share.n} actors, {device} each{cluster.unused_gpus(share)}")
+    progress = new_progress(shards, on_gpu=share.device == "cuda")
+    reporter = _Reporter(run, shards.stage, progress)
+
+    def target_actors(n_jobs: int) -> int:
+        try:
+            return share_out(n_jobs).n
+        except UserError:  # the nodes with a GPU are gone for now; their actors come back with the next ones
+            return 0
+
+    marking: deque[tuple[Future[None], Job, Mapping[Any, Outcome]]] = deque()  # oldest first
+
+    def count_marked(*, wait: bool) -> None:
+        while marking and (wait or marking[0][0].done()):
+            future, job, answer = marking.popleft()
+            future.result()
+            count_shard(progress, job, answer)
+
+    deadline_s, node_wait_s = run.settings.shard_deadline_s, run.settings.node_wait_s
+    calls: dict[str, Any] = {"tick": reporter.tick, "say": say, "report": reporter.report}
+    pool = Pool(worker, share, deadline_s, target_actors, node_wait_s=node_wait_s, **calls)
+    with ThreadPoolExecutor(WRITERS) as writers, pool:
+        for job, answer in pool.run(shards.jobs):
+            marking.append((writers.submit(write_marks, run, shards, job, answer), job, answer))
+            count_marked(wait=False)
+        count_marked(wait=True)
+        _record_versions(run, pool.accounts)
+    reporter.finish()
+
+
+@dataclass
+class _Reporter:
+    """Passes a pool's events on to the run's log, Ray's metrics and the progress line."""
+
+    run: Run
+    stage: str
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.meter = Meter(self.stage)
+
+    def report(self, event: str, *, answer: Mapping[Any, Outcome] | None = None, **facts: Any) -> None:
+        if event == "loaded":
+            self.progress.began()
+        if answer is not None:
+            facts["failed"] = len(failed_images(answer))
+            facts |= {f"{part}_s": round(seconds, 3) for part, seconds in seconds_of(answer).items()}
+        if "waited_s" in facts:
+            self.progress.waited(facts["waited_s"])
+        if event == "shard" and "gpu_busy" in facts:
+            self.progress.gpu(facts["gpu_busy"], facts["wall_s"])
+        self.run.log.add(event, self.stage, **facts)
+        self.meter.count(event, facts)
+
+    def tick(self) -> None:
+        self.progress.tick()
+        self.run.log.tick()
+        self.meter.left(self.progress.total - self.progress.done)
+
+    def finish(self) -> None:
+        progress = self.progress
+        progress.finish()
+        took = round(progress.clock() - progress.started, 3)
+        counts = {"images": progress.images_done, "failed": progress.failed, "seconds": took}
+        self.run.log.add("stage", self.stage, **counts, **events.memory())
+        self.run.log.publish()
+        self.meter.left(0)
+
+
+def new_progress(shards: Shards, *, on_gpu: bool = False) -> Progress:
+    images = sum(len(job.rows) for job in shards.jobs)
+    return Progress(shards.stage, shards.total, shards.total - len(shards.jobs), images, on_gpu)
+
+
+def write_marks(run: Run, shards: Shards, job: Job, answer: Mapping[Any, Outcome]) -> None:
+    for key, outcome in answer.items():
+        run.finish(shards.units[job.name][key], outcome)
+
+
+def count_shard(progress: Progress, job: Job, answer: Mapping[Any, Outcome]) -> None:
+    progress.add(len(job.rows), seconds_of(answer), len(failed_images(answer)))
+
+
+def seconds_of(answer: Mapping[Any, Outcome]) -> dict[str, float]:
+    """Seconds of read, infer and write of a shard, over all its units."""
+    total: dict[str, float] = {}
+    for outcome in answer.values():
+        for part, seconds in outcome.seconds.items():
+            total[part] = total.get(part, 0.0) + seconds
+    return total
+
+
+def failed_images(answer: Mapping[Any, Outcome]) -> set[int]:
+    """image_ids without a result in some unit of a shard."""
+    return {failure["image_id"] for outcome in answer.values() for failure in outcome.failures}
+
+
+def _record_versions(run: Run, accounts: Iterable[Mapping[str, Any]]) -> None:
+    """Write the packages and devices of the workers, by node, into run.json."""
+    before = dict(run.versions)
+    for account in accounts:
+        run.versions[account["node"]] = {name: value for name, value in account.items() if name != "node"}
+    if run.versions != before:
+        run.record()

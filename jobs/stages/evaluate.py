@@ -1,0 +1,203 @@
+"""Evaluate: average precision of the boxes and accuracy of the rankings, against what the image set knows is right.
+
+In: OUTPUT/detections/, fused/, rankings/, the image set. Out: OUTPUT/metrics.json, OUTPUT/failures.parquet. Figures are
+fractions in [0, 1]; null where there is nothing to measure, with a sentence under `summary.notes` that says what is
+missing.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from detection.metrics import evaluate_boxes, evaluate_masks, truth_arrays
+from jobs.runs import tables
+from jobs.runs.marks import CODES, STAGES, WHOLE, Outcome, Unit, as_json, fingerprint
+from jobs.runs.reader import TRUTH, consumers, read_boxes, read_photos, read_rankings, read_table
+from jobs.runs.run import Run
+from retrieval import lookbench
+from retrieval.photo_lists import identities
+from retrieval.truth import Truth, truth_of
+from store.categories import DEEPFASHION2
+
+
+def units(run: Run) -> list[Unit]:
+    """One, over the whole run."""
+    earlier = earlier_units(run)
+    outputs, basis = run.digests(earlier), None
+    if outputs is not None:
+        names = [[model.name for model in models] for models in (run.detectors, run.embedders)]
+        failures = {str(i): str(row) for i, row in enumerate(run.failures(earlier))}
+        taken = {shard.name: shard.basis() for shard in run.selected.shards}
+        inputs: dict[str, Any] = {"imageset": run.images.digest, "outputs": fingerprint(outputs)}
+        inputs |= {"failures": fingerprint(failures), "shards": taken}
+        settings = {"models": names, "boxes": list(run.box_kinds)}
+        if run.categories != DEEPFASHION2:  # runs from before categories were data stay done
+            settings["categories"] = list(run.categories)
+        basis = {"code": CODES["evaluate"], "settings": settings, "inputs": inputs}
+    return [Unit(f"evaluate/{WHOLE}", ("metrics.json", "failures.parquet"), basis, run.selected.images)]
+
+
+def earlier_units(run: Run) -> list[Unit]:
+    """Those of all stages before, in order."""
+    return [unit for stage in STAGES[: STAGES.index("evaluate")] for unit in run.units[stage].values()]
+
+
+def run_unfinished(run: Run) -> None:
+    (unit,) = run.units["evaluate"].values()
+    start, earlier = time.perf_counter(), earlier_units(run)
+    photos = read_photos(run.images, run.selected.shards, (*TRUTH, "attributes"))
+    truth = truth_of(photos, whole_photos=not run.detectors)
+    failures = run.failures(earlier)
+    detection = _detection(run, photos)
+    retrieval = {kind: _retrieval(run, kind, truth, photos) for kind in run.box_kinds}
+    n_failed = len({row["image_id"] for row in failures})
+    metrics = {
+        "schema": 1,
+        "categories": list(run.categories),
+        "summary": _summary(run.categories, detection, retrieval) | {"notes": _notes(run, truth, photos, retrieval)},
+        "detection": detection,
+        "retrieval": retrieval,
+        "images": {"total": run.selected.images, "done": run.selected.images - n_failed, "failed": n_failed},
+        "queries_per_photo": _queries_per_photo(run),
+        "seconds": _seconds(run, earlier, time.perf_counter() - start),
+    }
+    columns = {name: [row[name] for row in failures] for name in tables.FAILURES.names}
+    outputs = {
+        "failures.parquet": tables.write(run.store, "failures.parquet", tables.table(tables.FAILURES, columns)),
+        "metrics.json": tables.publish(run.store, "metrics.json", as_json(metrics)),
+    }
+    run.finish(unit, Outcome(outputs, len(failures), {"infer": time.perf_counter() - start}))
+
+
+def _detection(run: Run, truth: pa.Table) -> dict[str, Any]:
+    """AP of every detector and of the fused boxes: of boxes, on consumers' photos alone, and of masks if any."""
+    true, consumers = truth_arrays(truth), truth_arrays(truth, "user")
+    judged, judged_consumers = true.pop("judged"), consumers.pop("judged")
+    if not run.detectors:  # nothing is detected, so nothing is judged
+        judged, judged_consumers = judged[:0], judged_consumers[:0]
+    folders = {model.name: f"detections/{model.name}" for model in run.detectors} | {"fused": "fused"}
+    figures = {}
+    for name, folder in folders.items():
+        boxes = read_boxes(run.store, folder, run.selected.names)
+        figures[name] = evaluate_boxes(true, boxes, judged, run.categories) | {
+            "consumers": _without_categories(evaluate_boxes(consumers, boxes, judged_consumers, run.categories)),
+            "masks": _without_categories(_masks(run, folder, truth, true, judged)),
+        }
+    return figures
+
+
+def _without_categories(figures: dict[str, Any] | None) -> dict[str, Any] | None:
+    return figures and {name: value for name, value in figures.items() if name != "per_category"}
+
+
+def _masks(
+    run: Run, folder: str, truth: pa.Table, true: dict[str, np.ndarray], judged: np.ndarray
+) -> dict[str, Any] | None:
+    """Mask AP; None where this detector gives no masks or no true item has a polygon."""
+    plain = ["image_id", "score", "category_id"]
+    masks = read_table(run.store, folder, run.selected.names, [*plain, "mask"])
+    masks = masks.filter(pc.is_valid(masks.column("mask")))
+    photos = truth.filter(pc.invert(truth["weak_box"])).select(["image_id", "height", "width", "items"]).to_pylist()
+    polygons = [item["segmentation"] for photo in photos for item in photo["items"]]
+    if not len(masks) or not any(polygons):
+        return None
+    sizes = {photo["image_id"]: (photo["height"], photo["width"]) for photo in photos}
+    detections = {name: masks.column(name).to_numpy() for name in plain} | {"mask": masks.column("mask").to_pylist()}
+    return evaluate_masks(true | {"segmentation": polygons}, detections, judged, sizes, run.categories)
+
+
+def _retrieval(run: Run, kind: str, truth: Truth, photos: pa.Table) -> dict[str, Any]:
+    """Figures of every embedder, of all concatenated where there are several, and after further steps.
+
+    Acc@k, mAP, MRR and nDCG by the run's truth; LookBench's `coarse` and `fine` where photos have graded attributes.
+    """
+    figures = {}
+    for name, place in run.search_plan.judged.items():
+        rankings = read_rankings(run.store, place.replace("BOXES", kind))
+        figures[name] = truth.figures(rankings, run.categories) | lookbench.graded_figures(rankings, photos)
+    return figures
+
+
+def _summary(categories: Sequence[str], detection: dict[str, Any], retrieval: dict[str, Any]) -> dict[str, Any]:
+    """The few figures a person wants. The best detector is that of the best AP10, or AP where AP10 means nothing."""
+    singles = {name: of for name, of in detection.items() if name != "fused"}
+    measure = "AP10" if categories == DEEPFASHION2 else "AP"
+    measured = {name: of[measure] for name, of in singles.items() if of[measure] is not None}
+    best = max(measured, key=measured.__getitem__, default="")
+    figures = {f"fused_{name}": detection["fused"][name] for name in ("AP", "AP10", "AP10_50", "AP50")}
+    figures |= {"best_detector": best or None, "best_detector_AP10": singles[best]["AP10"] if best else None}
+    for kind, models in retrieval.items():
+        judged = models.get("steps") or models.get("concat") or next(iter(models.values()))
+        figures[f"acc@1_{kind}"], figures[f"acc@10_{kind}"] = judged["top"]["1"], judged["top"]["10"]
+    return figures
+
+
+def _notes(run: Run, truth: Truth, photos: pa.Table, retrieval: dict[str, Any]) -> list[str]:
+    """What could not be measured, and why."""
+    has = run.selected
+    notes = []
+    if not run.detectors:
+        notes.append("no detectors: the whole photo is the item, and detection is not judged")
+    if not has.items and truth.kind is None and not has.n_unjudged:
+        notes.append("no ground truth: boxes and rankings are written, nothing is judged")
+    elif not has.items and run.detectors:
+        notes.append("no true boxes: detection is not judged")
+    elif has.items and "true" not in run.settings.boxes:
+        notes.append("true boxes were not asked for (setting `boxes`)")
+    elif has.items and "true" not in run.box_kinds:
+        notes.append("true boxes are searched with only where consumers' and shops' photos have some")
+    notes += _truth_notes(run, truth, photos, retrieval)
+    if not has.users:
+        notes.append("no consumer photos: there is an index and there are no queries")
+    if not has.shops:
+        notes.append("no shop photos: the gallery is empty, so queries have no results")
+    if has.n_unjudged:
+        notes.append(
+            f"not judged, because --limit {has.limit} left out their right shop photos: {has.n_unjudged} queries"
+        )
+    if refused := getattr(run.images.manifest, "failures", 0):
+        where = "see failures.parquet of the image set"
+        notes.append(f"{refused} photos, items or polygons were refused at ingestion and are in no figure; {where}")
+    return notes
+
+
+def _truth_notes(run: Run, truth: Truth, photos: pa.Table, retrieval: dict[str, Any]) -> Iterator[str]:
+    """What rankings are judged by, and which photos and queries that leaves out."""
+    has = run.selected
+    if truth.kind == "photo":
+        rule = "right are shop photos of the consumer photo's pair_id, else of its product_id"
+        reason = "no consumer photo has true boxes with a style: " if run.detectors else ""
+        yield f"{reason}rankings are judged by photo, {rule}"
+    elif truth.kind is None and has.items and has.users and not has.n_unjudged:
+        yield "no consumer photo has a style, a pair_id or a product_id: rankings are written and not judged"
+    elif truth.kind == "item":
+        known = identities(photos)
+        undrawn = pc.list_value_length(photos["items"]).to_numpy() == 0
+        if n := int((known.known & undrawn & np.isin(known.image_id, consumers(photos))).sum()):
+            reason = "they have no true box, and others' true boxes are what this run is judged by"
+            yield f"{n} consumers' photos with a pair_id or a product_id ask nothing: {reason}"
+    figures: dict[str, Any] = next((of for models in retrieval.values() for of in models.values()), {})
+    if (n := figures.get("unanswered", 0)) and has.shops:
+        advice = "do ids of both sides agree (P1, not P1.0)?" if n == figures["queries"] else "they count as wrong"
+        yield f"{n} of {figures['queries']} queries have no right answer among the shop photos; {advice}"
+
+
+def _queries_per_photo(run: Run) -> float | None:
+    """Queries asked for each consumer photo, by detected boxes where there are some."""
+    if not run.selected.users:
+        return None
+    kind = "detected" if "detected" in run.box_kinds else run.box_kinds[0]
+    return len(tables.read(run.store, f"rankings/{kind}.parquet", ["query_item"])) / run.selected.users
+
+
+def _seconds(run: Run, units: Sequence[Unit], evaluating: float) -> dict[str, float]:
+    """Worker seconds of each stage, from the marks: every shard once, however often the run was stopped."""
+    spent = dict.fromkeys(STAGES[:-1], 0.0)
+    for unit in units:
+        spent[unit.stage] += sum(run.marks[unit.path]["seconds"].values())
+    spent["evaluate"] = evaluating
+    return {stage: round(seconds, 2) for stage, seconds in spent.items()}

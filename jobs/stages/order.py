@@ -1,0 +1,119 @@
+"""The stages in order, and what every stage's command does: settings, lock, plan, work, figures."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from jobs import cli
+from jobs.runs import cluster
+from jobs.runs.catalogue import SHIPPED, choose_models
+from jobs.runs.categories import remarks
+from jobs.runs.marks import STAGES, read_json
+from jobs.runs.models import Catalogue, executed
+from jobs.runs.planning import plan, run_stage
+from jobs.runs.progress import say
+from jobs.runs.run import Run, open_run
+from jobs.runs.selection import remark_on_pixels
+from jobs.runs.settings import add_arguments, load
+from jobs.stages import detect, embed, evaluate, fuse, rank, report
+from jobs.stages.check import check
+
+IN_ORDER = dict(zip(STAGES, (detect, fuse, embed, rank, evaluate, report), strict=True))
+TOO_MANY_FAILED = 3  # exit status
+TOPS = ("1", "5", "10", "20")  # the lengths of lists that are printed
+
+
+def main(names: Sequence[str], argv: list[str] | None, doc: str | None, catalogue: Catalogue = SHIPPED) -> int:
+    """Run the named stages; returns the exit status."""
+    parser = cli.Parser(description=doc)
+    add_arguments(parser)
+    args = parser.parse_args(argv)
+    settings = load(args)
+    if args.check:
+        return check(settings, catalogue)
+    models = choose_models(settings, catalogue)
+    with open_run(settings, catalogue, models, retry_failed=args.retry_failed) as run:
+        for line in plan_lines(run, names):
+            say(line)
+        try:
+            for name in names:
+                run_stage(run, IN_ORDER, name)
+        except KeyboardInterrupt:
+            say("stopped; what is finished stays, the same line again goes on from here")
+            raise
+        finally:
+            cluster.leave_ray()
+        if names[-1] in ("evaluate", "report"):
+            for line in figure_lines(run):
+                say(line)
+        return _status(run, names)
+
+
+def _status(run: Run, names: Sequence[str]) -> int:
+    failed = {row["image_id"] for name in names for row in run.failures(plan(run, IN_ORDER, name))}
+    allowed = run.settings.max_failed_share
+    if len(failed) <= allowed * run.selected.images:
+        return 0
+    share = len(failed) / run.selected.images
+    say(
+        f"{len(failed)} of {run.selected.images} images failed ({share:.1%}), more than max_failed_share {allowed:.1%} "
+        f"allows; the reasons are in {run.settings.output}/failures.parquet"
+    )
+    return TOO_MANY_FAILED
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a run says before its work and after it.
+
+
+def plan_lines(run: Run, names: Sequence[str]) -> Iterator[str]:
+    """The plan of these stages: what there is, what is done, what is to do and for which reason."""
+    taken, settings = run.selected, run.settings
+    size = sum(shard.bytes for shard in taken.shards) / 1e6
+    yield f"{', '.join(settings.imageset)} -> {settings.output}"
+    photos = f"{taken.images} images ({taken.users} consumers', {taken.shops} shops', {taken.items} true items)"
+    yield f"  {photos} in {len(taken.shards)} shards, {size:.1f} MB"
+    yield f"  detectors: {', '.join(model.name for model in run.detectors) or 'none, the whole photo is the item'}"
+    yield f"  embedders: {', '.join(model.name for model in run.embedders)}; boxes: {', '.join(run.box_kinds)}"
+    yield from (f"  {line}" for line in executed((*run.detectors, *run.embedders)))
+    for remark in (*remarks(run.detectors, run.categories), remark_on_pixels(run.images, settings.max_pixels)):
+        if remark:
+            yield f"  {remark}"
+    yield f"  device: {settings.device}, actors: {settings.actors}, {settings.threads_per_actor} threads each"
+    for name in names:
+        units = plan(run, IN_ORDER, name)
+        reasons = Counter(reason for unit in units if (reason := run.reason(unit)))
+        todo = sum(reasons.values())
+        words = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        yield f"  {name:9}{len(units) - todo:6} of {len(units)} done" + (f", to do: {words}" if todo else "")
+
+
+def figure_lines(run: Run) -> Iterator[str]:
+    """The figures of metrics.json as tables for the terminal, and where the report is."""
+    metrics = read_json(run.store, "metrics.json") or {}
+    yield ""
+    yield f"{'boxes':28}{'AP':>8}{'AP50':>8}{'AP10':>8}{'AP10_50':>8}{'AP10, consumers':>17}{'AP10_50, masks':>16}"
+    for name, figures in metrics.get("detection", {}).items():
+        plain = "".join(_figure(figures[key]) for key in ("AP", "AP50", "AP10", "AP10_50"))
+        consumers = _figure((figures["consumers"] or {}).get("AP10"))
+        masks = _figure((figures["masks"] or {}).get("AP10_50"))
+        yield f"{name:28}{plain}{consumers:>17}{masks:>16}"
+    yield ""
+    retrieval = metrics.get("retrieval", {})
+    truths = {figures["truth"] for models in retrieval.values() for figures in models.values()} - {None}
+    title = " ".join(["retrieval", *(f"by {truth}" for truth in truths)])
+    heads = "".join(f"{name:>8}" for name in ("top-1", "top-5", "top-10", "top-20", "map", "missed", "queries"))
+    yield f"{title:28}{heads}"
+    for kind, models in retrieval.items():
+        for name, figures in models.items():
+            measured = "".join(_figure(value) for value in (*(figures["top"][k] for k in TOPS), figures["map"]))
+            yield f"{name + ', ' + kind:28}{measured}{figures['missed']:8}{figures['queries']:8}"
+    for note in metrics.get("summary", {}).get("notes", ()):
+        yield f"note: {note}"
+    images = metrics.get("images", {})
+    yield f"{images.get('done')} of {images.get('total')} images done, {images.get('failed')} failed"
+    if run.store.exists("report/index.html"):
+        yield f"report: {run.store.uri}/report/index.html"
+
+
+def _figure(value: float | None) -> str:
+    return f"{'-':>8}" if value is None else f"{value:8.3f}"
