@@ -1,6 +1,6 @@
-"""Fixtures for all tests: the real photos where they are, an S3 server over HTTP, and Rays apart from the machine's own.
+"""Fixtures for all tests: real photos where there are any, an S3 server, and Rays apart from the machine's own.
 
-And the last line of a run with fuzz tests: how many inputs they tried, in all processes of pytest-xdist.
+Also the last line of a run with fuzz tests: how many inputs they tried, in all processes of pytest-xdist.
 """
 
 import os
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # s3_proxy, seaweed, racing
@@ -20,10 +21,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # s3_proxy, seaweed, r
 from s3_proxy import Proxy
 from seaweed import Seaweed
 
-from jobs import ray_cluster
+from jobs.runs import cluster
 
-# A process that has joined a Ray is ended by it, without a word, where the head does not answer for so long; a busy machine's may not.
+# Ray silently ends a process that has joined it when the head does not answer for this long. On a busy machine the head
+# may need longer than the default.
 os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "300")
+
+# How long an example takes says how busy the machine is, and nothing about the code.
+hypothesis.settings.register_profile("no deadline", deadline=None)
+hypothesis.settings.load_profile("no deadline")
 
 REPO = Path(__file__).resolve().parents[1]
 fuzzed: dict[int, Counter[str]] = {}  # seed -> kind -> inputs
@@ -50,7 +56,7 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def rays_apart() -> Iterator[None]:
-    """A folder of our own for Ray: a cluster that somebody started on this machine is never joined, nor ours by them."""
+    """A folder of our own for Ray: we never join a cluster that others started on this machine, nor they ours."""
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")  # short: sockets lie in it
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_TMPDIR", folder)
@@ -62,7 +68,7 @@ def rays_apart() -> Iterator[None]:
 def ray_ends_with_its_file() -> Iterator[None]:
     """What a file's tests joined or started in this process is not there for the next file's, whichever that is."""
     yield
-    ray_cluster.leave_ray()
+    cluster.leave_ray()
 
 
 @pytest.fixture(scope="session")
@@ -141,8 +147,8 @@ def seaweed_prefix(seaweed: Seaweed, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch, s3_endpoint: str) -> None:
     """No waiting between attempts, and little for an answer."""
-    from store import objects
+    from store import s3
 
-    monkeypatch.setattr(objects, "READ_TIMEOUT_S", 1)
-    monkeypatch.setattr(objects, "_pause_s", lambda _: 0.0)
+    monkeypatch.setattr(s3, "READ_TIMEOUT_S", 1)
+    monkeypatch.setattr(s3, "_pause_s", lambda _: 0.0)
     monkeypatch.setattr("botocore.retryhandler.delay_exponential", lambda *_, **__: 0.0)

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from retrieval import ann_build
 from retrieval.ann import AnnIndex
 from retrieval.ann_plan import plan
-from retrieval.gallery import ITEMS, RECORD, VERSIONS, digest_of
+from retrieval.gallery_files import ITEMS, RECORD, VERSIONS
+from store.files import file_digest
 from store.objects import ObjectStore
 
 DIM = 6
@@ -68,7 +69,7 @@ def version(
             for one in ids
         ]  # fmt: skip
         pq.write_table(pa.Table.from_pylist(items, ITEMS), folder / "items.parquet")
-        files = {path.name: digest_of(path) for path in sorted(folder.iterdir())}
+        files = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
         for file in files:
             store.write_file(f"{VERSIONS}/{name}/{file}", folder / file)
     record = {

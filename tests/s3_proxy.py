@@ -1,4 +1,6 @@
-"""An HTTP proxy before an S3 server, which misbehaves as a test asks: a `Fault` names the requests and what is done to them.
+"""An HTTP proxy before an S3 server, which misbehaves as a test asks.
+
+A `Fault` names the requests and what is done to them.
 
 In: the address of a server. Out: `url`, at which the same buckets answer, but for the faults switched on with `cause`.
 Requests pass unchanged, Host included, so that signatures stay what they were. Every answer is held in memory whole.
@@ -43,7 +45,10 @@ class Fault:
 
 
 class Proxy:
-    """A context manager. `cause` switches a fault on, `heal` ends all, `caused` counts them; `sent` lists the requests."""
+    """A context manager. `cause` switches a fault on, `heal` ends all faults and `caused` counts them.
+
+    `sent` lists the requests.
+    """
 
     def __init__(self, server: str, *, seed: int = 0) -> None:
         self.host = urlsplit(server).netloc

@@ -1,4 +1,4 @@
-"""A SeaweedFS server for tests: real object storage in one process on the loopback, which can be killed and started again."""
+"""A SeaweedFS server for tests: real object storage in one loopback process that can be killed and started again."""
 
 import contextlib
 import os

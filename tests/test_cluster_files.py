@@ -60,8 +60,17 @@ def test_the_dashboard_stays_on_the_head_and_runs_are_not_copied(name):
     config = read(name)
     (head,) = [line for line in config["head_start_ray_commands"] if "ray start" in line]
     assert "--dashboard-host=127.0.0.1" in head
-    assert {".git", ".venv", "runs"} <= set(config["rsync_exclude"])
+    # A leading slash: runs/ of the repository stays home, jobs/runs/ goes along.
+    assert config["rsync_exclude"] == [".git", ".venv", "/runs"] and config["rsync_filter"] == [".gitignore"]
     assert config["file_mounts"] == {"~/clothes-retrieval": "."}
+
+
+def test_no_file_of_the_repository_is_ignored():
+    """Ray leaves out of a job's copy what .gitignore names, whether git has the file or not."""
+    if not (REPO / ".git").exists():
+        pytest.skip("a copy without its history")
+    listing = ["git", "ls-files", "--ignored", "--cached", "--exclude-standard"]
+    assert subprocess.run(listing, cwd=REPO, capture_output=True, text=True, check=True).stdout == ""
 
 
 def test_the_kubernetes_job_asks_for_our_ray_and_one_gpu_a_worker():

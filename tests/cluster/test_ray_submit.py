@@ -1,7 +1,10 @@
-"""`ray up`, `ray submit`, `ray down` for real: an sshd on loopback, the repository copied and installed, the answer a local run gives.
+"""`ray up`, `ray submit` and `ray down` for real, against an sshd on loopback.
 
-The head's home is a folder of the test's, so nothing of the user's is written. Needs sshd, ssh and rsync. `ray up` and `ray down` end
-every Ray they see: as root sshd gets processes and a /tmp/ray of its own; elsewhere `make test-cluster` asks for the test by name.
+The repository is copied and installed there, and the answer must be the one that a local run gives. The head's home is
+a folder of the test's, so nothing of the user's is written. Needs sshd, ssh and rsync.
+
+`ray up` and `ray down` end every Ray they see. Under root, sshd therefore gets processes and a /tmp/ray of its own;
+elsewhere `make test-cluster` asks for the test by name.
 """
 
 import getpass
@@ -70,7 +73,8 @@ def sshd(apart, tmp_path_factory) -> Iterator[tuple[int, Path, Path]]:
     settings = " ".join(f'"{name}={value}"' for name, value in passed.items())
     (folder / "config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nPidFile {folder}/pid\nStrictModes no\n"
-        f"AuthorizedKeysFile {folder}/user.pub\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nUsePAM no\n"
+        f"AuthorizedKeysFile {folder}/user.pub\nPasswordAuthentication no\n"
+        f"PermitRootLogin prohibit-password\nUsePAM no\n"
         f"SetEnv {settings}\n"
     )
     (home / ".bash_profile").write_text(f"export PATH={shlex.quote(path)}\n")  # sshd gives a bare one

@@ -1,4 +1,7 @@
-"""An ssh ProxyCommand: standard input and output to a port of loopback, where Ray's cluster files have no field for a port."""
+"""An ssh ProxyCommand: connects standard input and output to a port of loopback.
+
+Ray's cluster files have no field for a port.
+"""
 
 import os
 import socket

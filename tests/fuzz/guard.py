@@ -1,8 +1,9 @@
 """What every fuzz test shares: a command run in this process and watched, and valid bytes made invalid.
 
-`run` does what `python jobs/X.py …` does, through `jobs.cli.run`, and watches what Python does meanwhile: files opened for
-writing, moved or removed outside the allowed folder, processes, connections, unpickled names. `watched` is the same around any call.
-FUZZ_EXAMPLES inputs of a kind (500; `make soak` takes 10000), FUZZ_SEED repeats a run (0; "random" draws one).
+`run` does what `python jobs/X.py …` does, through `jobs.cli.run`, and watches what Python does meanwhile: files opened
+for writing, moved or removed outside the allowed folder, processes, connections, unpickled names. `watched` does the
+same around any call. FUZZ_EXAMPLES is the number of inputs of a kind (500; `make soak` takes 10000). FUZZ_SEED repeats
+a run (0; "random" draws one).
 """
 
 import contextlib
@@ -30,7 +31,8 @@ from jobs import cli
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "500"))
 SEED = int(random.randrange(2**32) if (_seed := os.environ.get("FUZZ_SEED", "0")) == "random" else _seed)
-DEADLINE_S = 10.0  # of one input, seconds of the processor; six times as many by the clock, for a busy machine
+DEADLINE_S = 10.0  # of one input, seconds of the processor
+CLOCK_SHARE = 30  # so many times as long by the clock: a guard against hanging, on a machine however busy
 inputs: Counter[str] = Counter()  # kind -> inputs tried so far
 
 
@@ -38,7 +40,7 @@ def fuzzed(per_example: int = 1) -> Callable[[Any], Any]:
     """A Hypothesis test of EXAMPLES inputs, `per_example` in each example. The test counts them in `inputs`."""
     options = hypothesis.settings(
         max_examples=max(1, EXAMPLES // per_example),
-        deadline=None,  # `watched` has one
+        # `watched` has one
         database=None,
         suppress_health_check=list(hypothesis.HealthCheck),
     )
@@ -53,10 +55,14 @@ class TooSlow(BaseException):
 
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_MOVING = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown", "os.utime")  # fmt: skip
+_MOVING = (
+    "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "os.chown",
+    "os.utime",
+)  # fmt: skip
 _NEVER = (
     "subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.forkpty", "pty.spawn",
-    "socket.connect", "socket.bind", "socket.getaddrinfo", "urllib.Request", "webbrowser.open", "ftplib.connect", "pickle.find_class",
+    "socket.connect", "socket.bind", "socket.getaddrinfo", "urllib.Request", "webbrowser.open", "ftplib.connect",
+    "pickle.find_class",
 )  # fmt: skip
 _allowed: Path | None = None  # the folder that may be written to; None: nobody watches
 _seen: list[str] = []
@@ -91,11 +97,12 @@ def watched(allowed: Path, *, deadline_s: float = DEADLINE_S) -> Iterator[None]:
     global _allowed
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise TooSlow(f"no answer after {deadline_s:g} s of the processor, {6 * deadline_s:g} s of the clock")
+        raise TooSlow(f"no answer after {deadline_s:g} s of the processor, {CLOCK_SHARE * deadline_s:g} s of the clock")
 
-    timers = ((signal.SIGPROF, signal.ITIMER_PROF, deadline_s), (signal.SIGALRM, signal.ITIMER_REAL, 6 * deadline_s))
+    by_clock_s = CLOCK_SHARE * deadline_s
+    timers = ((signal.SIGPROF, signal.ITIMER_PROF, deadline_s), (signal.SIGALRM, signal.ITIMER_REAL, by_clock_s))
     before = {number: signal.signal(number, stop) for number, _, _ in timers}
-    faulthandler.dump_traceback_later(12 * deadline_s, exit=True, file=sys.__stderr__)  # where no signal is looked at
+    faulthandler.dump_traceback_later(2 * by_clock_s, exit=True, file=sys.__stderr__)  # where no signal is looked at
     _seen.clear()
     _allowed = Path(os.path.realpath(allowed))
     for _, timer, seconds in timers:
@@ -165,7 +172,10 @@ def run(
 
 @contextlib.contextmanager
 def untouched(folder: Path, *, but: str) -> Iterator[None]:
-    """Fails when anything under `folder` changes other than below `folder/but`: native code is not seen by `watched`."""
+    """Fails when anything under `folder` changes, except below `folder/but`.
+
+    Unlike `watched`, it also sees what native code writes.
+    """
     before = _tree(folder, but)
     yield
     assert _tree(folder, but) == before
@@ -204,7 +214,10 @@ _EDIT = st.tuples(
 
 
 def broken(valid: list[bytes]) -> st.SearchStrategy[bytes]:
-    """One of the files with one to six edits: bits flipped, bytes set, put in, taken out, the end cut off, a part twice."""
+    """One of the files with one to six edits.
+
+    An edit flips bits, sets bytes, inserts or removes some, cuts off the end, or repeats a part.
+    """
     return st.builds(_edited, st.sampled_from(valid), st.lists(_EDIT, min_size=1, max_size=6))
 
 
@@ -274,7 +287,8 @@ def replaced(draw: Any, valid: Any, most: int = 3) -> Any:
         elif how == "gone":
             del holder[key]
         elif isinstance(holder, dict):
-            holder[draw(st.one_of(st.text(max_size=8), st.sampled_from(["item9", "itemx", "name", "base"])))] = holder.pop(key)  # fmt: skip
+            names = st.one_of(st.text(max_size=8), st.sampled_from(["item9", "itemx", "name", "base"]))
+            holder[draw(names)] = holder.pop(key)
     return value
 
 

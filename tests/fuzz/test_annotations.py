@@ -1,4 +1,4 @@
-"""DeepFashion2's annotations made up by someone else: what keeps the rules is taken, the rest are failures with their reason."""
+"""Malformed DeepFashion2 annotations: those that keep the rules are taken, the rest are failures with a reason."""
 
 import json
 import math
@@ -21,7 +21,8 @@ ITEM = {
     "category_id": 3, "style": 1, "bounding_box": [1, 1, 5, 5], "segmentation": [[1, 1, 5, 1, 5, 5]],
     "scale": 2, "occlusion": 1, "zoom_in": 1, "viewpoint": 2, "landmarks": [1, 2, 0], "category_name": "shorts",
 }  # fmt: skip
-NOTES = {"source": "user", "pair_id": 7, "item1": ITEM, "item2": ITEM | {"category_id": 9, "bounding_box": [0.5, 0.5, 7.5, 5.25]}}  # fmt: skip
+ITEM_2 = ITEM | {"category_id": 9, "bounding_box": [0.5, 0.5, 7.5, 5.25]}
+NOTES = {"source": "user", "pair_id": 7, "item1": ITEM, "item2": ITEM_2}
 
 
 def item(**changes: object) -> bytes:
@@ -58,7 +59,12 @@ REFUSED = [
     ("pair_id below 0", notes(pair_id=-1), "pair_id -1 is not within"),
     ("pair_id 2^63", notes(pair_id=2**63), "pair_id 9223372036854775808 is not within"),
     ("pair_id of 5000 digits", raw('"pair_id": 7', '"pair_id": ' + "9" * 5000), "annotation: Exceeds the limit"),
-    ("a box of NaN", item(bounding_box=[NAN, 1, 5, 5]), "item 1: box .* is not four finite numbers"),
+    ("an item of 5000 digits", raw('"item1"', '"item' + "9" * 5000 + '"'), "annotation: Exceeds the limit"),
+]  # fmt: skip
+
+
+LEFT_OUT = [  # one of two items
+    ("a box of NaN", item(bounding_box=[NAN, 1, 5, 5]), "item 1 is left out: box .* is not four finite numbers"),
     ("an endless box", item(bounding_box=[1, 1, INF, 5]), "is not four finite numbers"),
     ("1e999 is endless too", raw("[1, 1, 5, 5]", "[1, 1, 1e999, 5]"), "is not four finite numbers"),
     ("endless once it is float32", item(bounding_box=[1, 1, 1e300, 5]), "is not four finite numbers"),
@@ -70,19 +76,27 @@ REFUSED = [
     ("three numbers", item(bounding_box=[1, 1, 5]), "bounding_box has 3 numbers"),
     ("texts", item(bounding_box=["1", "1", "5", "5"]), "bounding_box is not a list of numbers"),
     ("an object", item(bounding_box={"x": 1}), "bounding_box is not a list of numbers"),
-    ("category 0", item(category_id=0), r"item 1: category_id 0 is not within 1\.\.13"),
+    ("category 0", item(category_id=0), r"item 1 is left out: category_id 0 is not within 1\.\.13"),
     ("category 14", item(category_id=14), "category_id 14 is not within"),
     ("category 269, 13 in a byte", item(category_id=269), "category_id 269 is not within"),
     ("half a category", item(category_id=3.5), "category_id is 3.5, want a whole number"),
     ("a style of 2^31", item(style=2**31), "style 2147483648 is not within"),
     ("a style of 2^80", item(style=2**80), "style 1208925819614629174706176 is not within"),
     ("a scale of 128", item(scale=128), "scale 128 is not within"),
-    ("half a point", item(segmentation=[[1, 2, 3]]), "polygon is not pairs"),
-    ("a polygon of NaN", item(segmentation=[[1, NAN]]), "polygon is not pairs of finite numbers"),
     ("a text for polygons", item(segmentation="x"), "segmentation is not a list of polygons"),
     ("a value of 100,000 letters", item(style="x" * 100_000), "style is 'xxx"),
-    ("an item that is none", notes(item1=None), "item1: want an object"),
-    ("an item of 5000 digits", raw('"item1"', '"item' + "9" * 5000 + '"'), "annotation: Exceeds the limit"),
+    ("an item that is none", notes(item1=None), "item1 is left out: want an object"),
+]  # fmt: skip
+
+NO_MASK = [  # both items stay, one without this polygon
+    ("no corner", item(segmentation=[[]]), "it has 0 corners, want three or more"),
+    ("a corner", item(segmentation=[[10, 10]]), "it has 1 corners, want three or more"),
+    ("a line", item(segmentation=[[1, 1, 5, 5]]), "it has 2 corners, want three or more"),
+    ("three corners in a row", item(segmentation=[[1, 1, 3, 1, 5, 1]]), "it has no area"),
+    ("beside the picture", item(segmentation=[[100, 1, 105, 1, 105, 5]]), "it lies outside the 8 x 6 picture"),
+    ("a hundred million pixels away", item(segmentation=[[1e8, 1, 2e8, 1, 1e8, 5]]), "it lies outside the 8 x 6"),
+    ("half a point", item(segmentation=[[1, 2, 3]]), "it is not pairs"),
+    ("a polygon of NaN", item(segmentation=[[1, NAN]]), "it is not pairs of finite numbers"),
 ]  # fmt: skip
 
 
@@ -102,15 +116,34 @@ def ingested(box: Path, files: list[bytes]) -> tuple[guard.Said, list[dict], lis
         said = guard.run(ingest.main, argv, box / "set")
     failures = pq.read_table(box / "set" / "failures.parquet").to_pylist()
     rows = [] if said.status else open_imageset(box / "set").truth().to_pylist()
-    assert len(rows) + len(failures) == len(files)
+    assert {row["image_id"] for row in rows} | {failure["image_id"] for failure in failures} == {
+        *range(1, len(files) + 1)
+    }
     assert all(len(failure["reason"]) <= 300 for failure in failures)
     return said, rows, failures
 
 
 @pytest.mark.parametrize("why, data, reason", REFUSED, ids=[row[0] for row in REFUSED])
-def test_a_wrong_annotation_costs_its_photo_and_no_other(why, data, reason, tmp_path):
+def test_a_wrong_annotation_fails_only_its_photo(why, data, reason, tmp_path):
     said, rows, failures = ingested(tmp_path, [data, notes()])
     assert said.status == 0 and [row["image_id"] for row in rows] == [2]
+    [failure] = failures
+    assert failure["image_id"] == 1 and re.search(reason, failure["reason"])
+
+
+@pytest.mark.parametrize("why, data, reason", LEFT_OUT, ids=[row[0] for row in LEFT_OUT])
+def test_a_wrong_item_is_left_out_alone(why, data, reason, tmp_path):
+    said, rows, failures = ingested(tmp_path, [data, notes()])
+    assert said.status == 0 and [(row["image_id"], len(row["items"])) for row in rows] == [(1, 1), (2, 2)]
+    [failure] = failures
+    assert failure["image_id"] == 1 and re.search(reason, failure["reason"])
+
+
+@pytest.mark.parametrize("why, data, reason", NO_MASK, ids=[row[0] for row in NO_MASK])
+def test_a_wrong_polygon_is_no_mask(why, data, reason, tmp_path):
+    said, rows, failures = ingested(tmp_path, [data, notes()])
+    assert said.status == 0 and [(row["image_id"], len(row["items"])) for row in rows] == [(1, 2), (2, 2)]
+    assert rows[0]["items"][0]["segmentation"] == []
     [failure] = failures
     assert failure["image_id"] == 1 and re.search(reason, failure["reason"])
 
@@ -119,7 +152,7 @@ def test_odd_but_right(tmp_path):
     files = [
         notes(),
         raw('"item1"', '"item٣"'),  # any digits count
-        notes(extra={"a": [1, {"b": None}]}, weak_box="yes"),
+        notes(extra={"a": [1, {"b": None}]}, weak_box=True),
         item(segmentation=[], scale=0),
         item(bounding_box=[-3, -3, 100, 100]),  # published boxes reach over the edge
         b'{"source": "shop", "pair_id": 0}',

@@ -1,4 +1,7 @@
-"""Weights and checkpoints from elsewhere: other tensors, lying headers, pickles that run code. Nothing in them is ever executed."""
+"""Weights and checkpoints from elsewhere: other tensors, lying headers, pickles that run code.
+
+Nothing in them is ever executed.
+"""
 
 import json
 import os
@@ -7,7 +10,6 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,12 +20,16 @@ from safetensors.torch import load, save
 
 from detection import detector, training
 from detection import models as detectors
-from jobs import train_embedder
-from jobs.cli import UserError
 from jobs.training.run import TrainingRun
+from networks import checkpoints, weight_files
+from networks.weight_files import WeightsError
 from retrieval import embedder
 from retrieval import models as embedders
 from retrieval import training as retrieval_training
+from retrieval.cgd import CGD
+from retrieval.losses import RankingLoss
+from retrieval.training import Objective
+from store.errors import UserError
 from tests.fuzz import guard
 
 SAME = {"model": "x", "steps": 4}
@@ -60,12 +66,17 @@ TENSORS = [
     ("a list", file([]), "is not a safetensors file"),
     ("a text of 3,000 letters", file("x" * 3000), "is not a safetensors file"),
     ("lists in each other", file(b'{"a":' + b"[" * 100_000), "is not a safetensors file"),
-    ("a tensor that ends after the file", file({"a": tensor([1000], [0, 4000])}, b"\0" * 8), "is not a safetensors file"),
+    ("a tensor that ends after the file", file({"a": tensor([1000], [0, 4000])}, b"\0" * 8),
+     "is not a safetensors file"),
     ("a tensor of 2^62 rows", file({"a": tensor([2**62], [0, 8])}, b"\0" * 8), "is not a safetensors file"),
     ("rows whose product is 0 again", file({"a": tensor([2**32, 2**32], [0, 0])}), "is not a safetensors file"),
     ("a tensor that ends before it begins", file({"a": tensor([2], [8, 0])}, b"\0" * 8), "is not a safetensors file"),
-    ("two tensors in one place", file({"a": tensor([2], [0, 8]), "b": tensor([2], [0, 8])}, b"\0" * 8), "is not a safetensors file"),
-    ("one name twice", file(b'{"a":' + json.dumps(tensor([1], [0, 4])).encode() + b',"a":' + json.dumps(tensor([1], [0, 4])).encode() + b"}", b"\0" * 4), "not a safetensors file|were they trained"),
+    ("two tensors in one place", file({"a": tensor([2], [0, 8]), "b": tensor([2], [0, 8])}, b"\0" * 8),
+     "is not a safetensors file"),
+    ("one name twice",
+     file(b'{"a":' + json.dumps(tensor([1], [0, 4])).encode()
+          + b',"a":' + json.dumps(tensor([1], [0, 4])).encode() + b"}", b"\0" * 4),
+     "not a safetensors file|were they trained"),
     ("an unknown kind", file({"a": tensor([1], [0, 4], "PICKLE")}, b"\0" * 4), "is not a safetensors file"),
     ("a pickle", pickle.dumps({"a": 1}), "is not a safetensors file"),
     ("no tensors", save({}), "were they trained for another model"),
@@ -73,16 +84,21 @@ TENSORS = [
     ("a name of 10,000 letters", save({"x" * 10_000: torch.zeros(1)}), "were they trained for another model"),
 ]  # fmt: skip
 NETWORKS: dict[str, Callable[[Path], Any]] = {
-    "detector": lambda path: detector.load(detectors.from_fields({"name": "own", "base": "atss-tiny", "sha256": ""}), "cpu", weights=path),
+    "detector": lambda path: detector.load(
+        detectors.from_fields({"name": "own", "base": "atss-tiny", "sha256": ""}), "cpu", weights=path
+    ),
     "embedder": lambda path: embedder.load(SPEC, "cpu", weights=path),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
 def weights(request: pytest.FixtureRequest) -> dict[str, dict[str, torch.Tensor]]:
     """The tensors of the shipped models that NETWORKS are like."""
     folder = Path(__file__).resolve().parents[2] / "weights" / "tiny"
-    return {"detector": load((folder / "atss-tiny.safetensors").read_bytes()), "embedder": load((folder / "lite0-sg.safetensors").read_bytes())}  # fmt: skip
+    return {
+        "detector": load((folder / "atss-tiny.safetensors").read_bytes()),
+        "embedder": load((folder / "lite0-sg.safetensors").read_bytes()),
+    }
 
 
 @pytest.fixture(params=NETWORKS)
@@ -100,7 +116,7 @@ def built() -> dict[str, Any]:
 
 def refused(name: str, data: bytes, box: Path, reason: str = "") -> None:
     (box / "own.safetensors").write_bytes(data)
-    with guard.watched(box / "nothing"), pytest.raises((detector.WeightsError, embedder.WeightsError), match=reason) as caught:  # fmt: skip
+    with guard.watched(box / "nothing"), pytest.raises(WeightsError, match=reason) as caught:
         NETWORKS[name](box / "own.safetensors")
     assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 1000
 
@@ -127,7 +143,10 @@ def test_weights_of_another_network(network, weights, tmp_path):
 
 
 def test_numbers_that_are_none(network, weights, tmp_path):
-    """NaN and endless weights are refused where they are read, by name: they would give boxes of nothing and rows that fail later."""
+    """Weights that are NaN or infinite are refused by name as they are read.
+
+    They would give boxes of nothing and rows that fail later.
+    """
     mine = weights[network]
     name = next(key for key, value in mine.items() if value.ndim == 4)
     for value in (float("nan"), float("inf")):
@@ -143,14 +162,10 @@ def test_any_safetensors_file_is_read_or_refused(data, tmp_path_factory):
     model.head = torch.nn.Linear(3, 2)
     model.register_buffer("steps", torch.tensor(0))
     with guard.watched(path.parent / "nothing"):
-        for one in (
-            lambda: embedder.fill(model, embedder.read(path, SPEC), "own"),
-            lambda: detector._fill(model, detectors.ATSS_TINY, path),
-        ):
-            try:
-                one()
-            except (embedder.WeightsError, detector.WeightsError) as error:
-                assert len(str(error)) < 1000 and len(str(error).splitlines()) == 1
+        try:
+            weight_files.fill(model, weight_files.read(path, model="own", sha256="", trainer="training"), "own")
+        except WeightsError as error:
+            assert len(str(error)) < 1000 and len(str(error).splitlines()) == 1
     guard.inputs["test_checkpoints"] += 1
 
 
@@ -188,7 +203,10 @@ def traps(box: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("which", ["a plain pickle", "a pickle of protocol 0", "torch.save", "torch.save of old", "inside a zip", "a whole module", "builtins.eval", "posix.system"])  # fmt: skip
+@pytest.mark.parametrize("which", [
+    "a plain pickle", "a pickle of protocol 0", "torch.save", "torch.save of old", "inside a zip", "a whole module",
+    "builtins.eval", "posix.system",
+])  # fmt: skip
 def test_a_pickle_that_runs_code_is_refused_and_not_run(which, tmp_path):
     data = traps(tmp_path)[which]
     (tmp_path / "init.pth").write_bytes(data)
@@ -197,6 +215,8 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(which, tmp_path):
     with guard.watched(tmp_path / "nothing"):
         with pytest.raises(training.InitError, match="holds more than tensors"):
             training.read_tensors(tmp_path / "init.pth")
+        with pytest.raises(WeightsError, match=r"own: .*init\.pth: it (holds more|is neither a safetensors)"):
+            checkpoints.read(tmp_path / "init.pth", model="own")
         run = TrainingRun(tmp_path / "out", SAME)
         if data.startswith(b"PK"):
             with pytest.raises(UserError, match="more than tensors and plain values"):
@@ -239,6 +259,16 @@ def test_a_checkpoint_that_is_none_of_ours(why, change, tmp_path):
         assert TrainingRun(tmp_path / "out", SAME).resume() is None
 
 
+def small_embedder_learner() -> retrieval_training.EmbedderLearner:
+    model = CGD(torch.nn.Conv2d(3, 4, 1), ("gem",), 2, classes=2)
+    return retrieval_training.EmbedderLearner(model, Objective(RankingLoss("triplet", dim=2, classes=2)), rate=0.1)
+
+
+@pytest.mark.parametrize(
+    "learner",
+    [lambda: training.DetectorLearner(torch.nn.Linear(3, 2), detectors.ATSS_TINY, rate=0.1), small_embedder_learner],
+    ids=["detector", "embedder"],
+)
 @pytest.mark.parametrize(
     "part, value",
     [
@@ -253,22 +283,14 @@ def test_a_checkpoint_that_is_none_of_ours(why, change, tmp_path):
         ("optimiser", None),
     ],
 )
-def test_a_state_of_another_model_is_one_line(part, value, tmp_path):
-    """Of both trainings."""
-    learner = training.Learner(torch.nn.Linear(3, 2), detectors.ATSS_TINY, rate=0.1)
-    whole = learner.state() | {"step": 2}
-    run, bad = TrainingRun(tmp_path / "out", SAME), whole | {part: value}
-    model, ranking = torch.nn.Linear(3, 2), torch.nn.Module()
-    optimiser = torch.optim.AdamW([{"params": [model.bias]}, {"params": [model.weight]}])
-    rest = (model, SimpleNamespace(ranking=ranking), retrieval_training.Average(model.state_dict()), optimiser)
-    learner.load(whole)
-    train_embedder.restore(whole | {"ranking": {}, "optimiser": optimiser.state_dict()}, *rest)
-    for restore in (
-        lambda: learner.load(bad),
-        lambda: train_embedder.restore({"ranking": {}, "optimiser": optimiser.state_dict()} | bad, *rest),
-    ):
-        with pytest.raises(UserError, match="its checkpoint does not fit the model"), run.restoring():
-            restore()
+def test_a_state_of_another_model_is_refused_in_one_line(learner, part, value, tmp_path):
+    learner = learner()
+    state = learner.state() | {"step": 2}
+    learner.load(state)
+    run = TrainingRun(tmp_path / "out", SAME)
+    with pytest.raises(UserError, match="its checkpoint does not fit the model") as caught, run.restoring():
+        learner.load(state | {part: value})
+    assert len(str(caught.value).splitlines()) == 1
 
 
 @guard.fuzzed()
@@ -276,7 +298,9 @@ def test_a_state_of_another_model_is_one_line(part, value, tmp_path):
 def test_any_checkpoint_is_continued_or_refused(data, tmp_path_factory):
     box = tmp_path_factory.getbasetemp() / "checkpoints"
     (box / "out" / "checkpoints").mkdir(parents=True, exist_ok=True)
-    content = STATE | data.draw(guard.replaced({key: STATE[key] for key in ("step", "same", "seconds")})) if data.draw(st.booleans()) else STATE  # fmt: skip
+    content = STATE
+    if data.draw(st.booleans()):
+        content = STATE | data.draw(guard.replaced({key: STATE[key] for key in ("step", "same", "seconds")}))
     valid = saved(box / "scratch", content)
     pickled = zipfile.ZipFile(box / "scratch").read("scratch/data.pkl")
     made_up = st.builds(lambda text: zipped(box / "scratch", text), guard.broken([pickled]))
@@ -293,4 +317,59 @@ def test_any_checkpoint_is_continued_or_refused(data, tmp_path_factory):
             training.take_matching(torch.nn.Linear(3, 2), training.read_tensors(box / "init.pth"))
         except training.InitError as error:
             assert len(str(error)) < 2000
+    guard.inputs["test_checkpoints"] += 1
+
+
+# ------------------------------------------------------------------------------------------------ weights of one's own
+
+
+def compressed(path: Path) -> bytes:
+    """A file of torch.save packed anew: 400 MB of zeros in some 400 kB."""
+    torch.save({"head.weight": torch.zeros(1)}, path)
+    with zipfile.ZipFile(path) as old:
+        parts = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name, data in parts.items():
+            new.writestr(name, bytes(400_000_000) if name.endswith("data/0") else data)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (lambda path: b"PK\x03\x04", "is not a zip file|File is not a zip"),
+        (lambda path: b"PK\x05\x06" + bytes(18), "."),  # a zip of nothing
+        (lambda path: zipped(path, b"\x80\x02}."), "no tensors by name"),
+        (lambda path: saved(path, dict(SMALL))[:-200], "."),  # cut short
+        (compressed, "compressed archive"),
+        (lambda path: saved(path, {"a": torch.zeros(1).expand(2**40)}), "larger than what the file holds"),
+        (lambda path: saved(path, {"a": torch.empty(2**40, device="meta")}), "no plain tensor|more than tensors"),
+        (lambda path: saved(path, {"a": torch.sparse_coo_tensor([[5]], [1.0], (2**40,))}), "no plain tensor|more than"),
+        (lambda path: b"\x80\x02" + b"(" * 100_000, "."),  # a pickle of marks
+    ],
+)
+def test_a_pth_that_is_none(data, reason, tmp_path):
+    (tmp_path / "own.pth").write_bytes(data(tmp_path / "scratch"))
+    with guard.watched(tmp_path / "nothing"), pytest.raises(WeightsError, match=reason) as caught:
+        checkpoints.read(tmp_path / "own.pth", model="own")
+    assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 1000
+
+
+@guard.fuzzed()
+@given(data=st.data())
+def test_any_pth_is_read_or_refused(data, tmp_path_factory):
+    box = tmp_path_factory.getbasetemp() / "pth"
+    box.mkdir(exist_ok=True)
+    valid = saved(box / "scratch", {"state_dict": dict(SMALL), "epoch": 3})
+    pickled = zipfile.ZipFile(box / "scratch").read("scratch/data.pkl")
+    made_up = st.builds(lambda text: zipped(box / "scratch", text), guard.broken([pickled]))
+    (box / "own.pth").write_bytes(data.draw(st.one_of(guard.broken([valid]), made_up)))
+    model = torch.nn.Module()
+    model.head = torch.nn.Linear(3, 2)
+    model.register_buffer("steps", torch.tensor(0))
+    with guard.untouched(box, but="nothing"), guard.watched(box / "nothing"):
+        try:
+            weight_files.fill(model, checkpoints.read(box / "own.pth", model="own"), "own")
+        except WeightsError as error:
+            assert len(str(error)) < 1000 and len(str(error).splitlines()) == 1
     guard.inputs["test_checkpoints"] += 1

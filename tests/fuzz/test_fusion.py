@@ -25,7 +25,10 @@ odd = st.sampled_from(
 plain = st.integers(0, 6).map(float)
 coordinate = st.one_of(plain, plain, plain, odd)
 score = st.one_of(st.floats(0, 1), st.floats(0, 1), st.floats(0, 1), odd)
-row = st.tuples(coordinate, coordinate, coordinate, coordinate, score, st.integers(0, 2), st.integers(0, 2), st.integers(0, N_MODELS - 1))  # fmt: skip
+row = st.tuples(
+    coordinate, coordinate, coordinate, coordinate, score,
+    st.integers(0, 2), st.integers(0, 2), st.integers(0, N_MODELS - 1),
+)  # fmt: skip
 Answer = tuple[
     np.ndarray, np.ndarray, np.ndarray
 ]  # boxes, scores, and which rows stand behind each fused box, (M, N) bool
@@ -77,7 +80,10 @@ def voting(
     return moved, scores[kept], groups[kept][:, None] == groups
 
 
-WAYS = {"wbf": wbf, "nmw": nmw, "nms": nms, "soft nms, linear": soft("linear"), "soft nms, gaussian": soft("gaussian"), "voting": voting}  # fmt: skip
+WAYS = {
+    "wbf": wbf, "nmw": nmw, "nms": nms, "soft nms, linear": soft("linear"), "soft nms, gaussian": soft("gaussian"),
+    "voting": voting,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("way", WAYS)

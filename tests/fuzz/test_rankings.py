@@ -1,4 +1,7 @@
-"""Odd rows, lists and settings given to the ranking techniques: a right answer, or a ValueError that says what was wrong."""
+"""Odd rows, lists and settings given to the ranking techniques.
+
+The outcome is a right answer, or a ValueError that says what was wrong.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -62,7 +65,9 @@ def test_nearest(queries, rows, k, block_cells):
 def sound(indices: np.ndarray, values: np.ndarray, n_queries: int, n_gallery: int, top_k: int) -> None:
     assert indices.shape == values.shape == (n_queries, min(top_k, n_gallery))
     assert np.isfinite(values).all()
-    assert all(len(set(line)) == len(line) and 0 <= min(line, default=0) <= max(line, default=0) < max(n_gallery, 1) for line in indices.tolist())  # fmt: skip
+    for line in indices.tolist():
+        assert len(set(line)) == len(line)
+        assert 0 <= min(line, default=0) <= max(line, default=0) < max(n_gallery, 1)
 
 
 @guard.fuzzed()
@@ -79,7 +84,9 @@ def test_rerank(query, gallery, k1, k2, lambda_value, top_k):
 @guard.fuzzed()
 @given(
     matrices(unit=True), matrices(unit=True), WHOLE,
-    st.fixed_dictionaries({}, optional={"query_k": WHOLE, "alpha": NUMBERS, "gamma": NUMBERS, "truncate": WHOLE, "tolerance": NUMBERS}),
+    st.fixed_dictionaries({}, optional={
+        "query_k": WHOLE, "alpha": NUMBERS, "gamma": NUMBERS, "truncate": WHOLE, "tolerance": NUMBERS,
+    }),
 )  # fmt: skip
 def test_diffuse(query, gallery, top_k, how):
     guard.inputs["test_diffuse"] += 1
@@ -104,7 +111,10 @@ def test_fuse_lists(data):
             (np.array(names, int).reshape(shape), np.array([data.draw(values) for _ in names], float).reshape(shape))
         )
     method = data.draw(st.sampled_from(["rrf", "combsum", "combmnz", "rrf ", ""]))
-    how = data.draw(st.fixed_dictionaries({}, optional={"k": NUMBERS, "weights": st.lists(NUMBERS, max_size=3), "normalisation": st.sampled_from(["min-max", "z-score"])}))  # fmt: skip
+    how = data.draw(st.fixed_dictionaries({}, optional={
+        "k": NUMBERS, "weights": st.lists(NUMBERS, max_size=3),
+        "normalisation": st.sampled_from(["min-max", "z-score"]),
+    }))  # fmt: skip
     top_k = data.draw(WHOLE)
     with refused_or_silent():
         fused, scores = fuse_lists(lists, method, top_k=top_k, **how)

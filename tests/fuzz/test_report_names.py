@@ -1,4 +1,4 @@
-"""File names, product ids and captions that try to be HTML: pages have the very tags they have with plain names, data is JSON."""
+"""File names, product ids and captions that try to be HTML: pages keep the tags they have with plain names."""
 
 import html.parser
 from collections.abc import Iterator
@@ -11,10 +11,10 @@ import stand_ins
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jobs.reporting import site
-from jobs.reporting.script_data import content_of
-from jobs.training import report
-from store.imageset import Photo, open_imageset, write_imageset
+from jobs.reports import site, training
+from jobs.reports.pages import content_of
+from store.imageset import Photo, open_imageset
+from store.imageset_write import write_imageset
 from store.objects import open_store
 from tests.fuzz import guard
 
@@ -23,17 +23,51 @@ N_NAMES = 2 * N_PHOTOS
 PAGES = ("index", "detection", "retrieval", "queries", "run")
 EVIL_FOLDER = "<img src=x onerror=alert(1)> '\"&"
 HOSTILE = [
-    "<script>alert(1)</script>", "</bdi><img src=x onerror=alert(1)>", "\"><svg onload=alert(1)>", "' onmouseover='alert(1)", "javascript:alert(1)",
-    "</style><script>alert(1)</script>", "</title></head><body onload=alert(1)>", "<!--", "-->", "]]>", "<![CDATA[", "&lt;script&gt;", "&#60;b&#62;",
-    "{{ 7 * 7 }}", "{% include '/etc/passwd' %}", "${7*7}", "<a href='javascript:alert(1)'>x</a>", "\u202e\u2066gnp.exe", "\0<b>", "\ufeff<b>",
-    "\uff1cscript\uff1e", "<\u017fcript>", '"title="', "`onload=1`", "x" * 5000, "<" * 300, "a\r\n\r\n<b>", "\ud800<b>", "data:text/html,<b>",
-    "//evil.example/x", "../../../etc/passwd", "<base href=//evil.example/>", "<meta http-equiv=refresh content=0>", "<iframe srcdoc='<b>'>",
-    "<plaintext>", "</main></html>", "%3Cscript%3E", "+ADw-script+AD4-", '<math><mi//xlink:href="data:x,<b>">', "<?php echo 1 ?>",
-]  # fmt: skip
+    "<script>alert(1)</script>",
+    "</bdi><img src=x onerror=alert(1)>",
+    '"><svg onload=alert(1)>',
+    "' onmouseover='alert(1)",
+    "javascript:alert(1)",
+    "</style><script>alert(1)</script>",
+    "</title></head><body onload=alert(1)>",
+    "<!--",
+    "-->",
+    "]]>",
+    "<![CDATA[",
+    "&lt;script&gt;",
+    "&#60;b&#62;",
+    "{{ 7 * 7 }}",
+    "{% include '/etc/passwd' %}",
+    "${7*7}",
+    "<a href='javascript:alert(1)'>x</a>",
+    "\u202e\u2066gnp.exe",
+    "\0<b>",
+    "\ufeff<b>",
+    "\uff1cscript\uff1e",
+    "<\u017fcript>",
+    '"title="',
+    "`onload=1`",
+    "x" * 5000,
+    "<" * 300,
+    "a\r\n\r\n<b>",
+    "\ud800<b>",
+    "data:text/html,<b>",
+    "//evil.example/x",
+    "../../../etc/passwd",
+    "<base href=//evil.example/>",
+    "<meta http-equiv=refresh content=0>",
+    "<iframe srcdoc='<b>'>",
+    "<plaintext>",
+    "</main></html>",
+    "%3Cscript%3E",
+    "+ADw-script+AD4-",
+    '<math><mi//xlink:href="data:x,<b>">',
+    "<?php echo 1 ?>",
+]
 
 
 class Page(html.parser.HTMLParser):
-    """A page's tags in order, with the names of their attributes and every address but a picture's; texts and titles apart."""
+    """A page's tags in order, with attributes' names and every address but a picture's; texts and titles apart."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__()
@@ -94,20 +128,20 @@ def finished(tmp_path, full, calls) -> Path:
 
 
 def run_pages(box: Path, names: list[str]) -> list[Page]:
-    """The run's pages again, its photos named otherwise; last what their scripts are fed, as the texts of one more page."""
+    """The run's pages with its photos renamed; last the data of their scripts, as the texts of one more page."""
     imageset(box / "set", names)
     with guard.watched(box / "run"):
         site.build(open_store(box / "run"), open_imageset(box / "set"), queries=N_PHOTOS, top=N_PHOTOS)
-    report = box / "run" / "report"
+    training = box / "run" / "report"
     fed = Page(b"")
-    for path in sorted((report / "data").iterdir()):
+    for path in sorted((training / "data").iterdir()):
         data = path.read_bytes()
         assert data.startswith(f'(window.REPORT ??= {{}})["{path.stem}"] = '.encode()) and data.endswith(b";\n")
         assert not set(data) & set(b"<>&") and data.isascii() and data.count(b"\n") == 1, (
             "nothing in it ends a script or begins a tag"
         )
         fed.texts += texts_of(content_of(data))
-    return [*(Page((report / f"{name}.html").read_bytes()) for name in PAGES), fed]
+    return [*(Page((training / f"{name}.html").read_bytes()) for name in PAGES), fed]
 
 
 def texts_of(content: Any) -> list[str]:
@@ -123,13 +157,13 @@ def training_page(box: Path, names: list[str]) -> Page:
     picture = np.zeros((4, 4, 3), np.uint8)
     keys = [f"{i}{name}" for i, name in enumerate(names)]
     with guard.watched(box / "training"):
-        report.write(
+        training.write(
             open_store(box / "training"),
             title=names[0],
             facts={key: key for key in keys[:10]} | {"sets": {key: 1.0 for key in keys}, "list": keys},
             log=[],
             tables={names[1]: [dict.fromkeys(keys[10:15], name) for name in names]},
-            mistakes=[report.Mistake(name, ((name, picture), (name, picture[:0]))) for name in names[:20]],
+            mistakes=[training.Mistake(name, ((name, picture), (name, picture[:0]))) for name in names[:20]],
         )
     return Page((box / "training" / "report" / "index.html").read_bytes())
 

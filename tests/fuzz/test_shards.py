@@ -15,14 +15,16 @@ from hypothesis import strategies as st
 
 from jobs import full_eval
 from store.decode import DecodeError, decode
-from store.imageset import ITEM, SCHEMA, ImageSetError, Item, Photo, open_imageset, write_imageset
+from store.imageset import ITEM, SCHEMA, ImageSetError, Item, Photo, open_imageset
+from store.imageset_write import write_imageset
 from tests.fuzz import guard
 
 PNG = stand_ins.photo(1, "user", 1).image
+ITEM_3 = Item(3, 1, (4.0, 6.0, 34.0, 46.0), ((4.0, 6.0, 30.0, 9.0, 30.0, 40.0),))
 PHOTOS = [
-    Photo(n, PNG, 48, 64, source, 1, "SKU", f"{n}.png", items=(Item(3, 1, (4.0, 6.0, 34.0, 46.0), ((4.0, 6.0, 30.0, 9.0),)),))
+    Photo(n, PNG, 48, 64, source, 1, "SKU", f"{n}.png", items=(ITEM_3,))
     for n, source in enumerate(("user", "shop", "shop"))
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +62,11 @@ def arrow(columns: dict[str, object], schema: pa.Schema, **options: object) -> b
 
 def columns(**changes: object) -> dict[str, object]:
     """The three rows as columns; `changes` replace some, a value that is no list three times."""
-    found = {name: [getattr(photo, name) for photo in PHOTOS] for name in SCHEMA.names if name not in ("digest", "items")}  # fmt: skip
-    found["digest"] = [blake2b(PNG, digest_size=16).digest()] * 3
-    found["items"] = [[vars(item) for item in photo.items] for photo in PHOTOS]
-    return found | {name: value if isinstance(value, list) else [value] * 3 for name, value in changes.items()}
+    names = [name for name in SCHEMA.names if name not in ("digest", "items")]
+    rows = {name: [getattr(photo, name) for photo in PHOTOS] for name in names}
+    rows["digest"] = [blake2b(PNG, digest_size=16).digest()] * 3
+    rows["items"] = [[vars(item) for item in photo.items] for photo in PHOTOS]
+    return rows | {name: value if isinstance(value, list) else [value] * 3 for name, value in changes.items()}
 
 
 def use(folder: Path) -> None:
@@ -126,7 +129,7 @@ RESIGNED = [
 
 
 @pytest.mark.parametrize("why, shard, names", RESIGNED, ids=[row[0] for row in RESIGNED])
-def test_a_resigned_shard_that_is_none_is_refused_in_one_line(why, shard, names, tmp_path, calls):
+def test_an_invalid_shard_with_a_matching_digest_is_refused_in_one_line(why, shard, names, tmp_path, calls):
     argv = ["--imageset", str(signed(tmp_path / "set", shard)), "--output", str(tmp_path / "run"), *stand_ins.SETTINGS]
     with guard.untouched(tmp_path, but="run"):
         said = guard.run(lambda argv: full_eval.main(argv, stand_ins.CATALOGUE), argv, tmp_path / "run")
@@ -148,15 +151,17 @@ MANIFESTS = [
 
 
 @pytest.mark.parametrize("why, data", MANIFESTS, ids=[row[0] for row in MANIFESTS])
-def test_a_manifest_that_is_none(why, data, whole, tmp_path):
+def test_an_invalid_manifest_is_refused(why, data, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "set")
     (tmp_path / "set" / "manifest.json").write_bytes(data)
     with guard.watched(tmp_path), pytest.raises(ImageSetError, match="is not an image set's manifest"):
         use(tmp_path / "set")
 
 
-@pytest.mark.parametrize("name", ["../../outside", "/etc/passwd", "shard-00000/../x", "", ".", "a\0b", "x" * 300, 5, None, ["a"], {}])  # fmt: skip
-def test_a_shard_leads_nowhere_else(name, tmp_path):
+@pytest.mark.parametrize(
+    "name", ["../../outside", "/etc/passwd", "shard-00000/../x", "", ".", "a\0b", "x" * 300, 5, None, ["a"], {}]
+)
+def test_a_shard_name_does_not_lead_out_of_the_set(name, tmp_path):
     (tmp_path / "outside.arrow").write_bytes(SOUND)
     entry = {"name": name, "rows": 3, "bytes": len(SOUND), "digest": digest(SOUND)}
     signed(tmp_path / "deep" / "set", SOUND, shards=[entry])
@@ -193,7 +198,7 @@ def test_any_shard_changed_without_its_manifest_is_refused(shard, whole, tmp_pat
 
 @guard.fuzzed()
 @given(shard=guard.broken([SOUND]))
-def test_any_resigned_shard_is_taken_or_refused(shard, tmp_path_factory):
+def test_any_shard_with_a_matching_digest_is_taken_or_refused(shard, tmp_path_factory):
     box = tmp_path_factory.getbasetemp() / "resigned"
     signed(box / "set", shard)
     accepted_or_refused(box)

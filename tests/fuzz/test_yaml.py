@@ -1,7 +1,8 @@
-"""Run files, `--set` values and comparisons that are laid as traps: one line, soon, and nothing is made or run."""
+"""Hostile run files, `--set` values and comparisons are refused in one line, soon, and nothing is written or run."""
 
 import copy
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import stand_ins
@@ -10,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jobs import compare, full_eval
-from jobs.models import SHIPPED
+from jobs.comparison.plan import final_run, read_plan, seed_runs
+from jobs.runs.catalogue import SHIPPED
 from tests.fuzz import guard
 
 LAUGHS = "a0: &a0 [lol, lol]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 30))
@@ -26,7 +28,7 @@ def imageset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check(text: str | bytes, imageset: Path, box: Path, *more: str, catalogue: object = SHIPPED) -> guard.Said:
-    """`full_eval --config FILE --check`: everything but the work itself."""
+    """`full_eval --config FILE --check` without building the models: all that settings lead to by themselves."""
     box.mkdir(exist_ok=True)
     (box / "run.yaml").write_bytes(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
     argv = [
@@ -39,16 +41,16 @@ def check(text: str | bytes, imageset: Path, box: Path, *more: str, catalogue: o
         "--check",
         *more,
     ]
-    with guard.untouched(box, but="out"):
+    with guard.untouched(box, but="out"), mock.patch("jobs.stages.check.model_lines", lambda *_: []):
         return guard.run(lambda argv: full_eval.main(argv, catalogue), argv, box / "out")
 
 
 REFUSED = [
-    ("billion laughs", LAUGHS + "detectors: *a29\n", "repeat into"),
-    ("billion laughs under a known key", f"fusion:\n  weights: [1]\n{LAUGHS}", "repeat into"),
-    ("billion laughs by merging", MERGES, "repeat into"),
-    ("a list within itself", "detectors: &a [*a]\n", "repeats itself within itself"),
-    ("a mapping within itself", "detectors: [&a {name: x, model: *a}]\n", "repeats itself within itself"),
+    ("billion laughs", LAUGHS + "detectors: *a29\n", "anchors and aliases"),
+    ("billion laughs under a known key", f"fusion:\n  weights: [1]\n{LAUGHS}", "anchors and aliases"),
+    ("billion laughs by merging", MERGES, "anchors and aliases"),
+    ("a list within itself", "detectors: &a [*a]\n", "anchors and aliases"),
+    ("a mapping within itself", "detectors: [&a {name: x, model: *a}]\n", "anchors and aliases"),
     ("5,000 lists in each other", f"detectors: {DEEP}\n", "nested too deeply"),
     ("Python's own tag", "detectors: !!python/object/apply:os.system ['touch owned']\n", "is no plain value"),
     ("Python's name", "detectors: !!python/name:os.system\n", "is no plain value"),
@@ -70,7 +72,7 @@ REFUSED = [
     ("a key of 100,000 letters", f"? {'x' * 100_000}\n: 1\n", "unknown setting"),
     ("a key of escape sequences", '"\\e[2J\\u202e": 1\n', "unknown setting"),
     ("a value of 100,000 letters", f"limit: {'x' * 100_000}\n", "limit: want a whole number"),
-    ("a million letters", f"limit: {'x' * 1_000_000}\n", "1000008 letters"),
+    ("a million letters", f"limit: {'x' * 1_000_000}\n", "1000008 characters"),
     ("a long list in the wrong place", f"limit: [{'x, ' * 10_000}]\n", "limit: want a whole number"),
     ("no number", "items: {score_threshold: .nan}\n", "line 1: want a number, got .nan"),
     ("an endless weight", "fusion: {weights: [.inf, 1, 1, 1, 1]}\n", "line 1: want a number, got .inf"),
@@ -78,16 +80,20 @@ REFUSED = [
     ("a set", "detectors: !!set {a, b}\n", "set is no plain value"),
     ("a weight of 400 digits", f"fusion: {{weights: [{'9' * 400}, 1, 1, 1, 1]}}\n", "fusion.weights[0]: want a number"),
     ("a password", "weights_dir: s3://me:secret@bucket/x\n", "credentials do not belong in settings"),
-    ("weights out of their folder", "detectors: [{name: x, base: atss-tiny, weights: ../../../etc/passwd}]\n", "weights"),
-    ("absolute weights", "embedders: [{name: x, base: lite0-sg, weights: /etc/passwd}]\n", "weights"),
+    ("weights elsewhere", "detectors: [{name: x, base: atss-tiny, weights: ../nowhere/x.safetensors}]\n", "no weights"),
+    ("absolute weights", "embedders: [{name: x, base: lite0-sg, weights: /nowhere/x.safetensors}]\n", "no weights"),
     ("weights that are no name", "detectors: [{name: x, base: atss-tiny, weights: 7}]\n", "weights"),
     ("weights of a zero byte", 'embedders: [{name: x, base: lite0-sg, weights: "a\\0b"}]\n', "weights"),
     ("a folder of a zero byte", 'weights_dir: "a\\0b"\n', "weights"),
     ("a name that is a path", "detectors: [{name: ../../x, base: atss-tiny}]\n", "as it goes into file names"),
     ("a name that is a page", "embedders: [{name: <script>, base: lite0-sg}]\n", "as it goes into file names"),
     ("no such base", "detectors: [{name: x, base: {a: 1}}]\n", "no detector named"),
-    ("categories of its own", "detectors: [{name: x, base: atss-tiny, categories: [person]}]\n", "category 'person' is not one of"),
-    ("too few categories", "detectors: [{name: x, base: atss-tiny, categories: [shorts]}]\n", "categories"),
+    ("one twice", "detectors: [{name: x, base: atss-tiny, categories: [a, a]}]\n", "category 'a' is named twice"),
+    ("no categories", "detectors: [{name: x, base: atss-tiny, categories: []}]\n", "want at least one name"),
+    ("too few categories", "detectors: [{name: x, model: {type: A, num_classes: 2}, categories: [a]}]\n", "names, 1"),
+    ("classes that are none", "detectors: [{name: x, base: atss-tiny, classes: [a]}]\n", "classes want a mapping"),
+    ("a numbered class", "detectors: [{name: x, base: atss-tiny, classes: {shorts: 3}}]\n", "classes want a mapping"),
+    ("no such class", "detectors: [{name: x, base: atss-tiny, classes: {short: null}}]\n", "did you mean 'shorts'"),
     ("categories that are none", "detectors: [{name: x, base: atss-tiny, categories: 5}]\n", "detectors[0]"),
     ("a model that is none", "detectors: [{name: x, base: atss-tiny, model: 7}]\n", "model"),
     ("means that are none", "detectors: [{name: x, base: atss-tiny, mean: abc}]\n", "mean"),
@@ -98,20 +104,32 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("why, text, want", REFUSED, ids=[row[0] for row in REFUSED])
-def test_a_run_file_that_is_a_trap(why, text, want, imageset, tmp_path):
+def test_a_hostile_run_file_is_refused(why, text, want, imageset, tmp_path):
     line = check(text, imageset, tmp_path).line
     assert want in line, line
 
 
-@pytest.mark.parametrize("override", ["detectors=&a [*a]", f"detectors={DEEP}", "detectors=!!python/name:os.system", "limit=2001-99-99", "=", "a..b=1", ".=1", f"{'a.' * 2000}a=1", "\udcff=1", "limit=\udcff"])  # fmt: skip
-def test_a_set_value_that_is_a_trap(override, imageset, tmp_path):
+@pytest.mark.parametrize("override", [
+    "detectors=&a [*a]", f"detectors={DEEP}", "detectors=!!python/name:os.system", "limit=2001-99-99", "=", "a..b=1",
+    ".=1", f"{'a.' * 2000}a=1", "\udcff=1", "limit=\udcff",
+])  # fmt: skip
+def test_a_hostile_set_value_is_refused(override, imageset, tmp_path):
     said = check("", imageset, tmp_path, "--set", override)
     assert "--set" in said.line or "unknown setting" in said.line or "limit: want" in said.line
 
 
-def test_anchors_serve_those_who_mean_well(imageset, tmp_path):
-    text = "items: &cut {score_threshold: 0.2}\nfusion: {<<: *cut, method: nms}\n"
-    assert check(text, imageset, tmp_path).status == 0
+ANCHORS = "anchors and aliases (&a, *a) are refused; write the value out"
+
+
+@pytest.mark.parametrize("text, line, want", [
+    ("limit: 2\nitems: &a {score_threshold: 0.2}\n", 2, ANCHORS),
+    ("items: *a\n", 1, ANCHORS),
+    ("items: {<<: {score_threshold: 0.2}}\n", 1, "merge is no plain value"),
+])  # fmt: skip
+def test_anchors_are_refused_where_they_stand(text, line, want, imageset, tmp_path):
+    said = check(text, imageset, tmp_path).line
+    assert f"run.yaml, line {line}: {want}" in said
+    assert check(text.partition("items")[0], imageset, tmp_path).status == 0
 
 
 PLAN = {
@@ -129,17 +147,18 @@ PLAN = {
 
 def plan(path: Path) -> None:
     """What `jobs/compare.py` does with its file before it trains anything."""
-    found = compare.read_plan(path)
-    compare.trials(found)
-    if found.get("final"):
-        compare.final_trial(found, next(iter(found["variants"])))
+    content = read_plan(path)
+    for seed_run in seed_runs(content):
+        compare.check_flags(seed_run.variant, seed_run)
+    if content.get("final"):
+        compare.check_flags("final", final_run(content, next(iter(content["variants"]))))
 
 
 @pytest.mark.parametrize(
     "why, text, want",
     [
-        ("billion laughs", f"{LAUGHS}variants: {{a: {{loss: *a29}}}}\n", "repeat into"),
-        ("within itself", "variants: &a {x: *a}\n", "repeats itself within itself"),
+        ("billion laughs", f"{LAUGHS}variants: {{a: {{loss: *a29}}}}\n", "anchors and aliases"),
+        ("within itself", "variants: &a {x: *a}\n", "anchors and aliases"),
         ("deep", f"variants: {{a: {DEEP}}}\n", "nested too deeply"),
         ("Python's own tag", "variants: !!python/object/apply:os.system ['touch owned']\n", "is no plain value"),
         ("no UTF-8", b"\xff", "cannot be read"),
@@ -147,7 +166,7 @@ def plan(path: Path) -> None:
         ("a folder elsewhere", "variants: {../../x: {}}\n", "becomes a folder"),
         ("the folder above", "variants: {'..': {}}\n", "becomes a folder"),
         ("a command", "variants: {a: {init-from: '$(touch owned)', 'model; touch owned': 1}}\n", "variant a"),
-        ("another's output", "variants: {a: {output: /etc}}\n", "output is jobs/compare.py's own to say"),
+        ("another's output", "variants: {a: {output: /etc}}\n", "jobs/compare.py itself sets output"),
         ("a flag with its value in it", "variants: {a: {'output=/etc': ''}}\n", "variant a"),
         ("help", "variants: {a: {help: ''}}\n", "variant a"),
         ("flags that are no texts", "variants: {a: {1: 2}}\n", "variant a"),
@@ -157,7 +176,7 @@ def plan(path: Path) -> None:
         ("a base that is none", "variants: {a: {}}\nbase: [1]\n", "base wants a mapping"),
     ],
 )  # fmt: skip
-def test_a_comparison_that_is_a_trap(why, text, want, tmp_path):
+def test_a_hostile_comparison_is_refused(why, text, want, tmp_path):
     (tmp_path / "plan.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     said = guard.run(lambda _: plan(tmp_path / "plan.yaml"), [], tmp_path / "nothing")
     assert want in said.line, said.line
@@ -166,7 +185,11 @@ def test_a_comparison_that_is_a_trap(why, text, want, tmp_path):
 # ------------------------------------------------------------------------------------------------ made up
 
 SETTINGS = {
-    "detectors": ["near", {"name": "mine", "base": "atss-tiny", "scale_px": [512, 512], "mean": [1.0, 2.0, 3.0], "categories": ["shorts"]}],
+    "detectors": [
+        "near",
+        {"name": "mine", "base": "atss-tiny", "scale_px": [512, 512], "mean": [1.0, 2.0, 3.0],
+         "categories": ["shorts"]},
+    ],
     "embedders": ["coarse", {"name": "own", "base": "lite0-sg", "branches": ["spoc"], "dim": 4, "blocks": []}],
     "boxes": ["true"], "limit": 1, "max_pixels": 100, "allow_random_weights": True,
     "detect": {"actors": "auto", "batch_size": 4}, "fusion": {"method": "nms", "weights": [1, 2.0]},
@@ -174,12 +197,13 @@ SETTINGS = {
     "storage": {"endpoint_url": None}, "weights_dir": None, "models_per_actor": 1, "report": {"queries": 0},
 }  # fmt: skip
 MODELS = {
-    "detectors": ["atss-tiny", SETTINGS["detectors"][1]], "embedders": ["lite0-sg", SETTINGS["embedders"][1]], "allow_random_weights": True,
+    "detectors": ["atss-tiny", SETTINGS["detectors"][1]], "embedders": ["lite0-sg", SETTINGS["embedders"][1]],
+    "allow_random_weights": True,
 }  # fmt: skip
 
 
 def dumped(value: object) -> bytes:
-    """As YAML that its reader takes; what PyYAML cannot write, JSON's way."""
+    """As YAML; what PyYAML cannot write, as Python's repr."""
     try:
         return yaml.safe_dump(copy.deepcopy(value), allow_unicode=True).encode("utf-8", "surrogatepass")
     except yaml.YAMLError:
@@ -188,7 +212,7 @@ def dumped(value: object) -> bytes:
 
 @guard.fuzzed()
 @given(data=st.data())
-def test_any_run_file_is_taken_or_refused(data, imageset, tmp_path_factory):
+def test_any_run_file_is_accepted_or_refused(data, imageset, tmp_path_factory):
     valid = data.draw(st.sampled_from([SETTINGS, MODELS]))
     text = dumped(data.draw(guard.replaced(valid)))
     text = data.draw(st.one_of(st.just(text), st.just(text), guard.broken([text])))
@@ -199,7 +223,7 @@ def test_any_run_file_is_taken_or_refused(data, imageset, tmp_path_factory):
 
 @guard.fuzzed()
 @given(data=st.data())
-def test_any_comparison_is_taken_or_refused(data, tmp_path_factory):
+def test_any_comparison_is_accepted_or_refused(data, tmp_path_factory):
     box = tmp_path_factory.getbasetemp() / "plans"
     box.mkdir(exist_ok=True)
     text = dumped(data.draw(guard.replaced(PLAN)))

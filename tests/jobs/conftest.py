@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # stand_ins
 
 import stand_ins
 
-from jobs import full_eval, ray_cluster, work
+from jobs import full_eval
+from jobs.runs import cluster, shards
 
 
 @pytest.fixture(scope="session")
@@ -27,8 +28,8 @@ def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, Any]]:
     """No Ray: jobs are done in this process, one after the other. The list names them: stage, shard, models."""
     done: list[tuple[str, str, Any]] = []
-    monkeypatch.setattr(work, "on_actors", functools.partial(stand_ins.here, done))
-    monkeypatch.setattr(ray_cluster, "start_ray", lambda settings: pytest.fail("started Ray"))
+    monkeypatch.setattr(shards, "run_on_actors", functools.partial(stand_ins.here, done))
+    monkeypatch.setattr(cluster, "start_ray", lambda settings: pytest.fail("started Ray"))
     return done
 
 

@@ -13,9 +13,10 @@ import stand_ins
 from PIL import Image
 
 from jobs import reindex_gallery
-from jobs.gallery.results import Results
+from jobs.gallery.results import PhotoResults
 from retrieval.gallery import Gallery, open_gallery
-from store.imageset import Photo, write_imageset
+from store.imageset import Photo
+from store.imageset_write import write_imageset
 from store.objects import ObjectStore
 
 QUIET = ["--set", "gallery.copies=0"]  # a copy is a JPEG, in which the stand-ins see more than there is
@@ -79,7 +80,7 @@ def house(gallery: Path | str, *what: str) -> str:
 
 
 def content(gallery: Gallery) -> dict[int, tuple[Any, ...]]:
-    """id -> everything known of a garment, its vector's bytes among it: what two galleries of the same photos must agree in."""
+    """id -> all there is of a garment, its vector's bytes included: equal in two galleries of the same photos."""
     rows = gallery.items.to_pylist()
     vectors = gallery.vectors(np.array([row["id"] for row in rows], np.int64))
     return {row["id"]: (*map(repr, row.values()), vector.tobytes()) for row, vector in zip(rows, vectors, strict=True)}
@@ -92,7 +93,7 @@ def queries(gallery: Gallery, n: int = 40, seed: int = 0) -> np.ndarray:
     return np.concatenate([part / np.linalg.norm(part, axis=1, keepdims=True) for part in parts], axis=1)
 
 
-def stored(results: Results) -> int:
+def stored(results: PhotoResults) -> int:
     return len(results.photos())
 
 

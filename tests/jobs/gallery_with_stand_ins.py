@@ -1,4 +1,4 @@
-"""`jobs/reindex_gallery.py` with stand-in models and without Ray: `python tests/jobs/gallery_with_stand_ins.py` and its arguments.
+"""`jobs/reindex_gallery.py` with stand-in models and without Ray; it takes the same arguments.
 
 FILE_PAUSE_S: seconds before each file of a version is written, so that there is a publication to disturb.
 """
@@ -15,7 +15,8 @@ if __name__ == "__main__":
 
 import stand_ins
 
-from jobs import cli, reindex_gallery, work
+from jobs import cli, reindex_gallery
+from jobs.runs import shards
 from store import objects
 
 
@@ -28,7 +29,7 @@ def slowly(write_file: Any, pause_s: float) -> Any:
 
 
 def main(argv: list[str] | None = None) -> int:
-    work.on_actors = functools.partial(stand_ins.here, [])
+    shards.run_on_actors = functools.partial(stand_ins.here, [])
     if pause_s := float(os.environ.get("FILE_PAUSE_S", "0")):
         for kind in (objects.LocalStore, objects.S3Store):
             kind.write_file = slowly(kind.write_file, pause_s)  # type: ignore[method-assign]

@@ -1,4 +1,7 @@
-"""A `ray start` of a test's own, or nodes to kill: ports and a folder nobody else has, and an end that leaves every other Ray alone."""
+"""A `ray start` of a test's own, or nodes to kill.
+
+Their ports and their folder are nobody else's, and their end leaves every other Ray alone.
+"""
 
 import contextlib
 import multiprocessing
@@ -13,7 +16,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import ray  # noqa: F401 - psutil comes with it
+import ray  # psutil comes with it
+
+from jobs.runs.cluster import START_ATTEMPTS
 
 BIN = Path(sys.executable).parent  # `ray` and `python` of this environment
 QUIET = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_agent_register_timeout_ms": "120000"}
@@ -24,6 +29,18 @@ def environment(more: Mapping[str, str]) -> dict[str, str]:
     """This process's, with these variables, no cluster's address and our commands first on the path."""
     ours = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     return ours | QUIET | {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"} | dict(more)
+
+
+def init(**options: Any) -> None:
+    """A Ray in this process. Ray gives a busy machine 30 s to start its processes, so it is tried several times."""
+    for attempts_left in reversed(range(START_ATTEMPTS)):
+        try:
+            ray.init("local", include_dashboard=False, object_store_memory=100_000_000, **options)
+            return
+        except Exception:  # Ray raises a bare one
+            ray.shutdown()
+            if not attempts_left:
+                raise
 
 
 def free_port() -> int:
@@ -64,7 +81,7 @@ def start(*options: str, env: Mapping[str, str], before: tuple[str, ...] = ()) -
 class Nodes:
     """A head of one core and the nodes added to it. A context manager; `end` is the same.
 
-    They are started by a process of their own: Ray ends, without a word, a process whose head does not answer it in time, and
+    They are started by a process of their own: Ray silently ends a process whose head does not answer it in time, and
     what a test has of a dead cluster is better not left for this process to collect.
     """
 

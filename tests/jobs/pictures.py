@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from store.imageset import Item, Photo, write_imageset
+from store.imageset import Item, Photo
+from store.imageset_write import write_imageset
 
 
 def png(shade: int, height: int = 6, width: int = 8) -> bytes:

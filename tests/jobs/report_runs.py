@@ -1,4 +1,4 @@
-"""Runs made by hand for the report's tests: photos of one colour, rankings and items row by row, and the pages read back."""
+"""Runs made by hand for the report's tests: photos of one colour, rankings and items by row; pages read back."""
 
 import html.parser
 import io
@@ -10,10 +10,11 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from jobs import tables
-from jobs.reporting import site
-from jobs.reporting.script_data import content_of
-from store.imageset import ImageSet, Item, Photo, open_imageset, write_imageset
+from jobs.reports import site
+from jobs.reports.pages import content_of
+from jobs.runs import tables
+from store.imageset import ImageSet, Item, Photo, open_imageset
+from store.imageset_write import write_imageset
 from store.objects import ObjectStore
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>.jpg'
@@ -123,10 +124,16 @@ def ranking_row(
 ) -> dict[str, Any]:
     n = len(shops)
     return {
-        "query_image_id": image_id, "query_item": item, "query_bbox": bbox, "query_score": 0.8,
-        "query_category_id": category_id, "gallery_image_id": shops, "gallery_item": [0] * n, "gallery_bbox": [BOX] * n,
+        "query_image_id": image_id,
+        "query_item": item,
+        "query_bbox": bbox,
+        "query_score": 0.8,
+        "query_category_id": category_id,
+        "gallery_image_id": shops,
+        "gallery_item": [0] * n,
+        "gallery_bbox": [BOX] * n,
         "similarity": [best - 0.01 * place for place in range(n)],
-    }  # fmt: skip
+    }
 
 
 def write_rows(output: ObjectStore, key: str, schema: pa.Schema, rows: list[dict[str, Any]]) -> None:
@@ -164,29 +171,80 @@ RUN: dict[str, Any] = {
 }
 ABLATION = pa.schema(
     [
-        ("part", pa.string()), ("boxes", pa.string()), ("name", pa.string()), ("group", pa.string()), ("steps", pa.string()),
-        ("metric", pa.string()), *((name, pa.float64()) for name in (
-            "value", "difference", "low", "high", "half_value", "half_difference", "half_low", "half_high", "seconds", "peak_mb",
-            "top1", "top5", "top10", "top20",
-        )),
-        *((name, pa.list_(pa.struct([("image_id", pa.int64()), ("item", pa.int32()), ("before", pa.int32()), ("after", pa.int32())])))
-          for name in ("helped", "hurt")),
+        ("part", pa.string()),
+        ("boxes", pa.string()),
+        ("name", pa.string()),
+        ("group", pa.string()),
+        ("steps", pa.string()),
+        ("metric", pa.string()),
+        *(
+            (name, pa.float64())
+            for name in (
+                "value",
+                "difference",
+                "low",
+                "high",
+                "half_value",
+                "half_difference",
+                "half_low",
+                "half_high",
+                "seconds",
+                "peak_mb",
+                "top1",
+                "top5",
+                "top10",
+                "top20",
+            )
+        ),
+        *(
+            (
+                name,
+                pa.list_(
+                    pa.struct(
+                        [("image_id", pa.int64()), ("item", pa.int32()), ("before", pa.int32()), ("after", pa.int32())]
+                    )
+                ),
+            )
+            for name in ("helped", "hurt")
+        ),
     ]
-)  # fmt: skip
+)
 
 
 def ablation_rows() -> list[dict[str, Any]]:
     """A base, a variant that gains a query of photo 3 and loses one of photo 1, and fusion's base alone."""
     base = {
-        "part": "retrieval", "boxes": "detected", "name": "plain", "group": "base", "steps": '[{"step": "concat"}]', "metric": "top-10",
-        "value": 0.5, "difference": 0.0, "seconds": 0.5, "peak_mb": 20.0, "top1": 0.4, "top5": 0.5, "top10": 0.5, "top20": 0.6,
-    }  # fmt: skip
+        "part": "retrieval",
+        "boxes": "detected",
+        "name": "plain",
+        "group": "base",
+        "steps": '[{"step": "concat"}]',
+        "metric": "top-10",
+        "value": 0.5,
+        "difference": 0.0,
+        "seconds": 0.5,
+        "peak_mb": 20.0,
+        "top1": 0.4,
+        "top5": 0.5,
+        "top10": 0.5,
+        "top20": 0.6,
+    }
     better = base | {
-        "name": "kreciprocal <b>", "group": "single", "steps": '[{"step": "concat"}, {"step": "kreciprocal", "k1": 20}]', "value": 0.625,
-        "difference": 0.125, "low": 0.025, "high": 0.225, "half_value": 0.6, "half_difference": 0.1, "half_low": -0.05, "half_high": 0.25,
-        "seconds": 12.25, "helped": [{"image_id": 3, "item": 0, "before": 0, "after": 2}],
+        "name": "kreciprocal <b>",
+        "group": "single",
+        "steps": '[{"step": "concat"}, {"step": "kreciprocal", "k1": 20}]',
+        "value": 0.625,
+        "difference": 0.125,
+        "low": 0.025,
+        "high": 0.225,
+        "half_value": 0.6,
+        "half_difference": 0.1,
+        "half_low": -0.05,
+        "half_high": 0.25,
+        "seconds": 12.25,
+        "helped": [{"image_id": 3, "item": 0, "before": 0, "after": 2}],
         "hurt": [{"image_id": 1, "item": 0, "before": 1, "after": 0}],
-    }  # fmt: skip
+    }
     boxes = {
         "part": "boxes",
         "boxes": "",
@@ -201,10 +259,10 @@ def ablation_rows() -> list[dict[str, Any]]:
 
 
 def four(folder: Path, store: ObjectStore) -> ImageSet:
-    """Four queries over three shards: photo 1 right at once, 2 right at rank 2, 3 wrong, 4 without a box of its category.
+    """Four queries over three shards: photo 1 right at rank 1, 2 at rank 2, 3 wrong, 4 without a box of its category.
 
-    Shop photo 21 answers query 1 (pair 5, style 1), 22 answers query 2 (pair 6, style 2); 23 has the pair of query 3 but
-    another style, 24 has its style 0.
+    Shop photo 21 answers query 1 (pair 5, style 1), 22 answers query 2 (pair 6, style 2); 23 has the pair of query 3
+    but another style, 24 has its style 0.
     """
     pairs = [(1, 5, 1), (2, 6, 2), (3, 7, 1), (4, 8, 1)]
     users = [photo(i, "user", garment(style, scale=i % 3 + 1), pair_id=pair) for i, pair, style in pairs]
@@ -226,7 +284,7 @@ def four(folder: Path, store: ObjectStore) -> ImageSet:
 
 
 def with_figures(store: ObjectStore) -> None:
-    """Figures, settings and detections for `four`: every photo has its true box found by both, but photo 4, which has it twice as 8."""
+    """Figures, settings and detections for `four`: both find every photo's true box, but that of photo 4 twice as 8."""
     store.write("metrics.json", json.dumps(METRICS).encode())
     store.write("run.json", json.dumps(RUN).encode())
     store.write("rankings/detected/lite.parquet", store.read("rankings/detected.parquet"))

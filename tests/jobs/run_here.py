@@ -1,4 +1,4 @@
-"""`run_with_stand_ins.py` without Ray and without waiting between attempts: for tests of the storage, not of the workers."""
+"""`run_with_stand_ins.py` without Ray or waits between attempts: for tests of the storage, not of the workers."""
 
 import functools
 import sys
@@ -11,12 +11,13 @@ import botocore.retryhandler
 import run_with_stand_ins
 import stand_ins
 
-from jobs import cli, work
-from store import objects
+from jobs import cli
+from jobs.runs import shards
+from store import s3
 
 if __name__ == "__main__":
-    work.on_actors = functools.partial(stand_ins.here, [])
-    objects.READ_TIMEOUT_S = 1
-    objects._pause_s = lambda _: 0.0
+    shards.run_on_actors = functools.partial(stand_ins.here, [])
+    s3.READ_TIMEOUT_S = 1
+    s3._pause_s = lambda _: 0.0
     botocore.retryhandler.delay_exponential = lambda *_, **__: 0.0
     cli.run(run_with_stand_ins.main)

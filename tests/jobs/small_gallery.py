@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import look_with_stand_ins
+import infer_with_stand_ins
 import stand_ins
 
 from jobs import reindex_gallery, search
@@ -17,4 +17,4 @@ def publish(imageset: Path, gallery: Path, *more: str) -> None:
 
 def ask(gallery: Path, *line: str | Path) -> int:
     words = [str(word) for word in ("--device", "cpu", *line, "--gallery", gallery)]  # `auto` would import torch
-    return search.main(words, stand_ins.CATALOGUE, look_with_stand_ins.SCRIPT)
+    return search.main(words, stand_ins.CATALOGUE, infer_with_stand_ins.SCRIPT)

@@ -1,14 +1,14 @@
 """Models of a few lines that stand in for trained ones, and photos they understand. For tests only.
 
-A photo is a plain backdrop with one rectangle; a detector finds what differs from the corner, an embedder takes mean colours.
-Three corner colours make a detector misbehave: KILLER ends the process, HANGER never returns, STUMBLER raises.
+A photo is a plain backdrop with one rectangle; a detector finds what differs from the corner, an embedder takes mean
+colours. Three corner colours make a detector misbehave: KILLER ends the process, HANGER never returns, STUMBLER raises.
 """
 
 import io
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ import numpy as np
 from PIL import Image
 
 from detection.detections import Detections
-from jobs import work
-from jobs.models import Catalogue
-from store.imageset import Item, Photo, write_imageset
+from jobs.runs import shards as engine
+from jobs.runs.models import Catalogue
+from store.imageset import Item, Photo
+from store.imageset_write import write_imageset
 
 BACKDROP, KILLER, HANGER, STUMBLER = (250, 250, 250), (255, 0, 250), (0, 255, 250), (255, 250, 0)
 
@@ -67,7 +68,7 @@ class Finder:
         box = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1], np.float32)
         boxes = np.stack([box, box + self.spec.shift_px])
         category = 1 + int(image[rows[0], columns[0]].sum()) % 13
-        return Detections(boxes, np.array([0.9, 0.4], np.float32), np.array([category, category], np.int8))
+        return Detections(boxes, np.array([0.9, 0.4], np.float32), np.array([category, category], np.int16))
 
 
 class Painter:
@@ -87,13 +88,26 @@ class Painter:
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+class Reader(Painter):
+    """A painter that also reads colours, "R G B"."""
+
+    def embed_text(self, texts: Sequence[str]) -> np.ndarray:
+        colours = np.array([[int(word) for word in text.split()] for text in texts], np.float32) - 127.5
+        rows = np.tile(colours, (1, self.spec.cells**2))
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
 DETECTORS = {
     spec.name: spec
     for spec in (DetectorSpec("near"), DetectorSpec("far", shift_px=2), DetectorSpec("third", shift_px=1))
 }
 EMBEDDERS = {
-    spec.name: spec for spec in (EmbedderSpec("coarse"), EmbedderSpec("fine", cells=4), EmbedderSpec("finest", cells=8))
-}
+    spec.name: spec
+    for spec in (
+        EmbedderSpec("coarse"), EmbedderSpec("fine", cells=4), EmbedderSpec("finest", cells=8),
+        EmbedderSpec("read"), EmbedderSpec("read-fine", cells=4),
+    )
+}  # fmt: skip
 
 
 def load_detector(spec: DetectorSpec, device: str, *, weights: Path | None, **how: Any) -> Finder:
@@ -103,22 +117,23 @@ def load_detector(spec: DetectorSpec, device: str, *, weights: Path | None, **ho
 def load_embedder(
     spec: EmbedderSpec, device: str, *, weights: Path | None, allow_random_weights: bool = False
 ) -> Painter:
-    return Painter(spec)
+    return Reader(spec) if spec.name.startswith("read") else Painter(spec)
 
 
 CATALOGUE = Catalogue(DETECTORS.__getitem__, EMBEDDERS.__getitem__, load_detector, load_embedder)
 SETTINGS = ["--set", "detectors=[near, far]", "--set", "embedders=[coarse, fine]", "--set", "device=cpu"]
 
 
-def here(done: list[tuple[str, str, Any]], run: Any, shards: work.Shards, make: Callable[[str], Any], *_: Any) -> None:
-    """`work.on_actors` without Ray: the jobs in this process, one after the other; `done` gets their stage, shard and models."""
-    progress = work._progress(shards)
-    worker = make("cpu")
+def here(done: list[tuple[str, str, Any]], run: Any, shards: engine.Shards, worker: Any, *_: Any) -> None:
+    """`run_on_actors` without Ray: the jobs run one by one in this process, and `done` gets stage, shard and work."""
+    progress = engine.new_progress(shards)
     if shards.jobs:
-        worker.load()
+        worker.load("cpu")
     for job in shards.jobs:
         done.append((shards.stage, job.name, job.work))
-        work._finish(run, shards, progress, job, worker.run(job, {}, False))
+        answer = worker.run(job, {}, False)
+        engine.write_marks(run, shards, job, answer)
+        engine.count_shard(progress, job, answer)
 
 
 def photo(
@@ -142,8 +157,10 @@ def photo(
 def imageset(
     folder: str | Path, n: int = 24, odd: dict[int, tuple[int, int, int]] | None = None, max_images: int = 6
 ) -> None:
-    """Write a set of n photos, consumers first, half of them; photo i of either half shows garment i. `odd`: corners by number.
-    A photo number n + 1 is cut off in the middle."""
+    """Write a set of n photos, of which the first half are consumers'; photo i of either half shows garment i.
+
+    `odd` gives photos another corner colour, by number. A photo number n + 1 is cut off in the middle.
+    """
     photos = [
         photo(i, "user" if i < n // 2 else "shop", 1 + i % (n // 2), (odd or {}).get(i, BACKDROP)) for i in range(n)
     ]

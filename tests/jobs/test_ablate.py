@@ -1,5 +1,6 @@
 """The ablation from the command line: what it writes, what it does not do twice, what it refuses."""
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -8,26 +9,23 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import stand_ins
 
-from jobs import ablate
-from jobs.ablation import ranking, verdict
-from jobs.ablation.ranking import Option
-from jobs.cli import UserError
-from jobs.ledger import as_json
+from jobs import ablate, full_eval
+from jobs.ablation import bench, ranking, verdict
+from jobs.ablation.bench import Bench
+from jobs.ablation.ranking import Technique
+from jobs.runs import shards
+from jobs.runs.marks import as_json
+from store.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def finished(small_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the stand-ins, made without Ray."""
-    import functools
-
-    import stand_ins
-
-    from jobs import full_eval, work
-
     output = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(work, "on_actors", functools.partial(stand_ins.here, []))
+        patch.setattr(shards, "run_on_actors", functools.partial(stand_ins.here, []))
         full_eval.main(
             [*stand_ins.SETTINGS, "--imageset", str(small_set), "--output", str(output)], stand_ins.CATALOGUE
         )
@@ -42,17 +40,17 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def judged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """No Ray: variants are judged here, one after the other. The list names them."""
+    """No Ray: variants are judged in this process, one after the other. The list names them."""
     names: list[str] = []
 
-    def here(bench: ablate.Bench, on: str, todo: Any, keys: Any, task: Callable, shared: Any, need_mb: float) -> None:
-        for name, how in todo.items():
-            names.append(f"{on}, {name}")
-            answer = task(shared, **how)
-            bench.folder.store.write(f"{ablate.KEPT}{keys[name]}.json", as_json(answer))
-            bench.known[keys[name]] = answer
+    def here(self: Bench, part: str, todo: Any, keys: Any, task: Callable, shared: Any, need_mb: float) -> None:
+        for name, arguments in todo.items():
+            names.append(f"{part}, {name}")
+            answer = task(shared, **arguments)
+            self.run.store.write(f"{bench.ANSWERS}{keys[name]}.json", as_json(answer))
+            self.answers[keys[name]] = answer
 
-    monkeypatch.setattr(ablate.Bench, "_run", here)
+    monkeypatch.setattr(Bench, "_run", here)
     return names
 
 
@@ -80,7 +78,7 @@ def test_each_technique_is_judged_on_each_kind_of_boxes(run: Path, judged: list[
     assert "retrieval, detected boxes" in said and "dba 5, by similarity" in said
 
 
-def test_the_same_line_again_judges_nothing_and_says_the_same(run: Path, judged: list[str]) -> None:
+def test_the_same_line_again_judges_nothing_and_writes_the_same(run: Path, judged: list[str]) -> None:
     line = [str(run), "--part", "retrieval", "--only", "power*"]
     ablate.main(line)
     first, n = (run / "ablation.parquet").read_bytes(), len(judged)
@@ -92,7 +90,7 @@ def test_the_same_line_again_judges_nothing_and_says_the_same(run: Path, judged:
     assert len(judged) == n + 1  # what is lost, and nothing else
 
 
-def test_another_run_in_the_folder_is_judged_anew(run: Path, judged: list[str]) -> None:
+def test_another_run_in_the_folder_is_judged_again(run: Path, judged: list[str]) -> None:
     line = [str(run), "--part", "retrieval", "--only", "power 0.5"]
     ablate.main(line)
     mark = next((run / "done" / "embed").rglob("*.json"))
@@ -108,24 +106,23 @@ def test_greedy_adds_what_helps_on_one_half_and_stops(
 ) -> None:
     """Made-up ranks: `good` helps, `better` helps more, both help most, `bad` never; then nothing is left to add."""
     worth = {"": 0.5, "good": 0.6, "better": 0.7, "bad": 0.2, "better + good": 0.8}
-    made = [
-        Option("good", "power", ({"step": "power"},)),
-        Option("better", "dba", ({"step": "dba"},)),
-        Option("bad", "qe", ({"step": "alpha_qe"},)),
+    made_up = [
+        Technique("good", "power", ({"step": "power"},)),
+        Technique("better", "dba", ({"step": "dba"},)),
+        Technique("bad", "qe", ({"step": "alpha_qe"},)),
     ]
     by_steps = {"power": "good", "dba": "better", "alpha_qe": "bad"}
 
     def judge(data: Any, entries: list, weights: Any, pool: int) -> dict[str, Any]:
         name = " + ".join(sorted(by_steps[entry["step"]] for entry in entries if entry["step"] in by_steps))
-        n = len(data.asked)
+        n = len(data.truth.photo)
         ranks = [1 if i < round(worth[name] * n) else 0 for i in range(n)]
         return {"ranks": ranks, "seconds": [["search", 0.1]], "peak_mb": 1.0}
 
     monkeypatch.setattr(ranking, "judge", judge)
-    monkeypatch.setattr(ranking, "options", lambda *_, **__: made)
-    monkeypatch.setattr(
-        verdict, "chosen_half", lambda photo: photo >= 0
-    )  # all of them choose, so the arithmetic is plain
+    monkeypatch.setattr(ranking, "techniques", lambda *_, **__: made_up)
+    # all photos are in the half that choices are made on, so that the arithmetic is easy
+    monkeypatch.setattr(verdict, "selection_half", lambda photo: photo >= 0)
     ablate.main([str(run), "--part", "retrieval"])
     rows = [row for row in rows_of(run) if row["boxes"] == "true"]
     assert [row["name"] for row in rows if row["group"] == "greedy"] == ["better", "better + good"]
@@ -141,22 +138,22 @@ def test_mistakes_are_one_line(tmp_path: Path, run: Path, judged: list[str], lin
     if words:
         with pytest.raises(UserError, match=words):
             ablate.main([str(tmp_path / "nothing"), *line])
-    else:  # no such technique: the base alone is told
+    else:  # no such technique: the base alone is reported
         assert ablate.main([str(run), "--part", "retrieval", *line]) == 0
         assert {row["group"] for row in rows_of(run)} == {"base"}
 
 
-def test_a_technique_that_fails_is_named_and_the_rest_is_told(
+def test_a_technique_that_fails_is_named_and_the_others_are_reported(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    def broken(bench: ablate.Bench, on: str, todo: Any, keys: Any, task: Callable, shared: Any, need_mb: float) -> None:
-        for name, how in todo.items():
+    def broken(self: Bench, part: str, todo: Any, keys: Any, task: Callable, shared: Any, need_mb: float) -> None:
+        for name, arguments in todo.items():
             if "0.5" in name:
-                bench.failed[f"{on}, {name}"] = "MemoryError"
+                self.failures[f"{part}, {name}"] = "MemoryError"
             else:
-                bench.known[keys[name]] = task(shared, **how)
+                self.answers[keys[name]] = task(shared, **arguments)
 
-    monkeypatch.setattr(ablate.Bench, "_run", broken)
+    monkeypatch.setattr(Bench, "_run", broken)
     assert ablate.main([str(run), "--part", "retrieval", "--only", "power*"]) == 3
     assert {row["name"] for row in rows_of(run)} == {"concat", "power 0.7"}
     assert "detected, power 0.5: could not be judged: MemoryError" in capsys.readouterr().out

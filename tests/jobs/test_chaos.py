@@ -1,8 +1,8 @@
 """Faults of every kind at random moments, several in a run: it ends as an undisturbed one does, byte for byte.
 
-Three Ray nodes on this machine, the job in a process of its own, OUTPUT in a folder (on a small disk where we may mount one) or in a bucket
-behind a proxy. A start that a fault ended is followed by the same line again, as a person would do in the morning. CHAOS_ROUNDS=30 for
-more rounds (`make soak`); CHAOS_SEED=N begins with the round of that seed.
+Three Ray nodes on this machine, the job in a process of its own, OUTPUT in a folder (on a small disk where we may mount
+one) or in a bucket behind a proxy. A start that a fault ended is followed by the same line again, as a person would do
+in the morning. CHAOS_ROUNDS=30 for more rounds (`make soak`); CHAOS_SEED=N begins with the round of that seed.
 """
 
 import contextlib
@@ -211,8 +211,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path | None]:
 def quick() -> Iterator[None]:
     """Ray that notices deaths soon, for this process's nodes and the jobs on them."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_health_check_period_ms": "1000",
-                            "RAY_health_check_failure_threshold": "10"}.items():  # fmt: skip
+        for name, value in {
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_health_check_period_ms": "1000",
+            "RAY_health_check_failure_threshold": "10",
+        }.items():
             patch.setenv(name, value)
         yield
 

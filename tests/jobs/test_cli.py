@@ -1,10 +1,17 @@
-"""How scripts end, and where they import from."""
+"""How scripts end, where they import from, and how they read their arguments."""
 
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+from jobs import (
+    cli,
+    train_detector,
+    train_embedder,
+)
 
 REPO = Path(__file__).resolve().parents[2]
 
@@ -42,10 +49,15 @@ def run(path: Path, body: str, python_path: Path | None = None) -> subprocess.Co
     [
         ("return None", 0, ""),
         ("return 3", 3, ""),
-        ("raise cli.UserError('no file x;\\n  try y')", 2, "job.py: error: no file x; try y"),
+        (
+            "from store.errors import UserError; raise UserError('no file x;\\n  try y')",
+            2,
+            "job.py: error: no file x; try y",
+        ),
         ("raise Mine('bad bucket')", 2, "job.py: error: bad bucket"),
         ("raise ValueError('a mistake of ours')", 1, "ValueError: a mistake of ours"),
         ("raise KeyboardInterrupt", 130, "job.py: stopped"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM)", 130, "job.py: stopped"),
         ("print('x' * 100); raise BrokenPipeError", 1, ""),
         ("sys.exit(2)", 2, ""),
     ],
@@ -57,8 +69,17 @@ def test_endings(tmp_path, body, status, last_line):
     assert ("Traceback" in done.stderr) == (status == 1 and last_line != "")
 
 
+def test_a_working_folder_that_was_deleted_is_told_in_one_line(tmp_path):
+    (tmp_path / "gone").mkdir()
+    command = f"cd {tmp_path}/gone; rmdir {tmp_path}/gone; {sys.executable} {REPO}/jobs/status.py run"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    reason = "the working folder has been deleted; change to one that exists"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, f"status.py: error: {reason}")
+    assert "Traceback" not in done.stderr
+
+
 def test_a_script_in_jobs_imports_from_the_repository(tmp_path):
-    """Its neighbours do not hide other modules: a jobs/config.py must not be what `import config` finds."""
+    """Its neighbours hide no other modules: `import config` must not find jobs/config.py."""
     for name in ("__init__.py", "cli.py"):
         (tmp_path / "jobs").mkdir(exist_ok=True)
         (tmp_path / "jobs" / name).write_text((REPO / "jobs" / name).read_text())
@@ -74,3 +95,44 @@ def test_a_copy_elsewhere_uses_the_installed_package(tmp_path):
     """`ray submit` copies the script alone."""
     done = run(tmp_path / "home" / "job.py", "print(sys.path[0], cli.__file__)", REPO)
     assert done.stdout.split() == [str(tmp_path / "home"), str(REPO / "jobs" / "cli.py")]
+
+
+@pytest.mark.parametrize("shell, status, told", [
+    ("{0} >&-", 0, ""),  # closed
+    ("{0} > /dev/full", 0, "job.py: the work is done, but standard output was cut: No space left on device\n"),
+    ("{0} > out", 0, ""),
+    ("{0} | head -c 5", 1, ""),
+])  # fmt: skip
+@pytest.mark.parametrize("buffered", ["", "-u"])
+def test_work_goes_on_when_standard_output_is_full_or_closed(
+    tmp_path: Path, shell: str, status: int, told: str, buffered: str
+) -> None:
+    """A line half-way, another at the end; the file says that what comes after the first was done."""
+    script = tmp_path / "job.py"
+    more = "; open('done', 'w').close(); print('caf\\udce9')" if status == 0 else ""
+    script.write_text(SCRIPT.format(body=f"    print('x' * 200_000, flush=True){more}"))
+    line = shell.format(f"{sys.executable} {buffered} {script}") + "; exit ${PIPESTATUS[0]}"
+    env = {"PYTHONPATH": str(REPO)}
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (status, told)
+    assert (tmp_path / "done").exists() is (status == 0)
+
+
+@pytest.mark.parametrize("command", [train_detector, train_embedder])
+def test_one_image_set_beside_several_is_refused_twice(command: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = ["--imageset", "a", "--imageset", "b", "--validation", "c", "--validation", "d"]
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--model", "m", *sets, "--output", "o"])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.rstrip().endswith("--validation is given twice, and takes one value")
+
+
+def test_a_parser_may_read_several_lines() -> None:
+    parser = cli.Parser()
+    parser.add_argument("place")
+    parser.add_argument("--n", type=int)
+    parser.add_argument("--each", action="append")
+    lines = (["a", "--n", "1"], ["b", "--n", "2", "--each", "x", "--each", "y"])
+    assert [(args.place, args.n, args.each) for args in map(parser.parse_args, lines)] == [
+        ("a", 1, None), ("b", 2, ["x", "y"]),
+    ]  # fmt: skip

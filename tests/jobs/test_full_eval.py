@@ -1,10 +1,13 @@
 """The whole job with stand-in models, in one process: what a run leaves, what it repeats, how it ends."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +16,9 @@ import pytest
 import stand_ins
 from agreement import contract
 
-from jobs.cli import UserError
+from store.errors import UserError
 from store.imageset import open_imageset
+from store.imageset_write import write_imageset
 
 REPO = Path(__file__).resolve().parents[2]
 Full = Callable[..., int]
@@ -122,8 +126,9 @@ def test_what_is_repeated_follows_from_what_changed(
 def test_another_image_set_is_refused(small_set: Path, tmp_path: Path, calls: Calls, full: Full) -> None:
     full(small_set, tmp_path / "run")
     stand_ins.imageset(tmp_path / "other", 8)
-    with pytest.raises(UserError, match="holds a run over another image set"):
-        full(tmp_path / "other", tmp_path / "run")
+    for more in ([], ["--check"]):  # a check that says yes where the run says no is worth nothing
+        with pytest.raises(UserError, match="holds a run over another image set"):
+            full(tmp_path / "other", tmp_path / "run", *more)
 
 
 @pytest.mark.parametrize("limit, users, shops", [(4, 2, 2), (5, 3, 2), (24, 12, 12), (25, 12, 13), (99, 12, 13)])
@@ -131,7 +136,7 @@ def test_a_limit_takes_half_from_either_side(
     small_set: Path, tmp_path: Path, calls: Calls, full: Full, limit: int, users: int, shops: int
 ) -> None:
     full(small_set, tmp_path, "--limit", str(limit), "--set", "report.queries=0", "--set", "max_failed_share=1")
-    selected = read(tmp_path, "run.json")["imageset"]["selected"]
+    selected = read(tmp_path, "run.json")["selected"]
     assert (selected["users"], selected["shops"]) == (users, shops)
     assert read(tmp_path, "metrics.json")["images"]["total"] == users + shops
     assert len(read(tmp_path, "rankings/detected.parquet")) == users
@@ -143,7 +148,7 @@ def test_a_limit_takes_half_from_either_side(
 def test_a_set_without_a_side_does_what_is_possible(
     tmp_path: Path, calls: Calls, full: Full, photos: range, note: str
 ) -> None:
-    from store.imageset import write_imageset
+    from store.imageset_write import write_imageset
 
     rows = [stand_ins.photo(i, "user" if i < 12 else "shop", 1 + i % 12) for i in photos]
     write_imageset(rows, tmp_path / "set", source={"adapter": "stand-in", "arguments": {}})
@@ -157,14 +162,12 @@ def test_a_set_without_a_side_does_what_is_possible(
 
 
 def test_a_set_without_truth_has_no_true_boxes(tmp_path: Path, calls: Calls, full: Full) -> None:
-    from dataclasses import replace
-
-    from store.imageset import write_imageset
-
-    rows = [replace(stand_ins.photo(i, "user" if i < 3 else "shop", 1 + i % 3), items=()) for i in range(6)]
+    rows = [stand_ins.photo(i, "user" if i < 3 else "shop", 1 + i % 3) for i in range(6)]
+    rows = [replace(row, items=(), pair_id=0) for row in rows]
     write_imageset(rows, tmp_path / "set", source={"adapter": "stand-in", "arguments": {}})
     assert full(tmp_path / "set", tmp_path / "run") == 0
     metrics = read(tmp_path / "run", "metrics.json")
+    assert metrics["retrieval"]["detected"]["concat"]["truth"] is None
     assert list(metrics["retrieval"]) == ["detected"] and not (tmp_path / "run" / "items" / "true").exists()
     assert (
         metrics["detection"]["fused"]["AP"] is None and metrics["retrieval"]["detected"]["concat"]["top"]["10"] is None
@@ -173,24 +176,60 @@ def test_a_set_without_truth_has_no_true_boxes(tmp_path: Path, calls: Calls, ful
     assert len(read(tmp_path / "run", "rankings/detected.parquet")) == 3
 
 
+def test_photos_without_true_boxes_are_judged_by_photo(
+    tmp_path: Path, calls: Calls, full: Full, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Photos 0 to 3 are consumers'; 4 to 7 show their garments again, and 8 is another shop photo of photo 0's product.
+
+    Photo 2 has a pair that no shop photo has, and photo 3 nothing that joins it to another: it asks nothing.
+    """
+    rows = [stand_ins.photo(i, "user" if i < 4 else "shop", 1 + i % 4) for i in range(9)]
+    pairs, products = (7, 0, 9, 0, 7, 0, 0, 0, 0), ("a", "b", "", "", "x", "b", "", "", "a")
+    known = zip(rows, pairs, products, strict=True)
+    rows = [replace(row, items=(), pair_id=pair, product_id=product) for row, pair, product in known]
+    graded = {"subset": "flat", "category": "skirt", "main_attribute": "pleated"}
+    rows = [replace(row, attributes=graded) if row.image_id in (1, 5) else row for row in rows]
+    write_imageset(rows, tmp_path / "set", source={"adapter": "stand-in", "arguments": {}})
+    assert full(tmp_path / "set", tmp_path / "run") == 0
+    metrics = read(tmp_path / "run", "metrics.json")
+    figures = metrics["retrieval"]["detected"]["concat"]
+    assert figures["truth"] == "photo" and (figures["queries"], figures["missed"]) == (3, 0)
+    assert figures["top"]["1"] == 2 / 3  # photos 0 and 1 find their own garment first; photo 2 has no answer
+    # photos 4, 7 and 8 are all that have the garment's colours or less; where 8 stands follows from the stand-ins
+    rankings = pq.read_table(tmp_path / "run" / "rankings" / "detected.parquet").to_pylist()
+    listed = list(dict.fromkeys(rankings[0]["gallery_image_id"]))
+    second = sorted(listed.index(shop) + 1 for shop in (4, 8))
+    assert figures["map"] == pytest.approx(((1 / second[0] + 2 / second[1]) / 2 + 1 + 0) / 3)
+    assert figures["mrr"] == pytest.approx(2 / 3) and figures["per_category"] == {}
+    assert figures["fine"]["flat"]["queries"] == 1 and figures["coarse"]["flat"]["recall"]["20"] == 1
+    notes = metrics["summary"]["notes"]
+    assert any("judged by photo" in note for note in notes) and any("no true boxes" in note for note in notes)
+    said = capsys.readouterr().out
+    assert "retrieval by photo" in said and "no ground truth" not in said
+    page = (tmp_path / "run" / "report" / "retrieval.html").read_text()
+    assert "mAP" in page and "LookBench" in page and "Per category" not in page
+
+
 def test_a_photo_a_detector_stumbles_over_is_its_failure_alone(tmp_path: Path, calls: Calls, full: Full) -> None:
     stand_ins.imageset(tmp_path / "set", 12, {3: stand_ins.STUMBLER})
     full(tmp_path / "set", tmp_path / "run")
     failures = read(tmp_path / "run", "failures.parquet").to_pylist()
     assert [(row["image_id"], row["reason"]) for row in failures] == [
-        (3, "far: ValueError: stumbled"), (3, "near: ValueError: stumbled"), (13, "cannot be decoded: image file is truncated"),
-    ]  # fmt: skip
+        (3, "far: ValueError: stumbled"),
+        (3, "near: ValueError: stumbled"),
+        (13, "cannot be decoded: image file is truncated"),
+    ]
     assert read(tmp_path / "run", "metrics.json")["images"] == {"total": 13, "done": 11, "failed": 2}
 
 
 def test_a_stage_alone_wants_what_comes_before(small_set: Path, tmp_path: Path, calls: Calls) -> None:
-    from jobs import stages
+    from jobs.stages import order
 
     argv = [*stand_ins.SETTINGS, "--imageset", str(small_set), "--output", str(tmp_path)]
     with pytest.raises(UserError, match=r"rank: detect is not finished.*run jobs/detect.py"):
-        stages.main(["rank"], argv, None, stand_ins.CATALOGUE)
-    for stage in stages.IN_ORDER:
-        stages.main([stage], argv, None, stand_ins.CATALOGUE)
+        order.main(["rank"], argv, None, stand_ins.CATALOGUE)
+    for stage in order.IN_ORDER:
+        order.main([stage], argv, None, stand_ins.CATALOGUE)
     assert (tmp_path / "report" / "index.html").exists()
 
 
@@ -199,6 +238,15 @@ def test_check_starts_nothing(
 ) -> None:
     assert full(small_set, tmp_path, "--check") == 0
     assert "a run could start" in capsys.readouterr().out and calls == [] and not (tmp_path / "run.json").exists()
+
+
+@pytest.mark.parametrize("more", [(), ("--check",)])
+def test_a_comparison_with_no_run_is_refused_before_any_work(
+    small_set: Path, tmp_path: Path, calls: Calls, full: Full, more: tuple[str, ...]
+) -> None:
+    with pytest.raises(UserError, match=r"--compare .*nosuch: no metrics.json there; want the --output of a finished"):
+        full(small_set, tmp_path / "run", "--compare", str(tmp_path / "nosuch"), *more)
+    assert calls == [] and not (tmp_path / "run").exists()
 
 
 def test_missing_weights_are_refused_before_any_work(small_set: Path, tmp_path: Path) -> None:
@@ -233,17 +281,33 @@ def test_an_identical_second_run_imports_nothing_heavy(
     print(f"identical second run: {time.perf_counter() - start:.1f} s")
 
 
+C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # file names are ASCII, or bytes
+
+
+@pytest.mark.parametrize("name, locale", [(b"caf\xe9", {}), (b"caf\xe9", C_LOCALE), ("grün".encode(), C_LOCALE)])
+def test_a_folder_name_need_not_be_utf8(small_set: Path, tmp_path: Path, name: bytes, locale: dict[str, str]) -> None:
+    folder = tmp_path / os.fsdecode(name)
+    shutil.copytree(small_set, folder / "set")
+    argv = ["--imageset", str(folder / "set"), "--output", str(folder / "run"), "--set", "max_failed_share=1"]
+    command = [sys.executable, REPO / "tests" / "jobs" / "run_here.py", *argv]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, **locale}, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert read(folder / "run", "metrics.json")["images"] == {"total": 25, "done": 24, "failed": 1}
+
+
 def test_run_json_tells_the_run_and_no_secret(
     small_set: Path, tmp_path: Path, calls: Calls, full: Full, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
     full(small_set, tmp_path)
     run = read(tmp_path, "run.json")
-    assert run["imageset"]["digest"] == open_imageset(small_set).digest
+    digest = open_imageset(small_set).digest
+    assert run["imagesets"] == [{"uri": str(small_set), "digest": digest, "images": 25, "shards": 5}]
     assert [model["name"] for model in run["detectors"]] == ["near", "far"] and "driver" in run["versions"]
     assert all(b"hunter2" not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_a_folder_and_a_bucket_end_alike(
     small_set: Path, tmp_path: Path, calls: Calls, full: Full, s3_bucket: str
 ) -> None:
@@ -261,3 +325,38 @@ def test_a_folder_and_a_bucket_end_alike(
     calls.clear()
     full(f"{s3_bucket}/set", f"{s3_bucket}/run")
     assert calls == [] and not output.exists("lock.json")
+
+
+def test_true_boxes_of_a_set_that_has_none_are_refused(tmp_path: Path, calls: Calls, full: Full) -> None:
+    rows = [replace(stand_ins.photo(i, "user" if i < 3 else "shop", 1 + i % 3), items=()) for i in range(6)]
+    write_imageset(rows, tmp_path / "set", source={"adapter": "stand-in", "arguments": {}})
+    for more in ((), ("--check",)):
+        with pytest.raises(UserError, match="boxes: true, and no photo that the run takes has true boxes"):
+            full(tmp_path / "set", tmp_path / "run", "--set", "boxes=[true]", *more)
+    assert calls == []
+
+
+@pytest.mark.parametrize("taken, limit, told", [(90, 100, False), (100, 100, False), (101, 100, True)])
+def test_a_lower_limit_of_pixels_than_the_sets_is_told(
+    tmp_path: Path, calls: Calls, full: Full, capsys: pytest.CaptureFixture[str], taken: int, limit: int, told: bool
+) -> None:
+    rows = [stand_ins.photo(i, "user" if i < 1 else "shop", 1) for i in range(2)]
+    source = {"adapter": "folder", "arguments": {"max_pixels": 1000 * taken}}
+    write_imageset(rows, tmp_path / "set", source=source)
+    for more in ((), ("--check",)):
+        full(tmp_path / "set", tmp_path / "run", "--set", f"max_pixels={1000 * limit}", *more)
+        line = "the image set took photos of up to 101,000 pixels, this run refuses photos of more than 100,000"
+        assert (line in capsys.readouterr().out) is told
+
+
+def test_results_of_another_decoder_are_made_again(
+    small_set: Path, tmp_path: Path, calls: Calls, full: Full, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    with monkeypatch.context() as earlier:
+        earlier.setattr("jobs.stages.detect.DECODER", 1)
+        earlier.setattr("jobs.stages.embed.DECODER", 1)
+        full(small_set, tmp_path, "--set", "max_failed_share=1")
+    capsys.readouterr()
+    full(small_set, tmp_path, "--set", "max_failed_share=1")
+    assert "to do: 10 decoder of photos changed" in capsys.readouterr().out

@@ -1,9 +1,11 @@
-"""Many small drawn photos through the whole job with stand-in models, two actors: memory stays flat, time grows with the photos.
+"""Many small drawn photos through the whole job with stand-in models and two actors.
 
-1,200 photos; `make soak` sets SOAK_PHOTOS=100000. The image set, the run and a plot of memory and of photos over time stay in
-runs/soak/PHOTOS, so that a soak that was ended goes on.
+Memory stays flat, and time grows with the photos. There are 1,200 photos; `make soak` sets SOAK_PHOTOS=100000. The
+image set, the run and a plot of memory and of photos over time stay in runs/soak/PHOTOS, so that an interrupted soak
+can go on.
 """
 
+import itertools
 import json
 import os
 import statistics
@@ -50,8 +52,8 @@ class Sampler(threading.Thread):
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], list[tuple[float, float]], Path]:
     """The run's log, the driver's memory, and the folder of both."""
-    from retrieval.datasets import drawn
-    from store.imageset import write_imageset
+    from sources.drawn import source as drawn
+    from store.imageset_write import write_imageset
 
     folder = REPO / "runs" / "soak" / str(PHOTOS) if PHOTOS > 10_000 else tmp_path_factory.mktemp("soak")
     if not (folder / "imageset" / "manifest.json").exists():
@@ -134,21 +136,23 @@ def test_the_course_is_drawn_and_the_overhead_stated(told: Any) -> None:
             for part in ("read", "infer", "write", "waited")
         }
         print(f"{stage}: {images} photos, ms a photo: " + ", ".join(f"{part} {ms:.2f}" for part, ms in parts.items()))
-    plot(events, driver, folder / "soak.png")
-    assert (folder / "soak.png").stat().st_size > 5000
-    print(f"plot: {folder / 'soak.png'}")
+    plot(events, driver, folder / "soak.html")
+    assert (folder / "soak.html").stat().st_size > 5000
+    print(f"plot: {folder / 'soak.html'}")
 
 
 def plot(events: list[dict[str, Any]], driver: list[tuple[float, float]], path: Path) -> None:
-    """Resident memory of driver and actors, and photos done, over time."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    """Resident memory of driver and actors, and photos done, over time, as a page for a browser."""
+    from plotly.subplots import make_subplots
 
     start = driver[0][0]
-    figure, (memory, photos) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 6), layout="constrained")
-    memory.plot([when - start for when, _ in driver], [mb for _, mb in driver], label="driver", color="black")
+    figure = make_subplots(rows=2, shared_xaxes=True)
+
+    def line(row: int, name: str, points: list[tuple[float, float]]) -> None:
+        x, y = zip(*points, strict=True)
+        figure.add_scatter(x=x, y=y, name=name, mode="lines", row=row, col=1)
+
+    line(1, "driver", [(when - start, mb) for when, mb in driver])
     for stage in MAPS:
         done = shards_of(events, stage)
         by_actor: dict[Any, list[tuple[float, float]]] = defaultdict(list)
@@ -156,15 +160,10 @@ def plot(events: list[dict[str, Any]], driver: list[tuple[float, float]], path: 
             if "actor" in event:
                 by_actor[event["actor"]].append((at(event) - start, event["rss_mb"]))
         for actor, course in by_actor.items():
-            memory.plot(*zip(*course, strict=True), label=f"{stage} actor {actor}")
-        counts, n = [], 0
-        for event in done:
-            n += event["images"]
-            counts.append((at(event) - start, n))
-        photos.plot(*zip(*counts, strict=True), label=stage)
-    memory.set(ylabel="resident memory, MB", ylim=(0, None))
-    photos.set(ylabel="photos done", xlabel="seconds since the start")
-    for axes in (memory, photos):
-        axes.legend(fontsize="small")
-        axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
+            line(1, f"{stage} actor {actor}", course)
+        totals = itertools.accumulate(event["images"] for event in done)
+        line(2, f"{stage}, photos", [(at(event) - start, total) for event, total in zip(done, totals, strict=True)])
+    figure.update_yaxes(title="resident memory, MB", rangemode="tozero", row=1, col=1)
+    figure.update_yaxes(title="photos done", row=2, col=1)
+    figure.update_xaxes(title="seconds since the start", row=2, col=1)
+    figure.write_html(path)

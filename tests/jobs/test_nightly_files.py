@@ -1,4 +1,4 @@
-"""What starts a gallery every night: cron, systemd, Kubernetes, alerts; their command lines by the jobs' own parsers. No machine is asked."""
+"""What starts a gallery every night: cron, systemd, Kubernetes, alerts. The commands' own parsers read their lines."""
 
 import configparser
 import os
@@ -15,11 +15,12 @@ import stand_ins
 import yaml
 
 from jobs import ingest, reindex_gallery, search
+from jobs.runs.settings import load
 
 REPO = Path(__file__).resolve().parents[2]
 DEPLOY = REPO / "deploy"
 PARSERS = {
-    "jobs/ingest.py": ingest._arguments().parse_args,
+    "jobs/ingest.py": ingest.parse,
     "jobs/reindex_gallery.py": reindex_gallery.parse,
     "jobs/search.py": search.parse,
 }
@@ -59,7 +60,7 @@ def test_cron_fields_are_times_and_commands_parse():
         assert user == "clothes" and "%" not in command, "cron takes % for a line's end"
         assert subprocess.run(["sh", "-n", "-c", command], capture_output=True).returncode == 0
     taken, gallery = (parsed(words) for words in commands(nightly[2]))
-    assert taken.update and taken.source == "shop" and taken.imageset == gallery.imageset
+    assert taken.update and taken.source == "shop" and [taken.imageset] == gallery.imageset
     (pruned,) = (parsed(words) for words in commands(prune[2]))
     assert pruned.prune and pruned.gallery == gallery.gallery
 
@@ -98,10 +99,11 @@ def test_systemd_carries_out_a_night_and_tries_again_what_may_be_mended():
     started = re.findall(r"(?m)^(ExecStart\w*)=(.*)", (DEPLOY / "clothes-gallery.service").read_text())
     assert [key for key, _ in started] == ["ExecStartPre", "ExecStartPre", "ExecStart"]
     taken, pruned, gallery = (parsed(shlex.split(command)) for _, command in started)
-    assert taken.update and taken.imageset == gallery.imageset and gallery.metrics
+    assert taken.update and [taken.imageset] == gallery.imageset and gallery.metrics
     assert pruned.prune and pruned.gallery == gallery.gallery
     assert service["Type"] == "oneshot" and service["Restart"] == "on-failure"
-    assert {int(word) for word in service["RestartPreventExitStatus"].split()} == {reindex_gallery.FAILED, reindex_gallery.REFUSED}  # fmt: skip
+    final = {int(word) for word in service["RestartPreventExitStatus"].split()}
+    assert final == {reindex_gallery.FAILED, reindex_gallery.REFUSED}
     page = unit("clothes-gallery.service")["Unit"]["Documentation"].removeprefix(f"file:{service['WorkingDirectory']}/")
     assert (REPO / page).is_file()
 
@@ -138,10 +140,10 @@ def test_kubernetes_brings_the_set_up_to_date_and_creates_a_ray_job():
     (first, between), (second,) = pod["initContainers"], pod["containers"]
     night = yaml.safe_load(files["ConfigMap"]["data"]["rayjob.yaml"])
     taken, gallery = parsed(first["command"]), parsed(shlex.split(night["spec"]["entrypoint"]))
-    assert taken.update and taken.imageset == gallery.imageset and gallery.profile == "paper"
+    assert taken.update and [taken.imageset] == gallery.imageset and gallery.profile == "paper"
     pruned = parsed(between["command"])
     assert pruned.prune and pruned.gallery == gallery.gallery
-    assert reindex_gallery.config.load(gallery).actors == 8
+    assert load(gallery).actors == 8
     assert len(cron["schedule"].split()) == 5 and cron["concurrencyPolicy"] == "Forbid"
     mount = second["volumeMounts"][0]
     assert second["command"] == ["kubectl", "create", "-f", f"{mount['mountPath']}/rayjob.yaml"]
@@ -187,7 +189,9 @@ def test_alerts_look_at_what_a_night_leaves(small_set, tmp_path, calls):
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/nightly.md"])
-def test_every_line_of_the_pages_parses(page):
+def test_every_line_of_the_pages_parses(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()  # as the commands before have left it
+    monkeypatch.chdir(tmp_path)
     found = [words for words in commands((REPO / page).read_text()) if "…" not in words]
     assert {words[1] for words in found} >= {"jobs/ingest.py", "jobs/reindex_gallery.py", "jobs/search.py"}
     for words in found:

@@ -1,4 +1,4 @@
-"""What docs/nightly.md tells to do when something is lost, done: the gallery serves again, and no photo goes through the models for nothing."""
+"""What docs/nightly.md says to do when something is lost works, and no photo goes through the models in vain."""
 
 import json
 import shutil
@@ -9,8 +9,10 @@ import stand_ins
 from small_gallery import ALL_COUNTS, publish
 
 from jobs import reindex_gallery
-from retrieval.gallery import GalleryError, open_gallery
-from store.imageset import write_imageset
+from retrieval.gallery import open_gallery
+from retrieval.gallery_files import GalleryError
+from store.errors import UserError
+from store.imageset_write import write_imageset
 
 SHOPS = 8
 
@@ -126,13 +128,13 @@ def test_the_image_set_is_lost(shop):
 
 
 def test_two_at_once(shop):
-    from jobs.lock import Lock
+    from jobs.runs.lock import Lock
     from store.objects import open_store
 
     lock = Lock(open_store(shop.gallery))
     lock.take()
     try:
-        with pytest.raises(reindex_gallery.cli.UserError, match="at work here"):
+        with pytest.raises(UserError, match="at work here"):
             shop.night()
     finally:
         lock.release()

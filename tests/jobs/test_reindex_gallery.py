@@ -1,7 +1,10 @@
-"""Nights of a gallery in this process, with stand-in models: what is counted, what is done, what is written, how a night ends."""
+"""Nights of a gallery in this process, with stand-in models: counts, work done, files written, how a night ends."""
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,11 +25,12 @@ from galleries import (
     stock,
 )
 
-from jobs import ingest, reindex_gallery, tables
-from jobs.cli import UserError
+from jobs import ingest, reindex_gallery
 from jobs.gallery import build, gate
 from jobs.gallery import night as nights
-from retrieval.gallery import GalleryError
+from jobs.runs import shards, tables
+from retrieval.gallery_files import GalleryError
+from store.errors import UserError
 from store.objects import StorageError, open_store
 
 Calls = list[tuple[str, str, Any]]
@@ -44,6 +48,13 @@ def photos_through(calls: Calls, imageset: Path) -> int:
 
 
 # ------------------------------------------------------------------------------------------------ what is counted
+
+
+def test_a_folder_name_need_not_be_utf8(tmp_path: Path, calls: Calls) -> None:
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    stock(shop(range(10)), folder / "set")
+    assert night(folder / "set", folder / "gallery")["status"] == "published"
+    assert len(content(opened(folder / "gallery"))) == 10
 
 
 def test_the_nights_counts_are_those_of_a_comparison_by_hand(where: tuple[Path, Path]) -> None:
@@ -277,7 +288,7 @@ def _bad_recall(monkeypatch: pytest.MonkeyPatch) -> None:
 def _lost_item(monkeypatch: pytest.MonkeyPatch) -> None:
     def extended(*args: Any) -> build.Built:
         built = whole(*args)
-        return nights.replace(built, items=built.items.slice(1))
+        return replace(built, items=built.items.slice(1))
 
     whole = nights.build
     monkeypatch.setattr(nights, "build", extended)
@@ -285,16 +296,13 @@ def _lost_item(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _long_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that the index let through: what the gate looks at is what is stored."""
-    real = gate._living
 
-    class Spoiled:
-        def __init__(self, built: build.Built) -> None:
-            self.index = type("Index", (), {"vectors": np.asarray(built.index.vectors) * 2})()
-            self.built = built
+    def with_long_rows(built: build.Built) -> build.Built:
+        index = SimpleNamespace(living=built.index.living, vectors=np.asarray(built.index.vectors) * 2)
+        return replace(built, index=index)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(gate, "_living", lambda built: real(getattr(built, "built", built)))
     of_rows = gate.of_rows
-    monkeypatch.setattr(gate, "of_rows", lambda built: of_rows(Spoiled(built)))  # type: ignore[arg-type]
+    monkeypatch.setattr(gate, "of_rows", lambda built: of_rows(with_long_rows(built)))
 
 
 def _another_world(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,6 +386,32 @@ def test_half_a_shop_is_not_published_over_a_whole_one(where: tuple[Path, Path])
     assert night(*where, "--set", "gallery.most_gone=1")["status"] == "published"
 
 
+def test_a_night_that_lost_its_products_is_not_published(where: tuple[Path, Path]) -> None:
+    """As after a CSV with empty cells: the photos are the same, and none says which product it shows."""
+    stock(shop(range(10)), where[0])
+    assert night(*where)["gate"]["products_lost"] is None
+    stock([replace(goods, product="") if goods.number < 2 else goods for goods in shop(range(10))], where[0])
+    assert night(*where)["gate"]["products_lost"] == 0.2  # two of ten: the limit itself
+    stock([replace(goods, product="") for goods in shop(range(10))], where[0])
+    found = night(*where, status=4)
+    assert (found["refused"], found["gate"]["products_lost"]) == (["products_lost"], 1.0)
+    assert sum(bool(row["product_id"]) for row in opened(where[1]).items.to_pylist()) == 8
+    assert night(*where, "--set", "gallery.most_lost=1")["status"] == "published"
+
+
+def test_a_night_of_placeholders_is_not_published(where: tuple[Path, Path]) -> None:
+    """A picture host that is down answers with one grey picture for every photo."""
+    stock(shop(range(20)), where[0])
+    night(*where)
+    placeholder = blank(128).image
+    stock([replace(goods.photo(), image=placeholder) if goods.number else goods for goods in shop(range(20))], where[0])
+    found = night(*where, status=4)
+    assert (found["refused"], found["gate"]["garments_lost"]) == (["garments_lost"], 0.95)
+    assert found["gate"]["gone"] == 0 and len(opened(where[1])) == 20
+    stock(shop(range(20)), where[0])
+    assert night(*where)["status"] in ("published", "unchanged")
+
+
 def test_a_set_without_shop_photos_is_refused(where: tuple[Path, Path]) -> None:
     stock([stand_ins.photo(1, "user", 1)], where[0])
     with pytest.raises(UserError, match=r"no shop photos; a gallery is made of those"):
@@ -406,7 +440,17 @@ def test_version_json_is_written_once_and_last_and_names_every_file(
     name = night(*where, "--set", "gallery.copies=4", "--set", "gallery.least_copies=0")["version"]
     record = json.loads((where[1] / "versions" / name / "version.json").read_text())
     assert written == [*record["files"], "version.json"] and "photos.parquet" in record["files"]
-    assert set(record["gate"]) == {"recall", "copies", "counts", "rows", "canaries", "gone", "failed"}
+    assert set(record["gate"]) == {
+        "recall",
+        "copies",
+        "counts",
+        "rows",
+        "canaries",
+        "gone",
+        "failed",
+        "products_lost",
+        "garments_lost",
+    }
 
 
 def test_a_night_after_a_rollback_starts_from_what_serves(where: tuple[Path, Path], calls: Calls) -> None:
@@ -460,16 +504,19 @@ def test_what_lies_damaged_stops_a_night_with_the_place(where: tuple[Path, Path]
 def test_metrics_are_what_the_summary_says(tmp_path: Path, where: tuple[Path, Path]) -> None:
     stock(shop(range(6)), where[0])
     night(*where, "--metrics", str(tmp_path / "gallery.prom"))
-    lines = (tmp_path / "gallery.prom").read_text().splitlines()
-    assert {
-        "clothes_gallery_rows 6",
-        "clothes_gallery_published 1",
-        'clothes_gallery_gate{figure="counts"} 1.0',
-    } <= set(lines)
+    wanted = {"clothes_gallery_rows": 6, "clothes_gallery_published": 1, 'clothes_gallery_gate{figure="counts"}': 1.0}
+    assert wanted.items() <= metrics_in(tmp_path / "gallery.prom").items()
     stock(shop(range(5, 12)), where[0])
     night(*where, "--metrics", str(tmp_path / "gallery.prom"), status=4)
-    lines = (tmp_path / "gallery.prom").read_text().splitlines()
-    assert {"clothes_gallery_rows 6", "clothes_gallery_photos 7", "clothes_gallery_published 0"} <= set(lines)
+    wanted = {"clothes_gallery_rows": 6, "clothes_gallery_photos": 7, "clothes_gallery_published": 0}
+    assert wanted.items() <= metrics_in(tmp_path / "gallery.prom").items()
+    assert [path.name for path in tmp_path.glob("gallery.prom*")] == ["gallery.prom"]
+
+
+def metrics_in(path: Path) -> dict[str, float]:
+    """Name and labels of each metric -> value."""
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
 
 @pytest.mark.parametrize("file", ["nowhere/gallery.prom", "a file/gallery.prom", "a folder"])
@@ -479,7 +526,7 @@ def test_metrics_that_cannot_be_written_end_a_night_before_it_begins(
     (tmp_path / "a file").write_bytes(b"")
     (tmp_path / "a folder").mkdir()
     stock(shop(range(6)), where[0])
-    with pytest.raises(UserError, match=f"--metrics .*/{file}: want a file in a folder that is there"):
+    with pytest.raises(UserError, match=f"--metrics .*/{file}: want a file in a folder that exists"):
         night(*where, "--metrics", str(tmp_path / file))
     assert not where[1].exists()
 
@@ -519,17 +566,15 @@ def test_an_index_that_does_not_fit_is_a_mistake_in_the_line(dry: tuple[str, ...
 
 def killed(where: tuple[Path, Path], calls: Calls, monkeypatch: pytest.MonkeyPatch, after: int, *more: str) -> None:
     """A night that ends as by kill -9 after so many jobs of models: nothing is tidied up behind it."""
-    from jobs import work
+    real, n = shards.write_marks, len(calls)
 
-    real, n = work._finish, len(calls)
-
-    def finish(*args: Any) -> None:
+    def write_marks(*args: Any) -> None:
         real(*args)
         if len(calls) - n >= after:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(work, "_finish", finish)
+        patch.setattr(shards, "write_marks", write_marks)
         with pytest.raises(KeyboardInterrupt):
             night(*where, *more)
 
@@ -538,7 +583,7 @@ def killed(where: tuple[Path, Path], calls: Calls, monkeypatch: pytest.MonkeyPat
 def test_what_a_killed_night_finished_is_not_done_again(
     where: tuple[Path, Path], calls: Calls, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    """18 photos in 3 shards: all three detected, two embedded. Then the night goes on, with other photos or other models."""
+    """18 photos in 3 shards: all detected, two embedded. Then the night goes on, with other photos or models."""
     stock(shop(range(18)), where[0], max_images=6)
     killed(where, calls, monkeypatch, after=5)
     del calls[:]

@@ -21,12 +21,12 @@ ROUNDS = int(os.environ.get("SOAK_ROUNDS", "1"))
 pytestmark = pytest.mark.slow
 
 
-def start(imageset: Path, output: Path, actors: int) -> subprocess.Popen:
+def start(imageset: Path, output: Path, actors: int, pause_s: float = 0.05) -> subprocess.Popen:
     """The whole job in a session of its own; a photo takes a while, so that there is something to kill."""
     script = REPO / "tests" / "jobs" / "run_with_stand_ins.py"
     paths = os.pathsep.join([str(REPO), str(REPO / "tests" / "jobs")])
     argv = ["--imageset", imageset, "--output", output, "--set", f"actors={actors}", "--set", "max_failed_share=1"]
-    env = os.environ | {"PYTHONPATH": paths, "STAND_IN_PAUSE_S": "0.05", "OMP_NUM_THREADS": "1"}
+    env = os.environ | {"PYTHONPATH": paths, "STAND_IN_PAUSE_S": str(pause_s), "OMP_NUM_THREADS": "1"}
     log = open(output.with_suffix(".log"), "ab")  # noqa: SIM115 - the process writes to it for as long as it lives
     return subprocess.Popen(
         [sys.executable, str(script), *map(str, argv)],
@@ -76,22 +76,24 @@ def test_the_image_that_kills_is_the_only_one_that_fails(straight: tuple[Path, d
 
     rows = pq.read_table(pa.BufferReader(straight[1]["failures.parquet"])).to_pylist()
     assert [(row["image_id"], row["stage"], row["reason"]) for row in rows] == [
-        (5, "detect", "the process died on this image alone, twice"), (49, "detect", "cannot be decoded: image file is truncated"),
-    ]  # fmt: skip
+        (5, "detect", "the process died on this image alone, twice"),
+        (49, "detect", "cannot be decoded: image file is truncated"),
+    ]
 
 
 def test_a_second_run_at_the_same_time_is_refused(
     straight: tuple[Path, dict[str, bytes], float], tmp_path: Path
 ) -> None:
-    first = start(straight[0], tmp_path / "run", actors=1)
+    first = start(straight[0], tmp_path / "run", actors=1, pause_s=60)  # it is at work for as long as the second takes
     try:
-        end = time.monotonic() + 120
-        while not (tmp_path / "run" / "lock.json").exists() and time.monotonic() < end:
+        end = time.monotonic() + 300  # a guard against hanging
+        while not (tmp_path / "run" / "lock.json").exists():
+            assert first.poll() is None and time.monotonic() < end, (tmp_path / "run.log").read_text()
             time.sleep(0.05)
         second = start(straight[0], tmp_path / "run", actors=1)
-        assert second.wait(timeout=120) == 2
+        assert second.wait(timeout=300) == 2
         assert "is at work here; wait for it" in (tmp_path / "run.log").read_text()
     finally:
         first.send_signal(signal.SIGTERM)  # politely: it gives the lock back
-        assert first.wait(timeout=120) == 130
+        assert first.wait(timeout=300) == 130
     assert not (tmp_path / "run" / "lock.json").exists()

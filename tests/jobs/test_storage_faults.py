@@ -1,4 +1,4 @@
-"""Whole runs on a bucket that misbehaves: they finish as if nothing had been, or stop with one line and go on from there.
+"""Whole runs on a bucket that misbehaves: they finish as if nothing had been wrong, or stop with one line and go on.
 
 `s3_proxy` injects the faults; SeaweedFS is killed for real. Stand-in models; only the slow tests start Ray.
 """
@@ -18,7 +18,7 @@ from agreement import contract
 from s3_proxy import Proxy
 from seaweed import Seaweed
 
-from jobs import stages
+from jobs.stages import order
 from store.objects import open_store
 
 REPO = Path(__file__).resolve().parents[2]
@@ -82,9 +82,9 @@ def one_line(log: Path) -> str:
 
 @pytest.mark.parametrize("faults", [
     {"503 SlowDown": 0.2},
-    {"drop": 0.1, "lose": 0.1},
-    {"stall": 0.02},
-    {"truncate": 0.1},
+    pytest.param({"drop": 0.1, "lose": 0.1}, marks=pytest.mark.slow),
+    pytest.param({"stall": 0.02}, marks=pytest.mark.slow),
+    pytest.param({"truncate": 0.1}, marks=pytest.mark.slow),
 ], ids=lambda faults: "+".join(faults))  # fmt: skip
 def test_a_run_through_trouble_ends_as_without(
     where: tuple[str, str],
@@ -107,11 +107,12 @@ def test_a_run_through_trouble_ends_as_without(
     assert not open_store(where[1]).exists("lock.json")
 
 
+@pytest.mark.slow
 def test_what_a_late_listing_hides_is_not_done_again(
     where: tuple[str, str], s3_proxy: Proxy, straight: dict[str, bytes], calls: Calls, full: Full
 ) -> None:
     argv = [*stand_ins.SETTINGS, *SHARE, "--imageset", where[0], "--output", where[1]]
-    stages.main(["detect"], argv, None, stand_ins.CATALOGUE)
+    order.main(["detect"], argv, None, stand_ins.CATALOGUE)
     s3_proxy.late_s = 600
     calls.clear()
     assert full(*where, *SHARE) == 0 and {stage for stage, _, _ in calls} == {"embed"}
@@ -125,10 +126,15 @@ def test_what_a_late_listing_hides_is_not_done_again(
 # ------------------------------------------------------------------------------------------------ trouble that stays
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how, method, key, after, want", [
-    ("403 ExpiredToken", ".*", "", 150, r"(reading|opening|looking at|writing) \S+ in s3://\S+: refused by the server, .* \(1 attempt\); check the credentials"),
-    ("507 XMinioStorageFull", "PUT", "run/embeddings/", 7, r"writing embeddings/\S+ in s3://\S+/run: the storage is full, .*said the proxy \(1 attempt\); make room"),
-    ("truncate", "GET", "run/items/true/shard-00003", 0, r"reading items/true/shard-00003.parquet in s3://\S+/run: \d+ bytes that are not .* \(6 attempts\)"),
+    ("403 ExpiredToken", ".*", "", 150,
+     r"(reading|opening|looking at|writing) \S+ in s3://\S+: refused by the server, .* \(1 attempt\); "
+     r"check the credentials"),
+    ("507 XMinioStorageFull", "PUT", "run/embeddings/", 7,
+     r"writing embeddings/\S+ in s3://\S+/run: the storage is full, .*said the proxy \(1 attempt\); make room"),
+    ("truncate", "GET", "run/items/true/shard-00003", 0,
+     r"reading items/true/shard-00003.parquet in s3://\S+/run: \d+ bytes that are not .* \(6 attempts\)"),
 ])  # fmt: skip
 def test_a_run_that_cannot_go_on_says_why_and_goes_on_later(
     where: tuple[str, str], s3_proxy: Proxy, straight: dict[str, bytes], calls: Calls, full: Full, tmp_path: Path,

@@ -1,5 +1,6 @@
 """Training a detector: stopped and started again it ends where a straight run ends, alone or on several workers."""
 
+import dataclasses
 import json
 import math
 import os
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 
 from jobs import train_detector
-from jobs.cli import UserError
+from jobs.runs.settings import Settings
+from jobs.training.launch import World
+from store.errors import UserError
 
 REPO = Path(__file__).parents[2]
 NAME = "centernet-tiny.safetensors"
@@ -22,8 +25,8 @@ NAME = "centernet-tiny.safetensors"
 
 @pytest.fixture(scope="module")
 def drawn_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from retrieval.datasets import drawn
-    from store.imageset import write_imageset
+    from sources.drawn import source as drawn
+    from store.imageset_write import write_imageset
 
     folder = tmp_path_factory.mktemp("drawn") / "set"
     write_imageset(drawn.read(users=16, shops=16, seed=5, size_px=160), folder, source={"adapter": "drawn"})
@@ -31,8 +34,10 @@ def drawn_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def line(drawn_set: Path | str, output: Path | str, *more: str) -> list[str]:
-    words = f"--model centernet-tiny --imageset {drawn_set} --output {output} --steps 4 --batch-size 2 --save-every 2 --threads 1"
-    return [*words.split(), *more]
+    """A command; `more` goes in place of the flags that it names, and adds an image set."""
+    usual = {"--model": "centernet-tiny", "--steps": "4", "--batch-size": "2", "--save-every": "2", "--threads": "1"}
+    words = [word for flag, value in usual.items() if flag not in more for word in (flag, value)]
+    return [*words, "--imageset", str(drawn_set), "--output", str(output), *more]
 
 
 def log_of(output: Path) -> list[dict[str, Any]]:
@@ -42,6 +47,7 @@ def log_of(output: Path) -> list[dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------ alone
 
 
+@pytest.mark.slow
 def test_stopped_and_continued_it_ends_like_a_straight_run(
     drawn_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,7 +70,7 @@ def test_stopped_and_continued_it_ends_like_a_straight_run(
         train_detector.main(line(drawn_set, tmp_path / "broken", *changes))
     monkeypatch.setattr(training, "losses", whole)
     assert train_detector.main(line(drawn_set, tmp_path / "broken", *changes)) == 0
-    assert "going on at step 2" in capsys.readouterr().out
+    assert "continuing at step 2" in capsys.readouterr().out
 
     assert (tmp_path / "straight" / NAME).read_bytes() == (tmp_path / "broken" / NAME).read_bytes()
     told = [
@@ -106,17 +112,29 @@ def test_a_finished_training_told_again_says_the_same(drawn_set: Path, tmp_path:
         (["--imageset", "absent"], "absent"),
         (["--validation", "absent"], "absent"),
         (["--mixture", "m0"], "--mixture and --data go together"),
-        (["--batch-size", "6", "--workers", "2", "--accumulate", "2"], "--batch-size 6 wants to be a multiple of .* 4"),
-        (["--zoom", "2,1"], "--zoom wants LOW,HIGH"),
-        (["--mosaic", "1.5"], r"--mosaic wants a share in \[0, 1\], got 1.5"),
-        (["--drops", "0.5,3"], r"--drops wants a share in \[0, 1\], got 3"),
-        (["--ema-decay", "1"], "--ema-decay wants to be"),
+        (["--batch-size", "6", "--workers", "2", "--accumulate", "2"], "--batch-size 6: want a multiple of .* 4"),
     ],
 )
 def test_mistakes_are_said_in_one_line(drawn_set: Path, tmp_path: Path, more: list[str], reason: str) -> None:
     with pytest.raises(Exception, match=reason) as caught:
         train_detector.main(line(drawn_set, tmp_path / "out", *more))
-    assert isinstance(caught.value, UserError) or getattr(caught.value, "user_facing", False)
+    assert getattr(caught.value, "user_facing", False)
+
+
+@pytest.mark.parametrize(
+    ("more", "reason"),
+    [
+        (["--zoom", "2,1"], "argument --zoom: want LOW,HIGH with 0 < LOW <= HIGH, got 2,1"),
+        (["--mosaic", "1.5"], "argument --mosaic: want a number from 0 to 1, got 1.5"),
+        (["--drops", "0.5,3"], "argument --drops: want a number from 0 to 1, got 3"),
+        (["--ema-decay", "1"], "argument --ema-decay: want a number from 0 to below 1, got 1"),
+        (["--steps", "0"], "argument --steps: want a whole number from 1 to 2147483648, got 0"),
+    ],
+)
+def test_values_out_of_range_are_refused(more: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        train_detector.main(line("set", "out", *more))
+    assert caught.value.code == 2 and reason in capsys.readouterr().err
 
 
 def test_a_loss_that_is_no_number_ends_the_training(
@@ -126,7 +144,7 @@ def test_a_loss_that_is_no_number_ends_the_training(
 
     whole = training.losses
     monkeypatch.setattr(training, "losses", lambda *args: {k: v * math.nan for k, v in whole(*args).items()})
-    with pytest.raises(UserError, match=r"loss is nan at step 0; try a lower --lr than 0\.0012"):
+    with pytest.raises(UserError, match=r"centernet-tiny, step 0: the loss is nan; try a lower --lr than 0\.0012"):
         train_detector.main(line(drawn_set, tmp_path))
 
 
@@ -140,21 +158,22 @@ def test_a_checkpoint_of_another_training_is_refused(drawn_set: Path, tmp_path: 
 
 def test_photos_that_judge_are_not_learnt_from(tmp_path: Path) -> None:
     from detection.models import CENTERNET_TINY
-    from jobs.training import detector_photos
-    from retrieval.datasets import drawn
-    from store.imageset import write_imageset
+    from jobs.training.detector import DetectorTraining, photo_counts
+    from sources.drawn import source as drawn
+    from store.imageset_write import write_imageset
 
     rows = list(drawn.read(users=16, shops=16, seed=5, size_px=160))
     write_imageset(rows, tmp_path / "learn", source={"adapter": "drawn"})
     write_imageset(rows[:5], tmp_path / "val", source={"adapter": "drawn"})
     more = ("--validation", str(tmp_path / "val"), "--imageset", f"{tmp_path / 'learn'}:0.25", "--user-weight", "4")
-    photos = detector_photos.read(train_detector.parse(line(tmp_path / "learn", tmp_path, *more)), CENTERNET_TINY)
+    args = train_detector.parse(line(tmp_path / "learn", tmp_path, *more))
+    photos = DetectorTraining(args, CENTERNET_TINY, World())
     aside = sum((row.pair_id or row.image_id) % 10 == 0 for row in rows[5:])
-    assert photos.left_out["in the validation set"] == 2 * 5 and len(photos.validation) == 5
+    assert photos.set.left_out["in the validation set"] == 2 * 5 and len(photos.validation) == 5
     assert len(photos.held_out) == 2 * aside and len(photos.learn) == 2 * (len(rows) - 5 - aside)
     assert set(photos.learn.weights) == {1.0, 4.0, 0.25}
     assert (
-        photos.told
+        photo_counts(photos.learn, photos.held_out, photos.set)
         == f"{len(photos.learn)} photos to learn from, {2 * aside} held out (10 in the validation set left out)"
     )
 
@@ -163,19 +182,20 @@ def test_a_set_without_pairs_is_held_out_by_photo(tmp_path: Path) -> None:
     import dataclasses
 
     from detection.models import CENTERNET_TINY
-    from jobs.training import detector_photos
-    from retrieval.datasets import drawn
-    from store.imageset import write_imageset
+    from jobs.training.detector import DetectorTraining
+    from sources.drawn import source as drawn
+    from store.imageset_write import write_imageset
 
     rows = [dataclasses.replace(row, pair_id=0) for row in drawn.read(users=0, shops=20, seed=5, size_px=160)]
     write_imageset(rows, tmp_path / "set", source={"adapter": "drawn"})
-    photos = detector_photos.read(train_detector.parse(line(tmp_path / "set", tmp_path)), CENTERNET_TINY)
+    photos = DetectorTraining(train_detector.parse(line(tmp_path / "set", tmp_path)), CENTERNET_TINY, World())
     assert (len(photos.learn), len(photos.held_out)) == (18, 2)
 
 
-# ------------------------------------------------------------------------------------------------ a bucket, several workers
+# ---- a bucket, several workers ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_bucket_holds_the_training_and_its_newest_checkpoints(
     drawn_set: Path, tmp_path: Path, s3_bucket: str, s3_client: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,6 +209,8 @@ def test_a_bucket_holds_the_training_and_its_newest_checkpoints(
         "checkpoints/step-00000003.pt",
         "checkpoints/step-00000004.pt",
         "log.jsonl",
+        "report/assets/charts.js",
+        "report/assets/report.css",
         "report/index.html",
         "summary.json",
         NAME,
@@ -200,7 +222,7 @@ def test_a_bucket_holds_the_training_and_its_newest_checkpoints(
     shipped = s3_client.get_object(Bucket=s3_bucket.removeprefix("s3://"), Key=name)["Body"].read()
     assert shipped == (tmp_path / "straight" / NAME).read_bytes()
     train_detector.main(line(drawn_set, output, "--save-every", "1", "--keep", "2"))
-    assert "going on at step 4" in capsys.readouterr().out
+    assert "continuing at step 4" in capsys.readouterr().out
 
 
 def goes_on_from(source: Path, target: Path, checkpoint: str) -> None:
@@ -213,7 +235,7 @@ def goes_on_from(source: Path, target: Path, checkpoint: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_workers_go_on_from_one_and_one_of_them_dies(drawn_set: Path, tmp_path: Path) -> None:
-    """CenterNet's gradient is normalised by a part's garments, as with two parts on one worker: the same up to rounding.
+    """CenterNet normalises by a part's garments, as with two parts on one worker: equal up to rounding.
 
     A process of its own, because Ray stays with the one that started it.
     """
@@ -235,10 +257,54 @@ def test_two_workers_go_on_from_one_and_one_of_them_dies(drawn_set: Path, tmp_pa
                 victim = -1
     everything = "".join(said)
     assert job.returncode == 0, everything
-    starts = [int(step) for step in re.findall(r"going on at step (\d+)", everything)]
+    starts = [int(step) for step in re.findall(r"continuing at step (\d+)", everything)]
     assert starts[0] == 2 and len(starts) == 2 and starts[1] >= 4
     assert [row["step"] for row in log_of(tmp_path / "shared") if row["part"] == "train"] == list(range(2, 15, 2))
 
     alone, shared = (load_file(tmp_path / which / NAME) for which in ("alone", "shared"))
     for name, tensor in alone.items():  # 12 steps of at most 3e-4 (the warm-up) each, so another batch would show
         assert (tensor.float() - shared[name].float()).abs().max() < 1e-3, name
+
+
+# ---- categories of its own --------------------------------------------------------------------------------------
+
+
+def test_it_learns_the_joined_categories_of_its_sets_and_names_them_in_its_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from jobs.runs import catalogue
+    from sources.drawn import source as drawn
+    from store.categories import DEEPFASHION2
+    from store.imageset import Photo
+    from store.imageset_write import write_imageset
+
+    def own(ids: dict[int, int], seed: int, photo: Photo) -> Photo:
+        """Drawn garments under a few ids; a photo has an id of its own in each set."""
+        items = tuple(dataclasses.replace(item, category_id=ids[item.category_id % len(ids)]) for item in photo.items)
+        pair_id = 10 if photo.image_id % 3 == 0 else photo.pair_id  # pair 10 is held out
+        return dataclasses.replace(photo, image_id=photo.image_id + seed, pair_id=pair_id, items=items)
+
+    for name, seed, categories in (("one", 5, ("kilt", "cape")), ("two", 6, ("hood", "kilt"))):
+        rows = [own({0: 1, 1: 2}, seed, row) for row in drawn.read(users=14, shops=14, seed=seed, size_px=160)]
+        write_imageset(rows, tmp_path / name, source={"adapter": "drawn"}, categories=categories)
+    more = ["--imageset", str(tmp_path / "two"), "--steps", "2"]
+    start = ["--init-from", str(REPO / "weights" / "tiny" / NAME)]
+    assert train_detector.main(line(tmp_path / "one", tmp_path / "out", *more, *start)) == 0
+    assert "2 that tell categories apart start anew" in capsys.readouterr().out
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["categories"] == ["kilt", "cape", "hood"] and summary["held_out"]["AP10"] is None
+
+    settings = Settings(
+        imageset="in", output="out", detectors=({"name": "mine", "base": "centernet-tiny", "weights": NAME},),
+        weights_dir=str(tmp_path / "out"), allow_random_weights=True,
+    )  # fmt: skip
+    (mine,), _ = catalogue.choose_models(settings, catalogue.SHIPPED)
+    assert mine.spec.categories == ("kilt", "cape", "hood") and mine.spec.model["bbox_head"]["num_classes"] == 3
+    other = {"name": "mine", "base": "centernet-tiny", "weights": NAME, "categories": ["kilt", "cape", "coat"]}
+    with pytest.raises(UserError, match="trained for kilt, cape, hood, and its entry names kilt, cape, coat"):
+        catalogue.choose_models(settings.replace(detectors=(other,)), catalogue.SHIPPED)
+
+    # a set to validate by that has what nobody learns
+    write_imageset(rows[:4], tmp_path / "val", source={"adapter": "drawn"}, categories=DEEPFASHION2)
+    with pytest.raises(UserError, match="has the category 'short sleeve top', so nothing is learnt of it"):
+        train_detector.main(line(tmp_path / "one", tmp_path / "no", "--validation", str(tmp_path / "val")))

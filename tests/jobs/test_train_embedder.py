@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from jobs import train_embedder
-from jobs.cli import UserError
 from retrieval import models
-from store.imageset import write_imageset
+from store.errors import UserError
+from store.imageset_write import write_imageset
 from tests.jobs.pictures import pairs, patch
 
 REPO = Path(__file__).parents[2]
@@ -32,30 +32,19 @@ def small_model(monkeypatch):
 
 
 def line(imageset: str, output: Path, *more: str) -> list[str]:
-    fixed = ["--model", "small", "--imageset", imageset, "--output", str(output), "--threads", "1"]
-    return [
-        *fixed,
-        "--steps",
-        "4",
-        "--batch-size",
-        "4",
-        "--log-every",
-        "2",
-        "--save-every",
-        "2",
-        "--eval-every",
-        "4",
-        "--warm-up",
-        "1",
-        *more,
-    ]
+    """A command; `more` goes in place of the flags that it names."""
+    usual = {"--model": "small", "--threads": "1", "--steps": "4", "--batch-size": "4", "--log-every": "2"}
+    usual |= {"--save-every": "2", "--eval-every": "4", "--warm-up": "1"}
+    words = [word for flag, value in usual.items() if flag not in more for word in (flag, value)]
+    return [*words, "--imageset", imageset, "--output", str(output), *more]
 
 
+@pytest.mark.slow
 def test_a_stopped_training_ends_where_a_straight_one_does(imageset, tmp_path, capsys):
     assert train_embedder.main(line(imageset, tmp_path / "straight")) == 0
     for _ in range(4):
         assert train_embedder.main(line(imageset, tmp_path / "stopped", "--minutes", "0")) == 0  # one step a start
-    assert "going on at step 3" in capsys.readouterr().out
+    assert "continuing at step 3" in capsys.readouterr().out
     straight, stopped = ((tmp_path / name / "small.safetensors").read_bytes() for name in ("straight", "stopped"))
     assert straight == stopped
     assert train_embedder.main(line(imageset, tmp_path / "straight")) == 0  # finished: only says so again
@@ -109,5 +98,71 @@ def test_a_set_without_pairs_is_refused(tmp_path):
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys, jobs.train_embedder; sys.exit(any(name in sys.modules for name in ('torch', 'faiss', 'ray', 'numpy')))"
+    heavy = ("torch", "faiss", "ray", "numpy")
+    code = f"import sys, jobs.train_embedder; sys.exit(any(name in sys.modules for name in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], cwd=REPO).returncode == 0
+
+
+# ---- from a model of timm ----------------------------------------------------------------------------------------
+TIMM = "{name: vit, timm: vit_tiny_patch16_224, input_size: 32}"
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch) -> Path:
+    """A file of the network as timm saves it; models are asked about in this process."""
+    import timm
+    import torch
+    from safetensors.torch import save_file
+
+    from retrieval import timm_models, timm_networks
+
+    monkeypatch.setattr(timm_models, "_described", timm_networks.answer)
+    torch.manual_seed(0)
+    save_file(timm.create_model("vit_tiny_patch16_224").state_dict(), tmp_path / "start.safetensors")
+    return tmp_path / "start.safetensors"
+
+
+@pytest.mark.parametrize(
+    "flags, entry, learns",
+    [
+        (["--descriptors", "spoc,gem", "--dim", "8"], {"branches": ["spoc", "gem"], "dim": 8}, True),
+        (["--dim", "8", "--freeze"], {"dim": 8}, False),  # a linear head on the frozen network
+    ],
+)
+def test_a_model_of_timm_learns_and_loads_as_an_entry_says(start, imageset, tmp_path, flags, entry, learns):
+    from safetensors.torch import load_file
+
+    from retrieval import timm_models, timm_networks
+
+    own = ["--model", TIMM, "--init-from", str(start), "--layer-decay", "0.7", *flags]
+    assert train_embedder.main(line(imageset, tmp_path / "out", *own)) == 0
+    path = tmp_path / "out" / "vit.safetensors"
+    fields = {
+        "name": "vit",
+        "timm": "vit_tiny_patch16_224",
+        "input_size": 32,
+        "crop": 1.0,
+        "weights": "vit.safetensors",
+    }
+    spec = timm_models.from_fields(fields | entry)
+    rows = timm_networks.load(spec, "cpu", weights=path).embed(np.zeros((1, 32, 32, 3), np.uint8))
+    assert rows.shape == (1, 8)
+    before, after = load_file(start), load_file(path)
+    name = "blocks.11.mlp.fc1.weight"
+    same = np.array_equal(before[name].half(), after[f"backbone.body.{name}"])
+    assert same is not learns
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--model", "timm:vit_tiny_patch16_24"], "timm has no model 'vit_tiny_patch16_24'"),
+        (["--model", TIMM, "--freeze"], "nothing would learn: with --freeze, give a head"),
+        (["--model", TIMM, "--stride", "16"], "a model of timm brings its own stride; leave the flag out"),
+        (["--model", "{name: v, timm: resnet10t, weights: a.pth}"], "start from a file with --init-from"),
+        (["--model", "{name: v, timm: resnet10t"], "--model"),
+    ],
+)
+def test_a_model_of_timm_that_cannot_learn_is_one_line(start, imageset, tmp_path, more, message):
+    with pytest.raises(UserError, match=message):
+        train_embedder.main(line(imageset, tmp_path / "out", *more))

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from jobs import ingest, train_embedder
-from store import imageset
+from store.imageset import open_imageset
+from store.imageset_write import write_imageset
 from tests.jobs.pictures import patch
-from tests.retrieval.datasets import miniatures
+from tests.sources import miniatures
 
 MINIATURES: dict[str, Callable[[Path], object]] = {
     "deepfashion2": miniatures.deepfashion2,
@@ -31,7 +32,7 @@ def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert ingest.main([name, str(root / "trees" / name), str(root / name)]) == 0
     # the trees share pictures, which could not be learnt from while they judge
     others = [patch(2 * pair + side, pair, ("user", "shop")[side]) for pair in range(1, 6) for side in (0, 1)]
-    imageset.write_imageset(others, root / "others", source={"adapter": "test", "arguments": {}})
+    write_imageset(others, root / "others", source={"adapter": "test", "arguments": {}})
     return root
 
 
@@ -48,7 +49,7 @@ def train(output: Path, *words: str) -> dict:
 def test_a_data_set_is_trained_on_and_judged(sets: Path, tmp_path: Path, name: str) -> None:
     summary = train(tmp_path / "run", "--imageset", str(sets / name))
     assert summary["identities"] >= 2 and summary["stopped_at"] == 2
-    sources = set(imageset.open_imageset(sets / name).truth()["source"].to_pylist())
+    sources = set(open_imageset(sets / name).truth()["source"].to_pylist())
     page = (tmp_path / "run" / "report" / "index.html").read_text()
     assert page.count("Training of lite0-sg") and (sources == {"shop"} or sources == {"user", "shop"})
     judged = train(tmp_path / "judged", "--imageset", str(sets / "others"), "--validation", str(sets / name))
@@ -66,15 +67,15 @@ def test_a_mixture_is_trained_on(sets: Path, tmp_path: Path, mixture: str, n_set
 
 def test_identities_of_different_sets_never_meet(sets: Path) -> None:
     """The same tree under two names: every pair_id collides, and no identity does."""
-    from jobs.training import data as training_data
-    from jobs.training import embedder_crops
-    from retrieval.datasets.mixtures import Part
+    from jobs.training.data import LearningSet
+    from jobs.training.embedder import read_garments
+    from sources.mixtures import MixturePart
 
     args = train_embedder.parse(["--model", "lite0-sg", "--output", "-", "--input-size", "32"])
     spec = train_embedder.spec_of(args)
 
     def classes(*names: str) -> int:
-        parts = [Part(name, str(sets / name), 1.0) for name in names]
-        return len(embedder_crops.read(args, spec, training_data.LearningSet(parts)).classes)
+        parts = [MixturePart(name, str(sets / name), 1.0) for name in names]
+        return len(read_garments(args, spec, LearningSet(parts)).classes)
 
     assert classes("darn", "street2shop", "mpv") == classes("darn") + classes("street2shop") + classes("mpv")

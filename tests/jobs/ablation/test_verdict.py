@@ -1,4 +1,4 @@
-"""What ranks of two searches say beside each other, on queries few enough to count."""
+"""What the ranks of two searches say when compared, on queries few enough to count."""
 
 import numpy as np
 import pytest
@@ -19,14 +19,14 @@ def test_a_row_counts_what_is_among_the_first() -> None:
     assert "half_value" not in row  # nothing was chosen
 
 
-def test_what_was_chosen_is_told_on_the_half_it_was_not_chosen_on() -> None:
+def test_a_chosen_variant_gets_figures_on_the_half_it_was_not_chosen_on() -> None:
     ids = np.arange(100)
-    chosen, other = (ids[verdict.chosen_half(ids) == one][0] for one in (True, False))
+    chosen, other = (ids[verdict.selection_half(ids) == half][0] for half in (True, False))
     row = verdict.row("true", "x", "greedy", "[]", BETTER, BASE, np.array([chosen, other, other, chosen]), ITEM)
     assert row["half_value"] == (1 + 1) / 2 and row["half_difference"] == (1 + 1) / 2  # the second and third query
 
 
-def test_who_was_helped_and_who_was_hurt_comes_by_how_much() -> None:
+def test_queries_helped_and_hurt_are_sorted_by_how_much() -> None:
     helped, hurt = verdict.changes(BASE["ranks"], BETTER["ranks"], PHOTO, ITEM)
     assert helped == [
         {"image_id": 11, "item": 0, "before": 0, "after": 2},  # from nowhere, 21, to 2
@@ -35,14 +35,14 @@ def test_who_was_helped_and_who_was_hurt_comes_by_how_much() -> None:
     assert hurt == [{"image_id": 12, "item": -1, "before": 3, "after": 4}]
 
 
-def test_halves_follow_from_the_photo_alone_and_are_halves() -> None:
+def test_halves_depend_on_the_photo_alone_and_are_of_like_size() -> None:
     photos = np.arange(4000)
-    half = verdict.chosen_half(photos)
-    assert (verdict.chosen_half(photos[::-1]) == half[::-1]).all() and 0.45 < half.mean() < 0.55
+    half = verdict.selection_half(photos)
+    assert (verdict.selection_half(photos[::-1]) == half[::-1]).all() and 0.45 < half.mean() < 0.55
 
 
 @pytest.mark.parametrize("low, high, want", [
     (0.01, 0.02, "helps"), (-0.02, -0.01, "hurts"), (-0.01, 0.01, "noise"), (0.0, 0.0, "noise"), (None, None, ""),
 ])  # fmt: skip
-def test_words(low: float | None, high: float | None, want: str) -> None:
+def test_the_word_for_an_interval(low: float | None, high: float | None, want: str) -> None:
     assert verdict.word(low, high) == want

@@ -2,7 +2,8 @@
 
 import pytest
 
-from jobs.gallery.answers import Answer, Garment, Hit, lines, table
+from jobs.gallery.answers import Answer, FoundGarment, Hit, lines, table
+from store.categories import DEEPFASHION2
 
 
 def hit(rank: int, product: str = "p", name: str = "a.jpg", **more: object) -> Hit:
@@ -11,16 +12,19 @@ def hit(rank: int, product: str = "p", name: str = "a.jpg", **more: object) -> H
 
 
 def test_a_table_stands_in_columns():
-    assert table([hit(1), hit(2, "longer", "b.jpg", category_id=1)]) == [
+    assert table([hit(1), hit(2, "longer", "b.jpg", category_id=1)], DEEPFASHION2) == [
         "rank  similarity  product  file name  category          box x1 y1 x2 y2 px",
         "   1      0.9000  p        a.jpg      trousers          1 2 31 40",
         "   2      0.8000  longer   b.jpg      short sleeve top  1 2 31 40",
     ]
 
 
-@pytest.mark.parametrize("garments, first", [(0, "x.jpg: no garments found"), (1, "x.jpg: 1 garment found"), (2, "x.jpg: 2 garments found")])  # fmt: skip
+@pytest.mark.parametrize(
+    "garments, first",
+    [(0, "x.jpg: no garments found"), (1, "x.jpg: 1 garment found"), (2, "x.jpg: 2 garments found")],
+)
 def test_garments_are_counted(garments, first):
-    said = lines(Answer("x.jpg", b"", [Garment((0, 0, 9, 9), 0.25, 9, [])] * garments))
+    said = lines(Answer("x.jpg", b"", [FoundGarment((0, 0, 9, 9), 0.25, 9, [])] * garments), DEEPFASHION2)
     assert said[0] == first
     assert said[1:] == [
         line
@@ -31,13 +35,13 @@ def test_garments_are_counted(garments, first):
 
 @pytest.mark.parametrize("name", ["a\nb", "a\r\x1b[31mb", "\x9b2J", "‮gpj.exe", "x" * 5000, "\0", "\ud800"])
 def test_a_name_is_never_more_than_a_part_of_its_line(name):
-    said = lines(Answer(name, b"", [Garment((0, 0, 9, 9), 0.25, 9, [hit(1, name, name)])]))
+    said = lines(Answer(name, b"", [FoundGarment((0, 0, 9, 9), 0.25, 9, [hit(1, name, name)])]), DEEPFASHION2)
     assert len(said) == 4 and all(line.isprintable() for line in said)
 
 
 def test_a_long_name_is_there_to_be_copied():
-    assert "n" * 90 in table([hit(1, "n" * 90), hit(2)])[1]
+    assert "n" * 90 in table([hit(1, "n" * 90), hit(2)], DEEPFASHION2)[1]
 
 
 def test_a_category_nobody_knows_has_its_number():
-    assert "category 14" in table([hit(1, category_id=14)])[1]
+    assert "category 14" in table([hit(1, category_id=14)], DEEPFASHION2)[1]

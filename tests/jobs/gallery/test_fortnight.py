@@ -1,7 +1,7 @@
 """A gallery through many nights: each night's answers are those of a gallery built anew of the same photos.
 
-4 nights of 200 drawn photos with stand-in models; `make soak` sets GALLERY_NIGHTS=14 GALLERY_PHOTOS=1000 GALLERY_MODELS=tiny: then a real
-detector and embedder look at the photos.
+4 nights of 200 drawn photos with stand-in models; `make soak` sets GALLERY_NIGHTS=14 GALLERY_PHOTOS=1000
+GALLERY_MODELS=tiny: then a real detector and embedder look at the photos.
 """
 
 import contextlib
@@ -18,10 +18,11 @@ import pytest
 import stand_ins
 
 from jobs import reindex_gallery
-from jobs.models import SHIPPED
-from retrieval.datasets import drawn
+from jobs.runs.catalogue import SHIPPED
 from retrieval.gallery import Gallery, open_gallery
-from store.imageset import Photo, write_imageset
+from sources.drawn import source
+from store.imageset import Photo
+from store.imageset_write import write_imageset
 
 NIGHTS = int(os.environ.get("GALLERY_NIGHTS", "4"))
 PHOTOS = int(os.environ.get("GALLERY_PHOTOS", "200"))
@@ -49,9 +50,9 @@ def run(imageset: Path, gallery: Path, *more: str) -> dict[str, Any]:
 
 
 def nights(seed: int) -> list[list[Photo]]:
-    """Tonight's photos, night by night: 1 to 5 % come, 1 to 5 % go, 1 to 5 % show something else, some change their product."""
+    """Tonight's photos, night by night: 1 to 5 % come, as many go or show another garment; some change product."""
     rng = np.random.default_rng(seed)
-    pictures = list(drawn.read(0, PHOTOS + NIGHTS * PHOTOS // 5, seed=seed, size_px=96))
+    pictures = list(source.read(0, PHOTOS + NIGHTS * PHOTOS // 5, seed=seed, size_px=96))
     fresh = iter(pictures)
     now = {one.image_id: one for one in (next(fresh) for _ in range(PHOTOS))}
     found = [list(now.values())]
@@ -69,7 +70,7 @@ def nights(seed: int) -> list[list[Photo]]:
 
 
 def asked(gallery: Gallery, n: int = 200) -> np.ndarray:
-    """(n, D) rows as the models give them: stored ones of a plain gallery, moved as another photo of the garment would be."""
+    """(n, D) rows as the models give them: stored rows, moved as another photo of the garment would be."""
     rng = np.random.default_rng(SEED)
     ids = np.sort(gallery.items["id"].to_numpy())
     rows = (
@@ -93,7 +94,7 @@ KINDS = ["flat", "hnsw", *(["ivf_flat"] if PHOTOS >= 1000 else [])]  # fewer row
 
 @pytest.fixture(scope="module")
 def looked_at(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[int]]:
-    """Where real models' results lie and whose they are: what they found for one kind of index is not looked for again."""
+    """Real models' results and their fingerprint: what one kind of index has computed, the next reuses."""
     return tmp_path_factory.mktemp("results"), set()
 
 
@@ -133,5 +134,6 @@ def test_every_night_answers_as_a_full_rebuild(
             np.testing.assert_array_equal(got[0], exact[0])
         else:
             assert share_found(got, exact) >= 0.95
-        print(f"{kind}, night {number}: {found['added']} added, {found['changed']} changed, {found['removed']} removed, "
+        print(f"{kind}, night {number}: {found['added']} added, {found['changed']} changed, "
+              f"{found['removed']} removed, "
               f"{found['rows']} garments, recall {share_found(got, exact):.3f}, {found['seconds']} s")  # fmt: skip

@@ -1,6 +1,7 @@
-"""A night killed at a random moment, two nights at once, a night whose lock was taken over: what serves is whole, and the end is the same.
+"""A night killed at a random moment, two nights at once, a night that lost its lock: the end is the same.
 
-Stand-in models, real processes, folder and bucket in turn. `GALLERY_KILLS=30` for more kills; `GALLERY_KILL_SEED` repeats one that failed.
+Stand-in models, real processes, folder and bucket in turn. `GALLERY_KILLS=30` for more kills; `GALLERY_KILL_SEED`
+repeats one that failed.
 """
 
 import os
@@ -15,11 +16,11 @@ from typing import Any
 import pytest
 from galleries import Goods, content, house, line, night, on_disk, opened, shop, stock
 
-from jobs.cli import UserError
 from jobs.gallery import night as nights
 from jobs.gallery import versions
-from jobs.lock import Lock
-from retrieval.gallery import read_record
+from jobs.runs.lock import Lock
+from retrieval.gallery_files import read_record
+from store.errors import UserError
 from store.objects import ObjectStore, open_store
 
 REPO = Path(__file__).resolve().parents[3]
@@ -86,7 +87,8 @@ def test_a_killed_night_leaves_what_serves_whole_and_the_next_ends_the_same(
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     print(f"round {number}, {gallery}: seed {seed}, kill -9 after {moment:.1f} of {seconds:.1f} s, left: "
-          f"{[one.state for one in versions.listed(store)]}, {len(store.list('work/'))} files of work")  # fmt: skip
+          f"{[row.state for row in versions.version_rows(store)]}, "
+          f"{len(store.list('work/'))} files of work")  # fmt: skip
     assert content(opened(gallery)) in (old, want)
     night(imageset, gallery)
     assert content(opened(gallery)) == want
@@ -109,6 +111,7 @@ def _only_what_is_wanted(store: ObjectStore) -> None:
     assert left == {f"{part}.{kind}.parquet" for part in parts for kind in ("items", "photos")}
 
 
+@pytest.mark.slow
 def test_of_two_nights_at_once_one_works_and_the_other_says_so(straight: Any, tmp_path: Path) -> None:
     imageset, yesterday, want, _ = straight
     copied(open_store(yesterday), open_store(tmp_path / "gallery"))
@@ -123,32 +126,33 @@ def test_of_two_nights_at_once_one_works_and_the_other_says_so(straight: Any, tm
             (said,) = [line for line in log.read_text().splitlines() if ": error: " in line]
             assert "is at work here; wait for it" in said and "Traceback" not in log.read_text()
     assert content(opened(tmp_path / "gallery")) == want
-    assert len(versions.listed(open_store(tmp_path / "gallery"))) == 2
+    assert len(versions.version_rows(open_store(tmp_path / "gallery"))) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["folder", "bucket"])
 def test_a_night_that_lost_its_lock_does_not_publish_over_the_other(
     tmp_path: Path, calls: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, place: str
 ) -> None:
-    """A minute without storage: another night takes the lock, and publishes. What the first gave is not looked at again."""
+    """A minute without storage: another night takes the lock, and publishes. The first one's results are reused."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     gallery = f"{request.getfixturevalue('s3_bucket')}/gallery" if place == "bucket" else str(tmp_path / "gallery")
-    monkeypatch.setattr("jobs.lock.BEAT_S", 3600.0)  # the first is out of reach: it neither beats nor hears
+    monkeypatch.setattr("jobs.runs.lock.BEAT_S", 3600.0)  # the first is out of reach: it neither beats nor hears
     store, imageset = open_store(gallery), tmp_path / "set"
     stock(shop(range(10)), imageset)
     night(imageset, gallery)
     stock(shop(range(14)), imageset)
-    real, second = nights.Night.gate, []
+    real, second = nights.gate_figures, []
 
-    def gate(self: nights.Night, *args: Any) -> Any:
+    def gate_figures(*args: Any) -> Any:
         if not second:
             second.append(True)
             time.sleep(1.1)  # a lock is taken over after minutes; two nights of one second name their versions alike
             store.delete("lock.json")  # as who takes a silent lock over
             second.append(night(imageset, gallery))
-        return real(self, *args)
+        return real(*args)
 
-    monkeypatch.setattr(nights.Night, "gate", gate)
+    monkeypatch.setattr(nights, "gate_figures", gate_figures)
     said = r"was published meanwhile; 0000\d+-\S+ is whole and stays|took over meanwhile; wait for it"
     with pytest.raises(UserError, match=said):
         night(imageset, gallery)

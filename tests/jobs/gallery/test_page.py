@@ -11,15 +11,17 @@ import stand_ins
 from PIL import Image
 from small_gallery import publish
 
-from jobs.gallery import look, page
-from jobs.gallery.answers import Answer, Garment, Hit
+from jobs.gallery import infer, page
+from jobs.gallery.answers import Answer, FoundGarment, Hit
 from retrieval.gallery import Gallery, open_gallery
-from store.imageset import Photo, write_imageset
+from store.imageset import Photo
+from store.imageset_write import write_imageset
 
 HOSTILE = [
-    "<script>alert(1)</script>", "</bdi><img src=x onerror=alert(1)>", "\"><svg onload=alert(1)>", "' onmouseover='alert(1)",
-    "</style><script>alert(1)</script>", "</title></head><body onload=alert(1)>", "<!--", "{{ 7 * 7 }}", "{% include '/etc/passwd' %}",
-    "&lt;script&gt;", "\u202e\u2066gnp.exe", "<meta http-equiv=refresh content=0>", "<base href=//evil.example/>", "\ud800<b>",
+    "<script>alert(1)</script>", "</bdi><img src=x onerror=alert(1)>", "\"><svg onload=alert(1)>",
+    "' onmouseover='alert(1)", "</style><script>alert(1)</script>", "</title></head><body onload=alert(1)>",
+    "<!--", "{{ 7 * 7 }}", "{% include '/etc/passwd' %}", "&lt;script&gt;", "\u202e\u2066gnp.exe",
+    "<meta http-equiv=refresh content=0>", "<base href=//evil.example/>", "\ud800<b>",
 ]  # fmt: skip
 
 
@@ -62,7 +64,7 @@ def imageset(folder: Path, names: list[str], changed: int | None = None, without
 def written(box: Path, names: list[str]) -> Page:
     """The page about two photos whose garments found everything there is, and one that could not be read."""
     gallery = open_gallery(box / "gallery")
-    settings = look.settings_of(gallery.record, stand_ins.CATALOGUE)
+    settings = infer.settings_of(gallery.record, stand_ins.CATALOGUE)
     answers = [
         Answer(name, stand_ins.photo(i, "user", 1).image, [found_in(gallery)]) for i, name in enumerate(names[:2])
     ]
@@ -72,9 +74,9 @@ def written(box: Path, names: list[str]) -> Page:
     return Page(box / "found.html")
 
 
-def found_in(gallery: Gallery) -> Garment:
+def found_in(gallery: Gallery) -> FoundGarment:
     items = gallery.lookup(sorted(gallery.items["id"].to_pylist()))
-    return Garment((4, 6, 34, 46), 0.9, 3, [Hit(i + 1, 1 - i / 100, item) for i, item in enumerate(items)])
+    return FoundGarment((4, 6, 34, 46), 0.9, 3, [Hit(i + 1, 1 - i / 100, item) for i, item in enumerate(items)])
 
 
 @pytest.fixture
@@ -129,7 +131,7 @@ def test_it_says_that_the_image_set_is_gone(box):
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(box):
     gallery = open_gallery(box / "gallery")
-    settings = look.settings_of(gallery.record, stand_ins.CATALOGUE)
+    settings = infer.settings_of(gallery.record, stand_ins.CATALOGUE)
     with pytest.raises(OSError):
         page.write(box / "none" / "found.html", gallery.record, "g", [], settings)
     assert not (box / "none").exists()

@@ -1,4 +1,4 @@
-"""A gallery is asked as the evaluation ranks: the same photos, the same steps, the same lists; and what is new is found as if all were built anew."""
+"""A gallery ranks as the evaluation does: the same photos, the same steps, the same lists."""
 
 from pathlib import Path
 from typing import Any
@@ -9,14 +9,14 @@ import pytest
 import stand_ins
 from galleries import night, opened
 
-from jobs import tables
-from store.imageset import write_imageset
+from jobs.runs import tables
+from store.imageset_write import write_imageset
 
 STEPS = {
     "plain": "[{step: concat}]",
     "whiten": "[{step: concat}, {step: whiten, dim: 12}]",
-    "all": "[{step: concat}, {step: whiten, dim: 12}, {step: alpha_qe, k: 3}, {step: category, rule: soft, penalty: 0.2}, "
-    "{step: group, by: image}]",
+    "all": "[{step: concat}, {step: whiten, dim: 12}, {step: alpha_qe, k: 3}, "
+    "{step: category, rule: soft, penalty: 0.2}, {step: group, by: image}]",
     "anew": "[{step: concat}, {step: k_reciprocal, k1: 6, k2: 2}]",
     "dba": "[{step: concat}, {step: dba, k: 2}]",
 }

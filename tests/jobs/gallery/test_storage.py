@@ -1,4 +1,7 @@
-"""Nights on a bucket that misbehaves: they end as on a folder, or stop with one line and go on from there. Faults by `s3_proxy`; SeaweedFS is killed for real."""
+"""Nights on a bucket that misbehaves: they end as on a folder, or stop with one line and can be continued.
+
+Faults come from `s3_proxy`; SeaweedFS is killed for real.
+"""
 
 import os
 import re
@@ -33,6 +36,7 @@ def want(tmp_path: Path, calls: Any, monkeypatch: pytest.MonkeyPatch) -> dict[in
     return content(opened(tmp_path / "straight"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("faults", [
     {"503 SlowDown": 0.2}, {"drop": 0.1, "lose": 0.1}, {"stall": 0.02}, {"truncate": 0.1},
 ], ids=lambda faults: "+".join(faults))  # fmt: skip
@@ -50,10 +54,11 @@ def test_nights_through_trouble_end_as_without(
     assert content(opened(gallery)) == want
     assert set(s3_proxy.caused) == set(faults)
     s3_proxy.heal()
-    assert [one.state for one in versions.listed(open_store(gallery))] == ["earlier", "current"]
+    assert [one.state for one in versions.version_rows(open_store(gallery))] == ["earlier", "current"]
     assert not open_store(gallery).exists("lock.json") and not open_store(gallery).list("work/")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["/results/", "/versions/.*/items.parquet", "/versions/.*/version.json", "/CURRENT"])
 def test_a_night_that_cannot_write_keeps_the_version_before(
     want: Any, tmp_path: Path, s3_bucket: str, s3_proxy: Proxy, impatient: None, key: str

@@ -6,6 +6,7 @@ import os
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +15,11 @@ from typing import Any
 import pytest
 from handmade import rows, version
 
-from jobs.cli import UserError
 from jobs.gallery import versions
-from jobs.lock import Lock
-from retrieval.gallery import GalleryError, open_gallery
+from jobs.runs.lock import Lock
+from retrieval.gallery import open_gallery
+from retrieval.gallery_files import GalleryError
+from store.errors import UserError
 from store.objects import ObjectStore, open_store
 
 DAY = 86_400.0
@@ -45,7 +47,7 @@ def published(store: ObjectStore, *numbers: int, **how: Any) -> None:
 
 
 def states(store: ObjectStore) -> dict[int, str]:
-    return {int(one.name[:6]): one.state for one in versions.listed(store)}
+    return {int(one.name[:6]): one.state for one in versions.version_rows(store)}
 
 
 def current(store: ObjectStore) -> int:
@@ -240,7 +242,7 @@ def test_what_was_built_for_a_bucket_is_swept_from_this_machine_once_nobody_hold
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     store: Any = SimpleNamespace(local_path=None)
     with versions.passing(store) as held:
-        killed, new = tmp_path / f"{versions.PASSING}killed", tmp_path / f"{versions.PASSING}new"
+        killed, new = tmp_path / f"{versions.BUILD_PREFIX}killed", tmp_path / f"{versions.BUILD_PREFIX}new"
         for folder in (killed / "versions", new, tmp_path / ".tmp-anothers"):
             folder.mkdir(parents=True)
         for folder in (held, killed, tmp_path / ".tmp-anothers"):
@@ -292,17 +294,17 @@ def test_a_lost_answer_to_the_swap_is_not_a_lost_race(
 # ------------------------------------------------------------------------------------------------ readers
 
 
-def _read(uri: str, ends: Any, ready: Any, told: Any) -> None:
-    """Search in a loop, following and opening afresh in turn; tells the versions seen, and what went wrong."""
+def _read(uri: str, ends: Any, turns: Any, latest: Any, told: Any) -> None:
+    """Search in a loop, refreshing and opening again in turn; tells the versions seen, and what went wrong.
+
+    `turns` counts the searches; `latest` is the number of the version last searched.
+    """
     seen: dict[str, int] = {}
     wrong = ""
     try:
         gallery = open_gallery(uri)
-        ready.set()
-        turn = 0
         while not ends.is_set():
-            turn += 1
-            if turn % 3:
+            if (turns.value + 1) % 3:
                 gallery.refresh()
             else:
                 gallery = open_gallery(uri)
@@ -311,29 +313,39 @@ def _read(uri: str, ends: Any, ready: Any, told: Any) -> None:
             images = sorted((row["image_id"] for row in gallery.lookup(ids) if row), reverse=True)
             if images != [number + 1, number]:  # exactly what this version holds
                 wrong = wrong or f"{gallery.version}: {ids}, {images}"
-            time.sleep(0.01)
             seen[gallery.version] = seen.get(gallery.version, 0) + 1
+            latest.value, turns.value = number, turns.value + 1
     except Exception as error:
         wrong = f"{type(error).__name__}: {error}"
-    ready.set()
+    turns.value, latest.value = -1, -1
     told.put((seen, wrong))
 
 
+def _wait_for(condition: Callable[[], bool], turns: Any) -> None:
+    """Until the reader has come so far, or has ended; two minutes are a guard against hanging."""
+    end = time.monotonic() + 120
+    while not condition() and turns.value >= 0:
+        assert time.monotonic() < end, "the reader stands still"
+        time.sleep(0.005)
+
+
+@pytest.mark.slow
 def test_readers_see_whole_versions_through_publications_and_rollbacks(store: ObjectStore) -> None:
     """Another process searches through ten publications, two rollbacks and prunes; then it is where the pointer is."""
     spawn = multiprocessing.get_context("spawn")
-    ends, ready, told = spawn.Event(), spawn.Event(), spawn.Queue()
+    ends, turns, latest, told = spawn.Event(), spawn.Value("q", 0), spawn.Value("q", 0), spawn.Queue()
     published(store, 1)
-    reader = spawn.Process(target=_read, args=(store.uri, ends, ready, told))
+    reader = spawn.Process(target=_read, args=(store.uri, ends, turns, latest, told))
     reader.start()
-    assert ready.wait(120)
+    _wait_for(lambda: turns.value > 0, turns)
     for number in range(2, 12):
         published(store, number)
         if number in (5, 9):
             versions.roll_back(store)
         versions.prune(store, 3)  # the time of grace keeps what it may be opening
-        time.sleep(0.1)
-    time.sleep(1.0)
+        before = turns.value
+        _wait_for(lambda before=before: turns.value > before + 1, turns)
+    _wait_for(lambda: latest.value == 11, turns)
     ends.set()
     seen, wrong = told.get(timeout=60)
     reader.join()

@@ -1,18 +1,20 @@
 """Crops kept on disk: the same as cut anew, cut once, whole or not at all, and never those of other photos or sizes."""
 
+import os
+
 import numpy as np
 import pytest
 
 from jobs.training import crops_cache
-from jobs.training import data as training_data
-from retrieval.datasets.mixtures import Part
+from jobs.training.data import LearningPhoto, LearningSet
+from sources.mixtures import MixturePart
 from tests.jobs.pictures import pairs
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory) -> list[training_data.LearningPhoto]:
+def photos(tmp_path_factory) -> list[LearningPhoto]:
     uri = pairs(tmp_path_factory.mktemp("set"))
-    return list(training_data.LearningSet([Part("pairs", uri, 1.0)]).photos())
+    return list(LearningSet([MixturePart("pairs", uri, 1.0)]).photos())
 
 
 def same(one: list | None, other: list | None) -> bool:
@@ -26,10 +28,11 @@ def same(one: list | None, other: list | None) -> bool:
 
 @pytest.mark.parametrize("as_jpeg", [False, True])
 def test_kept_crops_are_those_cut_anew(photos, tmp_path, as_jpeg, monkeypatch):
+    folder = str(tmp_path / os.fsdecode(b"caf\xe9"))  # a name need not be UTF-8
     cut = list(crops_cache.pieces(photos, 32, as_jpeg))
-    first = list(crops_cache.pieces(photos, 32, as_jpeg, str(tmp_path)))
+    first = list(crops_cache.pieces(photos, 32, as_jpeg, folder))
     monkeypatch.setattr(crops_cache, "cut", None)  # the second time nothing is decoded
-    second = list(crops_cache.pieces(photos, 32, as_jpeg, str(tmp_path)))
+    second = list(crops_cache.pieces(photos, 32, as_jpeg, folder))
     assert len(cut) == len(photos) and sum(map(len, cut)) > 0
     assert all(map(same, cut, first)) and all(map(same, cut, second))
 
@@ -62,7 +65,7 @@ def test_half_a_file_is_cut_anew(photos, tmp_path, capsys):
     path.write_bytes(path.read_bytes()[:1000])
     found = list(crops_cache.pieces(photos, 32, False, str(tmp_path)))
     assert all(map(same, found, crops_cache.pieces(photos, 32, False)))
-    assert "cutting anew" in capsys.readouterr().out
+    assert "cropping again" in capsys.readouterr().out
 
 
 def test_a_training_that_dies_while_cutting_leaves_nothing(photos, tmp_path, monkeypatch):

@@ -9,18 +9,19 @@ from typing import Any
 
 import pytest
 
-from jobs.cli import UserError
-from jobs.training import run as training_run
-from jobs.training.run import Interval, TrainingRun, rate_share
+from jobs.training.run import LogInterval, TrainingRun, rate_share, to_bytes
+from store.errors import UserError
 from store.objects import LocalStore, StorageError
 
 SAME = {"model": "small", "imageset": ["a", "b"], "lr": 0.001}
 
 
-@pytest.fixture(params=["folder", "bucket"])
+@pytest.fixture(params=["folder", os.fsdecode(b"caf\xe9"), "bucket"], ids=["folder", "not UTF-8", "bucket"])
 def output(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """A training's folder on disk, then one in a bucket."""
-    return str(tmp_path / "train") if request.param == "folder" else f"{request.getfixturevalue('s3_bucket')}/train"
+    """A training's folder on disk, one whose name is not UTF-8, then one in a bucket."""
+    if request.param == "bucket":
+        return f"{request.getfixturevalue('s3_bucket')}/train"
+    return str(tmp_path / request.param / "train")
 
 
 def train(output: str | Path, first: int, last: int, *, save_every: int = 2, **options: Any) -> None:
@@ -44,7 +45,7 @@ def names(output: str | Path, prefix: str) -> list[str]:
 
 
 def lines(output: str | Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in TrainingRun(output, SAME).read("log.jsonl").splitlines()]
+    return [json.loads(line) for line in TrainingRun(output, SAME).store.read("log.jsonl").splitlines()]
 
 
 def scalars(output: str, tag: str, copy: Path) -> list[tuple[int, float]]:
@@ -74,7 +75,7 @@ def test_it_goes_on_from_the_newest_checkpoint(output: str, capsys: pytest.Captu
     state = run.resume()
     assert state is not None and state["step"] == 4 and state["weight"].tolist() == [4.0] * 1000
     assert state["same"] == SAME and run.step == 4
-    assert "going on at step 4 after 4.0 min" in capsys.readouterr().out
+    assert "continuing at step 4 after 4.0 min" in capsys.readouterr().out
 
 
 def test_lines_after_the_checkpoint_are_told_once(output: str) -> None:
@@ -241,7 +242,7 @@ def test_the_summary_is_published_and_printed(output: str, capsys: pytest.Captur
     run.log(1, "train", {"loss": 0.5})
     run.finish({"steps": 1})
     run.close()  # once more is no error
-    assert json.loads(run.read("summary.json")) == {"steps": 1} == json.loads(capsys.readouterr().out)
+    assert json.loads(run.store.read("summary.json")) == {"steps": 1} == json.loads(capsys.readouterr().out)
     assert len(names(output, "tensorboard/")) == 1
 
 
@@ -281,7 +282,7 @@ def test_a_bucket_gets_log_checkpoints_and_events(s3_bucket: str, s3_client: Any
 def test_an_interval_tells_means_speed_and_time_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    interval = Interval("small", steps=1004, done=0)
+    interval = LogInterval("small", steps=1004, done=0)
     for loss in (1.0, 2.0, 3.0, 6.0):
         interval.add({"loss": loss, "loss_box": loss / 2})
     now[0] += 2.0
@@ -322,9 +323,8 @@ def test_weights_are_shipped_in_half_precision() -> None:
     import torch
     from safetensors.torch import load
 
-    data = training_run.to_bytes({"w": torch.tensor([0.1, 2.0]), "n": torch.tensor(7)})
+    data = to_bytes({"w": torch.tensor([0.1, 2.0]), "n": torch.tensor(7)})
     found = load(data)
     assert found["w"].dtype == torch.float16 and found["n"].dtype == torch.int64 and int(found["n"]) == 7
-    assert len(training_run.sha256(data)) == 64
-    with pytest.raises(ValueError, match="w: a value does not fit float16"):
-        training_run.to_bytes({"w": torch.tensor([70_000.0])})  # float16 ends at 65,504
+    with pytest.raises(UserError, match="w: a value does not fit float16; try a lower --lr"):
+        to_bytes({"w": torch.tensor([70_000.0])})  # float16 ends at 65,504

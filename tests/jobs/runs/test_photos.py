@@ -1,0 +1,112 @@
+"""Photos read ahead of the models come in order, in groups that depend on the shard alone.
+
+Never are more decoded than there is room for.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import stand_ins
+
+from jobs.runs import photos
+from jobs.runs.photos import Ahead, Clock, Decoded
+from store.decode import decode
+from store.imageset import ImageSet, open_imageset
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+    folder = tmp_path_factory.mktemp("photos")
+    stand_ins.imageset(folder, 10, max_images=11)  # and an eleventh, cut off in the middle
+    return open_imageset(str(folder))
+
+
+def in_groups(images: ImageSet, rows: list[int], size: int, skip: dict[int, str] | None = None) -> list[list[Decoded]]:
+    shard = images.shards[0].name
+    return list(photos.groups(images, shard, rows, skip or {}, size=size, max_pixels=10**9, clock=Clock()))
+
+
+@pytest.mark.parametrize("size, want", [(1, [1] * 11), (4, [4, 4, 3]), (11, [11]), (100, [11])])
+def test_every_photo_once_in_order(images: ImageSet, size: int, want: list[int]) -> None:
+    found = in_groups(images, list(range(11)), size)
+    assert [len(group) for group in found] == want
+    assert [photo.row for group in found for photo in group] == list(range(11))
+    table = images.read(images.shards[0].name)
+    for photo in (photo for group in found for photo in group):
+        assert photo.image_id == table.column("image_id")[photo.row].as_py()
+        if photo.row == 10:
+            assert photo.pixels is None and photo.reason
+        else:
+            assert photo.pixels is not None
+            np.testing.assert_array_equal(photo.pixels, decode(table.column("image")[photo.row].as_py()))
+
+
+def test_some_rows_and_some_skipped(images: ImageSet) -> None:
+    found = in_groups(images, [2, 5, 9], 2, {5: "it killed a process"})
+    assert [[(photo.row, photo.reason) for photo in group] for group in found] == [
+        [(2, ""), (5, "it killed a process")],
+        [(9, "")],
+    ]
+    assert in_groups(images, [], 2) == []
+
+
+def test_large_photos_close_a_group(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    each = in_groups(images, [0], 1)[0][0].n_pixels
+    monkeypatch.setattr(photos, "GROUP_PIXELS", 3 * each)
+    assert [len(group) for group in in_groups(images, [0, 1, 2, 3, 5, 6, 7], 100)] == [3, 3, 1]
+
+
+def pixels_of(n: int) -> Callable[[int], Decoded]:
+    """A decoder of photos of `n` pixels that notes which rows it was asked for, in `asked`."""
+    asked: list[int] = []
+
+    def one(row: int) -> Decoded:
+        asked.append(row)
+        return Decoded(row, row, np.zeros((1, n, 3), np.uint8))
+
+    one.asked = asked  # type: ignore[attr-defined]
+    return one
+
+
+def settled(asked: list[int], n: int) -> int:
+    """How many photos the thread asked for, once it asked for `n` and had time for one too many."""
+    end = time.monotonic() + 120  # a guard against hanging
+    while len(asked) < n and time.monotonic() < end:
+        time.sleep(0.001)
+    time.sleep(0.05)
+    return len(asked)
+
+
+@pytest.mark.parametrize("n_pixels, want", [(1, 4 + 1), (6, 2 + 1), (10, 1 + 1), (100, 1 + 1)])
+def test_no_more_is_decoded_than_there_is_room_for(n_pixels: int, want: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four photos, or ten pixels and the photo that goes beyond them; and one in hand."""
+    monkeypatch.setattr(photos, "GROUP_PIXELS", 10)
+    one = pixels_of(n_pixels)
+    with Ahead(range(100), one, 4) as ahead:
+        for taken in range(5):
+            assert settled(one.asked, taken + want) == taken + want  # type: ignore[attr-defined]
+            assert ahead.next().row == taken
+
+
+def test_what_decoding_raises_is_the_callers() -> None:
+    def broken(row: int) -> Decoded:
+        if row == 2:
+            raise MemoryError("no room")
+        return Decoded(row, row, None)
+
+    with Ahead(range(9), broken, 4) as ahead:
+        assert [ahead.next().row, ahead.next().row] == [0, 1]
+        with pytest.raises(MemoryError, match="no room"):
+            ahead.next()
+
+
+def test_the_thread_ends_with_whoever_gives_up(images: ImageSet) -> None:
+    shard = images.shards[0].name
+    running = photos.groups(images, shard, range(11), {}, size=2, max_pixels=10**9, clock=Clock())
+    next(running)
+    assert [thread for thread in threading.enumerate() if thread.name == "decode"]
+    running.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "decode"]

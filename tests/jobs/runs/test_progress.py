@@ -1,0 +1,74 @@
+"""The line a person watches at night: what it counts, and what it calls out."""
+
+import pytest
+
+from jobs.runs.progress import Progress
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def stage(clock: Clock, **more: object) -> tuple[Progress, list[str]]:
+    """Ten shards of which four were done before; 60 photos to do."""
+    said: list[str] = []
+    arguments: dict = {"total": 10, "done": 4, "images": 60, "say": said.append, "clock": clock} | more
+    return Progress("detect", **arguments), said
+
+
+def test_what_an_earlier_start_did_is_done_and_no_speed_and_loading_is_not_slowness() -> None:
+    clock = Clock()
+    progress, said = stage(clock)
+    clock.now = 12.0
+    progress.tick()
+    clock.now = 20.0
+    progress.began()
+    clock.now = 30.0
+    progress.add(10, {"read": 1.0, "infer": 8.0, "write": 1.0}, failed=2)
+    assert said == [
+        "detect: shard 4/10, starting, 12 s",
+        "detect: shard 5/10, 1.0 images/s, read 10% infer 80% write 10%, bad 2, 50 s to go",  # 10 photos in 10 s
+    ]
+    clock.now = 80.0
+    progress.add(50, {"read": 5.0, "infer": 40.0, "write": 5.0}, failed=0)
+    progress.finish()
+    assert said[-1] == "detect: 60 images in 60 s, 1.0 images/s, bad 2"
+
+
+@pytest.mark.parametrize("on_gpu, seconds, waited, told", [
+    (True, {"read": 6.0, "infer": 3.0, "write": 1.0}, 0.0, "GPUs idle 70% of the time, waiting for photos"),
+    (True, {"read": 1.0, "infer": 3.0, "write": 6.0}, 0.0,
+     "GPUs idle 70% of the time, waiting for results to be written"),
+    (True, {"read": 1.0, "infer": 3.0, "write": 0.0}, 8.0, "GPUs idle 75% of the time, waiting for shards"),
+    (True, {"read": 4.0, "infer": 5.0, "write": 1.0}, 0.0, ""),  # half is not called out
+    (False, {"read": 9.0, "infer": 1.0, "write": 0.0}, 0.0, ""),  # no GPU, no idle one
+])  # fmt: skip
+def test_an_idle_gpu_is_called_out_with_what_it_waits_for(
+    on_gpu: bool, seconds: dict, waited: float, told: str
+) -> None:
+    clock = Clock()
+    progress, _ = stage(clock, on_gpu=on_gpu)
+    progress.waited(waited)
+    clock.now = 10.0
+    progress.add(10, seconds, failed=0)
+    assert progress.idle().removeprefix("; ").startswith(told) and bool(told) == bool(progress.idle())
+
+
+@pytest.mark.parametrize("on_gpu, busy, told", [
+    (True, [(0.1, 10.0), (0.3, 30.0)], "GPUs busy 25% of the time"),  # (1 + 9) of 40 s
+    (True, [(0.1, 10.0), (0.7, 20.0)], ""),  # half is not called out
+    (True, [], ""),  # nobody told
+    (False, [(0.1, 10.0)], ""),
+])  # fmt: skip
+def test_a_gpu_that_idles_while_its_actors_are_in_the_models_is_called_out(
+    on_gpu: bool, busy: list[tuple[float, float]], told: str
+) -> None:
+    progress, _ = stage(Clock(), on_gpu=on_gpu)
+    for share, seconds in busy:
+        progress.gpu(share, seconds)
+    progress.add(10, {"read": 1.0, "infer": 9.0}, failed=0)
+    assert progress.idle().removeprefix("; ").startswith(told) and bool(told) == bool(progress.idle())
