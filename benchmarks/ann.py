@@ -1,12 +1,14 @@
 """Approximate search beside exact search and autofaiss: memory, queries a second and recall at one size.
 
-    python benchmarks/ann.py --embeddings runs/ccp-eval/embeddings/true runs/ccp-eval/embeddings/detected --model lite0-sg \
+    python benchmarks/ann.py --embeddings runs/ccp-eval/embeddings/true runs/ccp-eval/embeddings/detected --model
+    lite0-sg \
         --rows 100000 --work /tmp/ann --kinds ivf_pq ivf_flat hnsw --autofaiss /tmp/autofaiss-env/bin/python
 
-No gallery of that size is here, so rows are drawn: an embedding of a photo by a shipped model, in turn, plus Gaussian noise whose length is
-NOISE of the row's, brought to unit length; queries are drawn the same way and are not in the gallery. Every build and every search is a
-process of its own, whose peak resident memory is its own too. Each search takes turns with FAISS' exact search (`faiss.knn`, all
-queries at once, when it is fastest), so that a ratio is of one minute on one machine. autofaiss (its own environment, --autofaiss) gets the same vectors and, as
+No gallery of that size is here, so rows are drawn: an embedding of a photo by a shipped model, in turn, plus Gaussian
+noise whose length is NOISE of the row's, brought to unit length; queries are drawn the same way and are not in the
+gallery. Every build and every search is a process of its own, whose peak resident memory is its own too. Each search
+takes turns with FAISS' exact search (`faiss.knn`, all queries at once, when it is fastest), so that a ratio is of one
+minute on one machine. autofaiss (its own environment, --autofaiss) gets the same vectors and, as
 `max_index_memory_usage`, the bytes of our ivf_pq index unless --autofaiss-mb says otherwise.
 """
 
@@ -32,7 +34,7 @@ def draw(folder: Path, embeddings: list[Path], model: str, rows: int, n_queries:
     """vectors.npy, ids.npy and queries.npy of a folder."""
     import pyarrow.parquet as pq
 
-    from retrieval.ann_build import write_rows
+    from retrieval.ann_files import write_rows
 
     files = [file for each in embeddings for file in sorted((each / model).glob("*.parquet"))]
     if not files:
@@ -73,20 +75,24 @@ def truth(folder: Path) -> dict[str, Any]:
 
 def build(folder: Path, kind: str, budget_mb: float, threads: int) -> dict[str, Any]:
     """Plan, build and tune; what the search needs goes to KIND.json."""
-    from retrieval import ann, ann_build
+    from retrieval import ann_build
+    from retrieval.ann import AnnIndex
     from retrieval.ann_plan import plan
+    from retrieval.ann_tune import tune
 
     vectors = np.load(folder / "vectors.npy", mmap_mode="r")
-    made = plan(kind, *vectors.shape, budget_mb=budget_mb, threads=threads)
+    chosen = plan(kind, *vectors.shape, budget_mb=budget_mb, threads=threads)
     start, used = time.perf_counter(), time.process_time()
-    ann_build.build(made, folder)
+    ann_build.build(chosen, folder)
     took, spent, peak = time.perf_counter() - start, time.process_time() - used, peak_mb()
-    index = ann.AnnIndex.open(folder, made)
-    told = ann.tune(index, np.load(folder / "tuning.npy"), 0.95)
-    (folder / f"{kind}.json").write_text(json.dumps({**vars(made), **told, "kind": kind}))
+    index = AnnIndex.open(folder, chosen)
+    parameters = tune(index, np.load(folder / "tuning.npy"), 0.95)
+    (folder / f"{kind}.json").write_text(json.dumps({**vars(chosen), **parameters, "kind": kind}))
     size = (folder / "index.faiss").stat().st_size / 1e6 if kind != "flat" else 0.0
-    return {"build_s": took, "cpu_s": spent, "estimate_s": made.build_s * (1 if kind == "hnsw" else threads), "build_mb": peak, "index_mb": size, "said_mb": made.memory_mb,
-            "said": {name: value for name, value in told.items() if name in ("nprobe", "k_factor", "ef_search")}}  # fmt: skip
+    chosen_parameters = {
+        name: value for name, value in parameters.items() if name in ("nprobe", "k_factor", "ef_search")
+    }
+    return {"build_s": took, "cpu_s": spent, "build_mb": peak, "index_mb": size, "said": chosen_parameters}
 
 
 def search(folder: Path, kind: str, threads: int) -> dict[str, Any]:
@@ -95,11 +101,11 @@ def search(folder: Path, kind: str, threads: int) -> dict[str, Any]:
     import faiss
 
     from retrieval.ann import AnnIndex
-    from retrieval.ann_plan import Plan
+    from retrieval.ann_plan import IndexPlan
 
     faiss.omp_set_num_threads(threads)
-    told = json.loads((folder / f"{kind}.json").read_text())
-    index = AnnIndex.open(folder, Plan(**{f.name: told[f.name] for f in fields(Plan)}))
+    saved = json.loads((folder / f"{kind}.json").read_text())
+    index = AnnIndex.open(folder, IndexPlan(**{f.name: saved[f.name] for f in fields(IndexPlan)}))
     row_of = {number: row for row, number in enumerate(index.ids.tolist())}
     return timed(
         folder, lambda queries: np.array([[row_of[i] for i in line] for line in index.search(queries, K)[1].tolist()]),
@@ -115,9 +121,15 @@ def autofaiss(folder: Path, limit_mb: float, threads: int) -> dict[str, Any]:
     faiss.omp_set_num_threads(threads)
     start, used = time.perf_counter(), time.process_time()
     index, _ = build_index(
-        np.load(folder / "vectors.npy"), save_on_disk=False, metric_type="ip", max_index_memory_usage=f"{limit_mb:.0f}MB",
-        current_memory_available="6GB", max_index_query_time_ms=10, nb_cores=threads, verbose=40,
-    )  # fmt: skip
+        np.load(folder / "vectors.npy"),
+        save_on_disk=False,
+        metric_type="ip",
+        max_index_memory_usage=f"{limit_mb:.0f}MB",
+        current_memory_available="6GB",
+        max_index_query_time_ms=10,
+        nb_cores=threads,
+        verbose=40,
+    )
     took, spent, peak = time.perf_counter() - start, time.process_time() - used, peak_mb()
     if index is None:
         raise SystemExit(f"autofaiss built nothing in {limit_mb:.0f} MB; its line above says why")
@@ -152,8 +164,14 @@ def timed(folder: Path, rows: Callable[[np.ndarray], Any], ask: Callable[[np.nda
         flat.append(len(queries) / (middle - start))
         ours.append(len(queries) / (time.perf_counter() - middle))
     ratios = [a / b for a, b in zip(ours, flat, strict=True)]
-    return {"search_mb": peak, "recall": recall, "queries_s": float(np.median(ours)), "flat_queries_s": float(np.median(flat)),
-            "ratio": float(np.median(ratios)), "ratios": [min(ratios), max(ratios)]}  # fmt: skip
+    return {
+        "search_mb": peak,
+        "recall": recall,
+        "queries_s": float(np.median(ours)),
+        "flat_queries_s": float(np.median(flat)),
+        "ratio": float(np.median(ratios)),
+        "ratios": [min(ratios), max(ratios)],
+    }
 
 
 def peak_mb() -> float:
@@ -173,9 +191,10 @@ def child(python: str, step: str, args: argparse.Namespace, *more: str) -> dict[
 
 def report(name: str, built: dict[str, Any], found: dict[str, Any]) -> None:
     lowest, highest = found["ratios"]
-    print(f"| {name} {built['said']} | {built['index_mb']:.0f} | {built['build_s']:.0f} | {built['cpu_s']:.0f} ({built.get('estimate_s', float('nan')):.0f}) | "
-          f"{built['build_mb'] / 1000:.2f} | {found['search_mb'] / 1000:.2f} | {found['recall']:.3f} | {found['queries_s']:.0f} | "
-          f"{found['flat_queries_s']:.1f} | {found['ratio']:.1f} ({lowest:.1f} to {highest:.1f}) |", flush=True)  # fmt: skip
+    print(f"| {name} {built['said']} | {built['index_mb']:.0f} | {built['build_s']:.0f} | {built['cpu_s']:.0f} | "
+          f"{built['build_mb'] / 1000:.2f} | {found['search_mb'] / 1000:.2f} | {found['recall']:.3f} | "
+          f"{found['queries_s']:.0f} | {found['flat_queries_s']:.1f} | {found['ratio']:.1f} "
+          f"({lowest:.1f} to {highest:.1f}) |", flush=True)  # fmt: skip
 
 
 def main() -> None:
@@ -214,7 +233,8 @@ def main() -> None:
     print("mean similarity of the " + ", ".join(f"{name.split('_')[1]}. {value:.4f}" for name, value in gap.items()))
     print(f"load {os.getloadavg()[0]:.1f}, {args.threads} threads\n")
     print(
-        "| index | MB | built in s | CPU s (said) | peak GB building | peak GB searching | recall@10 | queries/s | exact, queries/s | times exact |"
+        "| index | MB | built in s | CPU s | peak GB building | peak GB searching | recall@10 | queries/s "
+        "| exact, queries/s | times exact |"
     )
     print("|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|", flush=True)
     size = args.autofaiss_mb

@@ -1,12 +1,11 @@
-"""Our batched detection beside mmdetection's own `DetInferencer`: the same models, weights, photos, batch, threads, dtype.
+"""Our batched detection beside mmdetection's `DetInferencer`: same models, weights, photos, batch, threads, dtype.
 
     OMP_NUM_THREADS=1 python benchmarks/batched_detection.py --imageset runs/ccp-val --photos 64 --rounds 3
 
-Both start from decoded photos in memory and end with boxes in Python. The two take turns, round by round; the ratio is the
-median of the rounds' ratios, so a machine that slows down slows both. Image sets come from jobs/ingest.py.
+Both start from decoded photos in memory and end with boxes in Python. The two take turns, round by round; the ratio is
+the median of the rounds' ratios, so a machine that slows down slows both. Image sets come from jobs/ingest.py.
 """
 
-import argparse
 import logging
 import statistics
 import sys
@@ -19,6 +18,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
 
+from jobs import cli
+
 
 def photos_of(uri: str, n: int) -> list[np.ndarray]:
     """`n` photos spread evenly over an image set, so consumer and shop shapes are mixed as they come."""
@@ -26,15 +27,15 @@ def photos_of(uri: str, n: int) -> list[np.ndarray]:
 
     images = imageset.open_imageset(uri)
     every = max(1, images.manifest.images // n)
-    found: list[np.ndarray] = []
+    photos: list[np.ndarray] = []
     row = 0
     for shard in images.shards:
         column = images.read(shard.name).column("image")
-        while row < len(column) and len(found) < n:
-            found.append(decode.decode(column[row].as_py()))
+        while row < len(column) and len(photos) < n:
+            photos.append(decode.decode(column[row].as_py()))
             row += every
         row -= len(column)
-    return found
+    return photos
 
 
 def their_inferencer(spec: Any, ours: Any, device: str) -> Any:
@@ -53,7 +54,7 @@ def their_inferencer(spec: Any, ours: Any, device: str) -> Any:
     preprocess = dict(mean=list(spec.mean), std=list(spec.std), bgr_to_rgb=True, pad_size_divisor=spec.pad_multiple_px)
     model["data_preprocessor"] = dict(type="DetDataPreprocessor", **preprocess)
     dataset = dict(type="CocoDataset", metainfo=dict(classes=spec.categories), pipeline=pipeline)
-    drawer = dict(type="DetLocalVisualizer", name=spec.name)  # it draws nothing here, but wants to be made
+    drawer = dict(type="DetLocalVisualizer", name=spec.name)  # required, though it draws nothing here
     config = Config(dict(model=model, default_scope="mmdet", test_dataloader=dict(dataset=dataset), visualizer=drawer))
     inferencer = DetInferencer(config, device=device, palette="none", show_progress=False)
     inferencer.model.load_state_dict(ours.model.state_dict(), strict=False)
@@ -65,15 +66,13 @@ def their_inferencer(spec: Any, ours: Any, device: str) -> Any:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("--imageset", required=True)
     parser.add_argument("--photos", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument(
-        "--device", default="cpu", help='"cpu" or "cuda", where ours takes the precision it would (cpu)'
-    )
+    parser.add_argument("--device", default="cpu", help='"cpu" or "cuda", where ours runs at its usual precision (cpu)')
     parser.add_argument("--weights", type=Path, default=Path("weights/tiny"))
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -87,7 +86,8 @@ def main() -> None:
     photos = photos_of(args.imageset, args.photos)
     bgr = [np.ascontiguousarray(photo[..., ::-1]) for photo in photos]
     print(
-        f"{len(photos)} photos, batches of {args.batch_size}, {args.threads} thread(s), {args.device}, {args.rounds} rounds, seconds\n"
+        f"{len(photos)} photos, batches of {args.batch_size}, {args.threads} thread(s), {args.device}, "
+        f"{args.rounds} rounds, seconds\n"
     )
     print("| detector | ours | DetInferencer | theirs / ours |\n|---|--:|--:|--:|")
     ratios = []

@@ -2,13 +2,13 @@
 
     python benchmarks/detect_stage.py --imageset runs/ccp-val --shards 3 --rounds 3
 
-One actor, one thread, against one process, one thread. The loop reads shards, decodes, and runs all five detectors: what
-somebody would write in an afternoon. The stage also writes its tables. The two take turns shard by shard, so that other
-work on the machine slows both; the ratio is the median of the shards' ratios of photos a second. What is measured is the overhead of Ray, of tables and of marks: 1 would be none.
+One actor, one thread, against one process, one thread. The loop reads shards, decodes, and runs all five detectors:
+what somebody would write in an afternoon. The stage also writes its tables. The two take turns shard by shard, so that
+other work on the machine slows both; the ratio is the median of the shards' ratios of photos a second. What is measured
+is the overhead of Ray, of tables and of marks: 1 would be none.
 """
 
 import argparse
-import functools
 import os
 import statistics
 import sys
@@ -20,13 +20,16 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
-from jobs import config, ray_cluster
-from jobs.detect_shard import GROUP_BATCHES, DetectShard
-from jobs.ledger import Opened
-from jobs.models import SHIPPED
-from jobs.pool import Pool
-from jobs.ray_cluster import Share
-from jobs.trial import Job
+from jobs import cli
+from jobs.runs import cluster
+from jobs.runs.catalogue import SHIPPED, choose_models
+from jobs.runs.photos import DETECT_BATCHES
+from jobs.runs.pool import Pool, Share
+from jobs.runs.retries import Job
+from jobs.runs.run import open_run
+from jobs.runs.settings import add_arguments, load
+from jobs.runs.versions import ROOT
+from jobs.stages.detect import DetectWorker
 
 
 def bare_loop(imageset_uri: str, shards: list[str], loaded: dict, batch_size: int) -> int:
@@ -36,15 +39,15 @@ def bare_loop(imageset_uri: str, shards: list[str], loaded: dict, batch_size: in
     images, n_boxes = imageset.open_imageset(imageset_uri), 0
     for shard in shards:
         column = images.read(shard).column("image")
-        for start in range(0, len(column), GROUP_BATCHES * batch_size):
-            photos = [decode.decode(data.as_py()) for data in column[start : start + GROUP_BATCHES * batch_size]]
+        for start in range(0, len(column), DETECT_BATCHES * batch_size):
+            photos = [decode.decode(data.as_py()) for data in column[start : start + DETECT_BATCHES * batch_size]]
             for detector in loaded.values():
                 n_boxes += sum(len(found) for found in detector.detect(photos, batch_size=batch_size))
     return n_boxes
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("--imageset", required=True)
     parser.add_argument("--shards", type=int, default=3, help="shards a round, after one to warm up (3)")
     parser.add_argument("--rounds", type=int, default=3)
@@ -59,29 +62,25 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
         line = ["--imageset", args.imageset, "--output", scratch, "--set", "device=cpu", "--set", "actors=1"]
-        parser = argparse.ArgumentParser()
-        config.add_arguments(parser)
-        settings = config.load(parser.parse_args(line))
-        with Opened(settings, SHIPPED) as run:
+        of_a_run = argparse.ArgumentParser()
+        add_arguments(of_a_run)
+        settings = load(of_a_run.parse_args(line))
+        with open_run(settings, SHIPPED, choose_models(settings, SHIPPED)) as run:
             names = tuple(model.name for model in run.detectors)
             jobs = [
                 Job(taken.name, tuple(range(taken.images)), names) for taken in run.selected.shards[: args.shards + 1]
             ]
             photos = sum(len(job.rows) for job in jobs[1:])
-            make = functools.partial(
-                DetectShard, run.settings, run.catalogue, run.detectors, run.images, run.store, "cpu"
-            )
+            worker = DetectWorker(run.settings, run.catalogue, run.detectors, run.images, run.store)
             batch = settings.detect.batch_size
             loaded = {
-                model.name: detector.load(
-                    model.spec, "cpu", weights=Path(config.ROOT / "weights/tiny" / model.spec.weights)
-                )
+                model.name: detector.load(model.spec, "cpu", weights=Path(ROOT / "weights/tiny" / model.spec.weights))
                 for model in run.detectors
             }
             bare_loop(args.imageset, [jobs[0].name], loaded, batch)  # both warm
-            ray_cluster.start_ray(settings)
+            cluster.start_ray(settings)
             pairs = []
-            with Pool(make, Share(1, "cpu", 0.0, 1), settings.shard_deadline_s) as actors:
+            with Pool(worker, Share(1, "cpu", 0.0, 1), settings.shard_deadline_s) as actors:
                 list(actors.run(jobs[:1]))
                 for _ in range(args.rounds):
                     for job in jobs[1:]:
@@ -97,7 +96,8 @@ def main() -> None:
     print(f"| bare loop | {statistics.median(n / loop for _, loop, n in pairs):.2f} |")
     ratios = sorted(loop / stage for stage, loop, _ in pairs)
     print(
-        f"\nratio stage / loop: median {statistics.median(ratios):.3f} of {len(ratios)} ({ratios[0]:.3f} to {ratios[-1]:.3f})"
+        f"\nratio stage / loop: median {statistics.median(ratios):.3f} of {len(ratios)} "
+        f"({ratios[0]:.3f} to {ratios[-1]:.3f})"
     )
 
 

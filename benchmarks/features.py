@@ -1,12 +1,12 @@
-"""What the steps on feature rows and on lists cost as the gallery grows, beside what a user would write or take instead.
+"""What the steps on embeddings and on lists cost as the gallery grows, beside what a user would write instead.
 
     OMP_NUM_THREADS=2 python benchmarks/features.py
 
-Gallery rows of 512 numbers, in clusters so that neighbours mean something; 2,000 queries for expansion, with lists of 200 for what works
-on those. The peers: scikit-learn's PCA for the projections, for augmentation and expansion the few lines with the whole N x N or Q x N
-matrix that one writes first, for lists a loop over the queries.
-Every figure is a process of its own: seconds are the median of the rounds, megabytes how much its memory grew over the rows.
-Answers are compared before anything is timed.
+Gallery embeddings have 512 dimensions and lie in clusters, so that they have true neighbours; expansion has 2,000
+queries, techniques on lists have lists of 200. The peers: scikit-learn's PCA for projections; for augmentation and
+expansion the few lines with the whole N x N or Q x N matrix that one writes first; for lists a loop over the queries.
+Every figure is measured in a process of its own: seconds are the median of the rounds, megabytes its peak memory
+besides the embeddings. Results are compared before anything is timed.
 """
 
 import argparse
@@ -129,7 +129,7 @@ def plain_views(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
 
 
 def lists_of(gallery: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(Q, POOL) positions and similarities, best first; a position's category is the rest by 13, its product a third of it."""
+    """(Q, POOL) positions and similarities, best first; position p has category p % 13 and product p // 3."""
     rows = (np.arange(len(queries))[:, None] * 31 + np.arange(POOL) * 7) % len(gallery)
     return rows, np.broadcast_to(np.linspace(0.9, 0.1, POOL, dtype=np.float32), rows.shape)
 
@@ -199,19 +199,19 @@ WHOLE_MATRIX, LARGEST_MATRIX = ("augmentation, 5 neighbours",), 15_000
 
 
 def measure(name: str, side: int, n: int, rounds: int) -> dict[str, float]:
-    """In this process: seconds, and MB on top of the rows."""
-    from jobs import run_log
+    """In this process: seconds, and MB besides the embeddings."""
+    from jobs.runs import events
 
     gallery, queries = drawn(n, 0), drawn(N_QUERIES, 1)
     technique = PAIRS[name][side]
     technique(gallery[:600], queries[:10])  # imports
     Path("/proc/self/clear_refs").write_text("5")
-    before, seconds = run_log.memory()["rss_mb"], []
+    before, seconds = events.memory()["rss_mb"], []
     for _ in range(rounds):
         start = time.perf_counter()
         technique(gallery, queries)
         seconds.append(time.perf_counter() - start)
-    return {"s": statistics.median(seconds), "mb": run_log.memory()["peak_mb"] - before}
+    return {"s": statistics.median(seconds), "mb": events.memory()["peak_mb"] - before}
 
 
 def apart(name: str, side: int, n: int, rounds: int) -> dict[str, float] | None:
@@ -236,9 +236,8 @@ def main() -> None:
         one, other = ours(gallery, queries), theirs(gallery, queries)
         signs = np.sign((one * other).sum(axis=0)) if name.startswith("whiten") else 1.0  # an axis has no direction
         np.testing.assert_allclose(one * signs, other, atol=2e-3, err_msg=name)
-    print(
-        f"| {'technique':27} | gallery | s | MB | peer's s | peer's MB | peer's s / ours |\n|---|--:|--:|--:|--:|--:|--:|"
-    )
+    print(f"| {'technique':27} | gallery | s | MB | peer's s | peer's MB | peer's s / ours |")
+    print("|---|--:|--:|--:|--:|--:|--:|")
     for name in args.only:
         for n in args.sizes:
             whole = name in WHOLE_MATRIX and n > LARGEST_MATRIX  # the peer would want 16 GB and more

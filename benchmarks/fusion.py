@@ -1,12 +1,13 @@
 """How fast boxes and masks fuse: `postproc.wbf` and its siblings beside ensemble-boxes, in the same run, on one core.
 
     python benchmarks/fusion.py                      # 5 models x 20 boxes, 10,000 images: some three minutes
-    python benchmarks/fusion.py --table methods      # suppression, soft suppression, NMW, voting: a minute; or masks: seconds
+    python benchmarks/fusion.py --table methods      # suppression, soft suppression, NMW, voting: a minute
+    python benchmarks/fusion.py --table masks        # seconds
     python benchmarks/fusion.py --images 1000 --package-images 50
 
-Drawn boxes go in, a table comes out. Each image holds a few objects that every model sees, a little displaced, and as
-many false boxes as it takes to make 20 a model. The package is timed on some of the images, one by one, and its
-milliseconds an image are what is compared, as it has no batch. Both answers are compared before anything is timed.
+Random boxes go in, a table comes out. Each image holds a few objects that every model sees, a little displaced, and
+enough false boxes to make 20 a model. The package has no batch: it is timed on some of the images, one by one, and
+compared by milliseconds an image. The results of both are compared before anything is timed.
 """
 
 import os
@@ -111,7 +112,7 @@ def each_alone(fuse: Callable | None, boxes: np.ndarray, scores: np.ndarray, lab
 
 
 def measure_methods(images: int, package_images: int, labels: int, objects: int, repeats: int, seed: int) -> list[str]:
-    """A row a method: milliseconds an image, and those of the package's own; boxes of the package's images compared first."""
+    """A row a method: milliseconds an image, ours and the package's; the boxes of both are compared first."""
     boxes, scores, label = draw(images, labels, objects, seed)
     image = np.repeat(np.arange(images), MODELS * PER_MODEL)
     model = np.tile(np.repeat(np.arange(MODELS), PER_MODEL), images)

@@ -20,7 +20,8 @@ from PIL import Image
 if __name__ == "__main__":  # import from the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from store.imageset import Item, Photo, write_imageset
+from store.imageset import Item, Photo
+from store.imageset_write import write_imageset
 
 SIDE_PX = 96
 EVERY = 5_000

@@ -1,10 +1,11 @@
 """What a night costs by how much of the shop changed, beside building the whole gallery.
 
-    python benchmarks/nightly.py                                # 20,000 photos, some ten minutes; writes docs/nightly.png
-    python benchmarks/nightly.py --photos 2000 --plot ""        # a look
+    python benchmarks/nightly.py                  # 20,000 photos, some ten minutes
+    python benchmarks/nightly.py --photos 2000    # a short run
 
-Pictures of one rectangle and the tests' stand-in models, in this process and without Ray: a photo costs some milliseconds instead of
-a second, so what is seen is the job around the models, at its worst. Half of a change is photos that come, half photos that go.
+Pictures of one rectangle and the tests' stand-in models, in this process and without Ray: a photo costs some
+milliseconds instead of a second, so what is seen is the job around the models, at its worst. Half of a change is
+photos that come, half photos that go.
 """
 
 import argparse
@@ -26,8 +27,9 @@ sys.path[:1] = [str(REPO), str(REPO / "tests" / "jobs")]
 
 import stand_ins
 
-from jobs import reindex_gallery, work
-from store.imageset import write_imageset
+from jobs import reindex_gallery
+from jobs.runs import shards
+from store.imageset_write import write_imageset
 
 CHANGES = (0.0, 0.01, 0.05, 0.20)
 
@@ -62,40 +64,21 @@ def measure(photos: int, kind: str, folder: Path) -> list[tuple[str, dict[str, A
     return found
 
 
-def plot(found: Sequence[tuple[str, dict[str, Any], float, float]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(8, 4), layout="constrained")
-    shares = [100 * share for share in CHANGES]
-    axes.plot(shares, [wall for _, _, wall, _ in found[1:]], marker="o", label="wall, a night")
-    axes.plot(shares, [cpu for _, _, _, cpu in found[1:]], marker="o", label="CPU, a night")
-    axes.axhline(found[0][3], color="grey", linestyle=":", label="CPU, the whole gallery built")
-    axes.set(xlabel="photos that came or went, % of the shop", ylabel="seconds", ylim=(0, None))
-    axes.legend(fontsize="small")
-    axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=int, default=20_000, help="shop photos (20000)")
     parser.add_argument("--index", default="flat", choices=("flat", "hnsw", "ivf_flat"), help="kind of index (flat)")
-    parser.add_argument("--plot", default=str(REPO / "docs" / "nightly.png"), help="picture to write, empty: none")
     args = parser.parse_args()
-    work.on_actors = functools.partial(stand_ins.here, [])
+    shards.run_on_actors = functools.partial(stand_ins.here, [])
     with tempfile.TemporaryDirectory(prefix="nightly-") as folder:
         found = measure(args.photos, args.index, Path(folder))
     print("| | photos through the models | garments | wall s | CPU s | of the full build's CPU |")
     print("|---|--:|--:|--:|--:|--:|")
     for name, summary, wall, cpu in found:
         print(
-            f"| {name} | {summary['detected']:,} | {summary['rows']:,} | {wall:.1f} | {cpu:.1f} | {cpu / found[0][3]:.3f} |"
+            f"| {name} | {summary['detected']:,} | {summary['rows']:,} | {wall:.1f} | {cpu:.1f} "
+            f"| {cpu / found[0][3]:.3f} |"
         )
-    if args.plot:
-        plot(found, Path(args.plot))
 
 
 if __name__ == "__main__":

@@ -2,11 +2,12 @@
 
     python benchmarks/reranking.py                                   # all but the last two: some fifteen minutes
     python benchmarks/reranking.py --only nearest published          # beside faiss, beside the published algorithm
-    OMP_NUM_THREADS=1 python benchmarks/reranking.py --only published      # one thread: then CPU and wall seconds mean the same
-    python benchmarks/reranking.py --only large                      # 12,500 x 37,000 x 1,024: the neighbour pass, then all of it
+    OMP_NUM_THREADS=1 python benchmarks/reranking.py --only published      # on one thread CPU seconds are wall seconds
+    python benchmarks/reranking.py --only large                      # 12,500 x 37,000 x 1,024: neighbours, then all
 
-Drawn unit rows around centres, eight to a centre, as garments are; the answers of both sides are compared before a time is told.
-Medians, sides taking turns; peak memory is the process's own (VmHWM, Linux), drawn rows included, each case in a fresh process.
+Random unit rows around centres, eight to a centre, as garments are. The results of both sides are compared before they
+are timed. Times are medians, the sides taking turns; peak memory is that of a fresh process for each case (VmHWM,
+Linux), its rows included.
 """
 
 import argparse
@@ -108,10 +109,8 @@ def against_faiss(repeats: int) -> None:
         for k in (20, 100):
             theirs, ours = in_turn([partial(index.search, query, k), partial(nearest, query, gallery, k)], repeats)
             np.testing.assert_allclose(ours.answer[0], theirs.answer[0], atol=1e-5)
-            print(
-                f"| {n_gallery:,} | {k} | {theirs.wall_s:.3f} | {ours.wall_s:.3f} | {ours.wall_s / theirs.wall_s:.2f} |",
-                flush=True,
-            )
+            ratio = ours.wall_s / theirs.wall_s
+            print(f"| {n_gallery:,} | {k} | {theirs.wall_s:.3f} | {ours.wall_s:.3f} | {ratio:.2f} |", flush=True)
 
 
 def against_published(repeats: int) -> None:
@@ -136,7 +135,7 @@ def against_published(repeats: int) -> None:
 
 
 def compare_distances(ours: tuple[np.ndarray, np.ndarray], theirs: np.ndarray) -> None:
-    """Stops where a distance is off by more than 1e-5, but for rows whose neighbours tie within rounding (1 query in 200)."""
+    """Stop where a distance is off by more than 1e-5, unless neighbours tie within rounding (1 query in 200)."""
     indices, distances = ours
     want = np.sort(theirs, axis=1)[:, : indices.shape[1]]
     off = np.abs(distances - want).max(axis=1) > 1e-5
@@ -170,7 +169,8 @@ def against_ranx(repeats: int) -> None:
         for ids, values in lists
     ]
     print(
-        f"\nfuse_lists beside ranx, {n_queries:,} queries x {n_lists} lists x {length}, functions compiled before; wall seconds\n"
+        f"\nfuse_lists beside ranx, {n_queries:,} queries x {n_lists} lists x {length}, functions compiled before; "
+        "wall seconds\n"
     )
     print("| method | ranx | fuse_lists, top 100 | ranx / fuse_lists |")
     print("|---|--:|--:|--:|")
@@ -214,7 +214,7 @@ def growth() -> None:
     print("| | " + " | ".join(f"{n:,} rows" for n in SIZES) + " |")
     print("|---|" + "--:|" * len(SIZES))
     for name in CASES:
-        print(f"| {name} | " + " | ".join(told(name, QUERIES, n, WIDTH) for n in SIZES) + " |", flush=True)
+        print(f"| {name} | " + " | ".join(measured(name, QUERIES, n, WIDTH) for n in SIZES) + " |", flush=True)
 
 
 def large(scale: float) -> None:
@@ -225,10 +225,10 @@ def large(scale: float) -> None:
     print("| | s, MB |")
     print("|---|--:|")
     for name in ("rows alone", "neighbour pass", "rerank"):
-        print(f"| {name} | {told(name, n_query, n_gallery, 1_024)} |", flush=True)
+        print(f"| {name} | {measured(name, n_query, n_gallery, 1_024)} |", flush=True)
 
 
-def told(name: str, n_query: int, n_gallery: int, width: int) -> str:
+def measured(name: str, n_query: int, n_gallery: int, width: int) -> str:
     """The case in a process of its own: seconds and peak memory."""
     arguments = ["--case", json.dumps([name, n_query, n_gallery, width])]
     done = subprocess.run([sys.executable, __file__, *arguments], stdout=subprocess.PIPE, text=True, check=True)
@@ -281,9 +281,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", choices=parts, default=parts[:-1], help="which tables (default all but large)"
     )
-    parser.add_argument(
-        "--repeats", type=int, default=3, help="runs of each side, of which the median is told (default 3)"
-    )
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each side; the median counts (default 3)")
     parser.add_argument("--scale", type=float, default=1.0, help="of the large case's rows (default 1.0)")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -291,7 +289,8 @@ def main() -> None:
         return case(*json.loads(args.case))
     threads = os.environ.get("OMP_NUM_THREADS", "not set")
     print(
-        f"{os.cpu_count()} cores, OMP_NUM_THREADS {threads}, load {os.getloadavg()[0]:.1f} at the start; NumPy {np.__version__}"
+        f"{os.cpu_count()} cores, OMP_NUM_THREADS {threads}, load {os.getloadavg()[0]:.1f} at the start; "
+        f"NumPy {np.__version__}"
     )
     tables: dict[str, Callable[[], None]] = {
         "nearest": lambda: against_faiss(args.repeats),

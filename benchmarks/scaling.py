@@ -1,12 +1,13 @@
-"""How much faster n nodes are than one: shards that only wait, on 1, 2 and 4 make-believe nodes, and real work on 1 and 2 cores.
+"""How much faster n nodes are than one: shards that only wait, on 1, 2 and 4 fake nodes; real work on 1 and 2 cores.
 
     OMP_NUM_THREADS=1 python benchmarks/scaling.py
 
-The first table is what the pool and Ray cost: a shard sleeps, so a machine of two cores can play four nodes (processes of
-`ray.cluster_utils.Cluster`, one core declared each). The second decodes and resizes JPEGs of an image set, which needs real cores; bare
-processes that share the same shards out beforehand, in turn with the actors, show what the machine itself gives for a second core.
-Time runs from the first shard begun, every actor ready, to the last one ended, by the pool's own events; efficiency is T1 / (n Tn).
-The longest gap is an actor's, between a shard ended and the next begun.
+The first table is what the pool and Ray cost: a shard sleeps, so a machine of two cores can play four nodes (processes
+of `ray.cluster_utils.Cluster`, one core declared each). The second decodes and resizes JPEGs of an image set, which
+needs real cores; bare processes that share the same shards out beforehand, in turn with the actors, show what the
+machine itself gives for a second core. Time runs from the first shard begun, every actor ready, to the last one ended,
+by the pool's own events; efficiency is T1 / (n Tn). The longest gap is an actor's, between a shard ended and the next
+begun.
 """
 
 import argparse
@@ -19,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,10 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
 os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # a busy machine starts nodes slowly
 
-from jobs import ray_cluster
-from jobs.config import Settings
-from jobs.pool import Pool, keep_freed_memory
-from jobs.ray_cluster import Share
-from jobs.trial import Job
+from jobs.runs import cluster as ray_cluster
+from jobs.runs.pool import Pool, Share, keep_freed_memory
+from jobs.runs.retries import Job
+from jobs.runs.settings import Settings
 
 PHOTO_PX = (750, 1000)
 
@@ -40,7 +39,7 @@ PHOTO_PX = (750, 1000)
 class Sleeper:
     """A shard takes `job.work` seconds and no core."""
 
-    def load(self) -> dict[str, Any]:
+    def load(self, device: str) -> dict[str, Any]:
         return {}
 
     def run(self, job: Job, skip: dict[int, str], single: bool) -> None:
@@ -55,7 +54,7 @@ class Resizer:
 
     imageset: str
 
-    def load(self) -> dict[str, Any]:
+    def load(self, device: str) -> dict[str, Any]:
         import cv2
 
         from store import imageset
@@ -80,7 +79,8 @@ def draw(folder: str, n_shards: int, photos_a_shard: int) -> None:
     import numpy as np
     from PIL import Image
 
-    from store.imageset import Photo, write_imageset
+    from store.imageset import Photo
+    from store.imageset_write import write_imageset
 
     def photo(number: int) -> Photo:
         small = np.random.default_rng(number).integers(0, 255, (PHOTO_PX[1] // 8, PHOTO_PX[0] // 8, 3), np.uint8)
@@ -92,20 +92,20 @@ def draw(folder: str, n_shards: int, photos_a_shard: int) -> None:
     write_imageset(photos, folder, source={"adapter": "noise", "arguments": {}}, max_images=photos_a_shard)
 
 
-Trace = list[dict[str, Any]]  # a shard each: actor, began (s since 1970), wall_s, as `jobs.run_log` has them
+Trace = list[dict[str, Any]]  # a shard each: actor, began (s since 1970), wall_s, as `jobs.runs.events` has them
 
 
-def trace_of(make: Callable[[], Any], jobs: Sequence[Job], n: int) -> Trace:
+def trace_of(worker: Any, jobs: Sequence[Job], n: int) -> Trace:
     """Do the jobs on n actors that are all ready."""
     import ray
 
     trace: Trace = []
 
-    def tell(event: str, **facts: Any) -> None:
+    def report(event: str, **facts: Any) -> None:
         if event == "shard":
             trace.append(facts)
 
-    with Pool(make, Share(n, "cpu", 0.0, 1), 600.0, tell=tell) as actors:
+    with Pool(worker, Share(n, "cpu", 0.0, 1), 600.0, report=report) as actors:
         ray.get([slot.actor.load.remote() for slot in actors.slots])
         list(actors.run(jobs))
     return trace
@@ -131,7 +131,7 @@ def bare(folder: str, jobs: Sequence[Job], n: int) -> float:
 def _bare(folder: str, jobs: Sequence[Job], ready: Any) -> None:
     keep_freed_memory()
     worker = Resizer(folder)
-    worker.load()
+    worker.load("cpu")
     ready.wait()
     for job in jobs:
         worker.run(job, {}, False)
@@ -166,7 +166,8 @@ def main() -> None:
     jobs = [Job(f"shard-{i:05d}", (0,), args.shard_s) for i in range(args.shards)]
     alone = 0.0
     print(
-        f"{args.shards} shards of {args.shard_s:g} s, one actor a node, {args.rounds} rounds, load {os.getloadavg()[0]:.1f}\n"
+        f"{args.shards} shards of {args.shard_s:g} s, one actor a node, {args.rounds} rounds, "
+        f"load {os.getloadavg()[0]:.1f}\n"
     )
     print("| nodes | s (median) | efficiency | longest gap, s |\n|--:|--:|--:|--:|")
     for n in () if args.only_real else (1, 2, 4):
@@ -174,7 +175,7 @@ def main() -> None:
             cluster.add_node(num_cpus=1)
         n_actors = ray_cluster.share_out(Settings(device="cpu"), None, len(jobs)).n
         assert n_actors == n, n_actors
-        traces = [trace_of(Sleeper, jobs, n) for _ in range(args.rounds)]
+        traces = [trace_of(Sleeper(), jobs, n) for _ in range(args.rounds)]
         took = statistics.median(map(seconds, traces))
         alone = alone or took
         print(f"| {n} | {took:.2f} | {alone / (n * took):.3f} | {max(map(longest_gap, traces)):.3f} |", flush=True)
@@ -187,19 +188,21 @@ def main() -> None:
         draw(folder, args.real_shards, args.photos)
         jobs = [Job(f"shard-{i:05d}", tuple(range(args.photos))) for i in range(args.real_shards)]
         ways: dict[str, Callable[[int], float]] = {
-            "actors": lambda n: seconds(trace_of(partial(Resizer, folder), jobs, n)),
+            "actors": lambda n: seconds(trace_of(Resizer(folder), jobs, n)),
             "bare processes": lambda n: bare(folder, jobs, n),
         }
         found = [{name: (way(1), way(2)) for name, way in ways.items()} for _ in range(args.rounds)]
     print(
-        f"\n{args.real_shards} shards of {args.photos} JPEGs of {PHOTO_PX[0]} x {PHOTO_PX[1]}, decoded and resized, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n"
+        f"\n{args.real_shards} shards of {args.photos} JPEGs of {PHOTO_PX[0]} x {PHOTO_PX[1]}, decoded and resized, "
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n"
     )
     print(f"| | 1, s | 2, s | speed-up, median of {args.rounds} |\n|---|--:|--:|--:|")
     for name in ways:
         one, two = (statistics.median(pair[name][n] for pair in found) for n in (0, 1))
         ratios = sorted(pair[name][0] / pair[name][1] for pair in found)
         print(
-            f"| {name} | {one:.2f} | {two:.2f} | {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}) |"
+            f"| {name} | {one:.2f} | {two:.2f} | {statistics.median(ratios):.2f} "
+            f"({ratios[0]:.2f} to {ratios[-1]:.2f}) |"
         )
     ray.shutdown()
 

@@ -1,12 +1,13 @@
 """Training steps of the detectors: photos a second and peak memory, by model, batch and precision.
 
-    OMP_NUM_THREADS=1 python benchmarks/training_throughput.py --models atss-tiny centernet-tiny --batch-size 4 --threads 1
+    OMP_NUM_THREADS=1 python benchmarks/training_throughput.py --models atss-tiny centernet-tiny \
+        --batch-size 4 --threads 1
     python benchmarks/training_throughput.py --profile paper --device cuda --batch-size 8 --precision bf16
 
-A step is what `jobs/train_detector.py` does between two lines of its log: forward, backward, clipping, AdamW, averaging. Photos
-are noise at the detector's own size with three garments each, made before the clock starts, so decoding and augmentation
-are not in it (a thread does them meanwhile). Each model runs in a process of its own, so that peaks do not mix: on a GPU
-what torch allocated at most, on a CPU the resident memory at most, that of the interpreter and its packages included.
+A step of `jobs/train_detector.py` is forward, backward, clipping, AdamW and averaging. Photos are noise at the
+detector's own size with three garments each. They are made before the clock starts: in a training, other threads decode
+and augment. Each model runs in a process of its own, so that the peaks are separate. On a GPU the peak is the most that
+torch allocated; on a CPU it is the most resident memory, including the interpreter and its packages.
 """
 
 import argparse
@@ -51,7 +52,7 @@ def measured(args: argparse.Namespace, name: str) -> dict[str, Any]:
     model = detector.build(spec)
     training.freeze(model)
     model = model.to(args.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    learner = training.Learner(model, spec, rate=1e-5, precision=args.precision)
+    learner = training.DetectorLearner(model, spec, rate=1e-5, precision=args.precision)
     samples = samples_of(spec, args.batch_size)
     multiple = spec.pad_multiple_px
     shape = (-(-samples[0].image.shape[0] // multiple) * multiple, -(-samples[0].image.shape[1] // multiple) * multiple)
@@ -103,7 +104,8 @@ def main() -> None:
         row = json.loads(done.stdout.splitlines()[-1])
         rate = args.batch_size / row["seconds"]
         print(
-            f"| {name} | {row['size']} | {row['learning'] / 1e6:.1f} | {row['seconds']:.2f} | {rate:.2f} | {row['peak'] / 1e9:.2f} |",
+            f"| {name} | {row['size']} | {row['learning'] / 1e6:.1f} | {row['seconds']:.2f} | {rate:.2f} "
+            f"| {row['peak'] / 1e9:.2f} |",
             flush=True,
         )
 

@@ -1,11 +1,12 @@
-"""What does a night cost that changes one photo in a hundred? `--update` against ingesting anew, and a night without a change.
+"""What a night costs that changes one photo in a hundred: `--update`, a fresh ingestion, and a night without changes.
 
     python benchmarks/update.py                     # 20,000 drawn photos of 96 x 96 px, three nights
     python benchmarks/update.py --images 2000 --rounds 1
 
-Each step is `jobs/ingest.py folder …` as a process of its own, start-up included; seconds by the clock, medians over the nights.
-A night changes 0.4 %, adds 0.3 % and removes 0.3 % of the photos, spread over the whole folder. Afterwards the updated set must
-hold what the fresh one does, or it stops. "Bytes written" are those of the files that are new or other than before.
+Each step is `jobs/ingest.py folder …` as a process of its own, start-up included; seconds by the clock, medians over
+the nights. A night changes 0.4 %, adds 0.3 % and removes 0.3 % of the photos, spread over the whole folder. Afterwards
+the updated set must hold what the fresh one does, or it stops. "Bytes written" are those of the files that are new or
+other than before.
 """
 
 import argparse
