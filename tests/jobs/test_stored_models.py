@@ -7,10 +7,11 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pictures
 import pytest
 from pycocotools import mask as coco
 
-from jobs import full_eval
+from jobs import full_eval, reindex_gallery, search
 from store.categories import DEEPFASHION2
 from store.errors import UserError
 
@@ -209,3 +210,20 @@ def test_boxes_of_other_photos_alone_are_refused(small_set: Path, tmp_path: Path
     (tmp_path / "b.json").write_text('[{"image_id": 99, "bbox": [1, 2, 3, 4], "score": 1, "category_id": 1}]')
     with pytest.raises(UserError, match="none of its 1 boxes is of a photo of the image set; name their ground truth"):
         start(small_set, tmp_path / "run", [{"name": "b", "from": str(tmp_path / "b.json")}], ["lite0-sg"])  # type: ignore[list-item]
+
+
+def test_a_gallery_of_stored_rows_is_searched_by_rows_alone(
+    small_set: Path, tmp_path: Path, usual: Path, calls: Calls
+) -> None:
+    """The night needs no model; a new photo would, and the search says which it lacks."""
+    config = tmp_path / "night.yaml"
+    detector = {"name": "boxes", "from": f"{usual}/detections/near/*.parquet"}
+    embedder = {"name": "rows", "from": [f"{usual}/embeddings/detected/coarse/*.parquet"]}
+    config.write_text(json.dumps({"detectors": [detector], "embedders": [embedder], "gallery": {"copies": 0}}))
+    gallery = str(tmp_path / "gallery")
+    line = ["--imageset", str(small_set), "--gallery", gallery, "--config", str(config)]
+    assert reindex_gallery.main([*line, "--set", "max_failed_share=1", "--set", "device=cpu"]) == 0
+    assert calls == []
+    (photo := tmp_path / "photo.png").write_bytes(pictures.png(90, 48, 64))
+    with pytest.raises(UserError, match="boxes: its results were computed elsewhere .*cannot look at another photo"):
+        search.main([str(photo), "--gallery", gallery, "--device", "cpu"])
