@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pictures
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pictures
 import pytest
 from pycocotools import mask as coco
 
@@ -225,5 +225,5 @@ def test_a_gallery_of_stored_rows_is_searched_by_rows_alone(
     assert reindex_gallery.main([*line, "--set", "max_failed_share=1", "--set", "device=cpu"]) == 0
     assert calls == []
     (photo := tmp_path / "photo.png").write_bytes(pictures.png(90, 48, 64))
-    with pytest.raises(UserError, match="boxes: its results were computed elsewhere .*cannot look at another photo"):
+    with pytest.raises(UserError, match=r"boxes: its results were computed elsewhere .*cannot look at another photo"):
         search.main([str(photo), "--gallery", gallery, "--device", "cpu"])
