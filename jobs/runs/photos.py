@@ -1,10 +1,10 @@
 """The photos of one shard for a worker, decoded a little ahead of the model, in groups that follow from the shard."""
 
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -44,67 +44,65 @@ class Decoded:
 
 
 class Ahead:
-    """Photos decoded in a thread while the caller is busy: at most `n`, and no more than GROUP_PIXELS and one photo.
+    """Photos decoded by `threads` threads while the caller is busy: at most `n`, and no more than GROUP_PIXELS and one
+    photo.
 
-    A context manager: whatever ends the block ends the thread.
+    `pixels_of` says how many pixels a row's photo has before it is decoded. A context manager: whatever ends the block
+    ends the threads.
     """
 
-    def __init__(self, rows: Sequence[int], decode_row: Callable[[int], Decoded], n: int) -> None:
-        self._rows, self._decode_row, self._n = rows, decode_row, n
-        self._ready: deque[Decoded | BaseException] = deque()
-        self._over = False
-        self._change = threading.Condition()
-        self._thread = threading.Thread(target=self._work, name="decode", daemon=True)
+    def __init__(
+        self,
+        rows: Sequence[int],
+        decode_row: Callable[[int], Decoded],
+        pixels_of: Callable[[int], int],
+        n: int,
+        threads: int = 1,
+    ) -> None:
+        self._rows, self._decode_row, self._pixels_of, self._n = deque(rows), decode_row, pixels_of, n
+        self._waiting: deque[tuple[int, Future[Decoded]]] = deque()  # pixels of a photo, and the photo, in order
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def __enter__(self) -> "Ahead":
-        self._thread.start()
+        self._decode_more()
         return self
 
     def __exit__(self, *_: object) -> None:
-        with self._change:
-            self._over = True
-            self._change.notify_all()
-        self._thread.join()
+        self._pool.shutdown(cancel_futures=True)
 
     def next(self) -> Decoded:
         """The next photo, in the order of the rows; raises what its decoding raised."""
-        with self._change:
-            self._change.wait_for(lambda: self._ready)
-            photo = self._ready.popleft()
-            if isinstance(photo, BaseException):
-                raise photo
-            self._change.notify_all()
-            return photo
+        _, photo = self._waiting.popleft()
+        self._decode_more()
+        return photo.result()
 
-    def _has_room(self) -> bool:
-        waiting = sum(photo.n_pixels for photo in self._ready if isinstance(photo, Decoded))
-        return self._over or (len(self._ready) < self._n and waiting < GROUP_PIXELS)
-
-    def _work(self) -> None:
-        for row in self._rows:
-            try:
-                photo: Decoded | BaseException = self._decode_row(row)
-            except BaseException as error:  # the caller's to see
-                photo = error
-            with self._change:
-                self._change.wait_for(self._has_room)
-                if self._over:
-                    return
-                self._ready.append(photo)
-                self._change.notify_all()
+    def _decode_more(self) -> None:
+        while self._rows and len(self._waiting) < self._n and sum(n for n, _ in self._waiting) < GROUP_PIXELS:
+            row = self._rows.popleft()
+            self._waiting.append((self._pixels_of(row), self._pool.submit(self._decode_row, row)))
 
 
 def groups(
-    images: ImageSet, shard: str, rows: Sequence[int], skip: dict[int, str], *, size: int, max_pixels: int, clock: Clock
+    images: ImageSet,
+    shard: str,
+    rows: Sequence[int],
+    skip: dict[int, str],
+    *,
+    size: int,
+    max_pixels: int,
+    clock: Clock,
+    threads: int = 1,
 ) -> Iterator[list[Decoded]]:
     """Groups of at most `size` photos in the order of `rows`, the next decoded while the caller is busy with the last.
 
-    A group ends before its size where its photos come to GROUP_PIXELS; what is decoded ahead is bounded likewise.
-    Rows of `skip` come back undecoded with its reason, and so do photos of more than `max_pixels`.
+    Decoding takes `threads` threads; groups do not depend on them. A group ends before its size where its photos come
+    to GROUP_PIXELS; what is decoded ahead is bounded likewise. Rows of `skip` come back undecoded with its reason, and
+    so do photos of more than `max_pixels`.
     """
     start = time.perf_counter()
     table = images.read(shard)  # the whole file, its digest compared
     ids, encoded = table.column("image_id"), table.column("image")
+    n_pixels = table.column("width").to_numpy().astype(np.int64) * table.column("height").to_numpy()
 
     def one(row: int) -> Decoded:
         image_id = ids[row].as_py()
@@ -115,7 +113,7 @@ def groups(
         except DecodeError as error:
             return Decoded(row, image_id, None, str(error))
 
-    with Ahead(rows, one, size) as ahead:
+    with Ahead(rows, one, lambda row: int(n_pixels[row]), size, threads) as ahead:
         group: list[Decoded] = []
         for _ in rows:
             group.append(ahead.next())

@@ -107,8 +107,9 @@ class DetectWorker:
         """Detections and failures by detector."""
         found: dict[str, PhotoDetections] = {name: [] for name in job.work}
         failures: dict[str, Failures] = {name: [] for name in job.work}
-        size, limit = max(1, batch_size * photos.DETECT_BATCHES), self.settings.max_pixels
-        for group in photos.groups(self.images, job.name, job.rows, skip, size=size, max_pixels=limit, clock=clock):
+        how = {"size": max(1, batch_size * photos.DETECT_BATCHES), "threads": self.settings.threads_per_actor}
+        how["max_pixels"] = self.settings.max_pixels
+        for group in photos.groups(self.images, job.name, job.rows, skip, clock=clock, **how):
             decoded = [photo for photo in group if photo.pixels is not None]
             undecoded = [{"image_id": each.image_id, "reason": each.reason} for each in group if each.pixels is None]
             start = time.perf_counter()

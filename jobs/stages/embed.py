@@ -127,8 +127,9 @@ class EmbedWorker:
         clock.spent("read", start)
         queues = {pair: CropQueue() for pair in job.work}
         failures: dict[str, list[dict]] = {kind: [] for kind in kinds}
-        size, limit = photos.EMBED_GROUP, self.settings.max_pixels
-        for group in photos.groups(self.images, job.name, with_items, skip, size=size, max_pixels=limit, clock=clock):
+        how = {"size": photos.EMBED_GROUP, "threads": self.settings.threads_per_actor}
+        how["max_pixels"] = self.settings.max_pixels
+        for group in photos.groups(self.images, job.name, with_items, skip, clock=clock, **how):
             start = time.perf_counter()
             for photo in group:
                 for kind in (kind for kind in kinds if photo.image_id in items[kind]):
