@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 
 from networks.weight_files import WeightsError
 from retrieval import embedder
-from retrieval.embedder import build, load
+from retrieval.cgd_networks import build
+from retrieval.embedder import load
 from retrieval.models import LITE0_SG, PROFILES, viewed
 
 SMALL = dataclasses.replace(LITE0_SG, name="small", input_size=48, dim=16, stride=32, sha256="")
@@ -129,17 +130,19 @@ def test_an_empty_weights_field_means_the_backbone_as_published(weights, crops):
 
 def test_lack_of_memory_halves_the_batch_and_says_so(weights, crops, monkeypatch):
     ours = load(SMALL, "cpu", weights=weights)
-    want, run = ours.embed(crops, batch_size=1), ours._run
+    want, forward = ours.embed(crops, batch_size=1), ours.network._forward
 
     def small_gpu(batch):
         if len(batch) > 1:
             raise torch.OutOfMemoryError("no room")
-        return run(batch)
+        return forward(batch)
 
-    monkeypatch.setattr(ours, "_run", small_gpu)
+    monkeypatch.setattr(ours.network, "_forward", small_gpu)
     np.testing.assert_array_equal(ours.embed(crops, batch_size=4), want)
-    assert ours.notes == [f"small: out of GPU memory, batches of {n} from here on" for n in (2, 1)]
-    monkeypatch.setattr(ours, "_run", lambda batch: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+    assert ours.notes == [f"small: out of GPU memory at {n} crops, halved" for n in (4, 2, 2)]
+    monkeypatch.setattr(
+        ours.network, "_forward", lambda batch: (_ for _ in ()).throw(torch.OutOfMemoryError("no room"))
+    )
     with pytest.raises(torch.OutOfMemoryError):
         ours.embed(crops, batch_size=2)
 
@@ -148,9 +151,9 @@ def test_lack_of_memory_halves_the_batch_and_says_so(weights, crops, monkeypatch
 def test_on_a_gpu_every_batch_is_full_and_the_rows_are_the_same(weights, crops, monkeypatch, n, seen):
     ours, sizes = load(SMALL, "cpu", weights=weights), []
     some = np.concatenate([crops] * 3)[:n]
-    want, run = ours.embed(some, batch_size=1), ours._run
-    monkeypatch.setattr(ours, "_full_batches", True)
-    monkeypatch.setattr(ours, "_run", lambda batch: sizes.append(len(batch)) or run(batch))
+    want, forward = ours.embed(some, batch_size=1), ours.network._forward
+    monkeypatch.setattr(ours.network, "_full_batches", True)
+    monkeypatch.setattr(ours.network, "_forward", lambda batch: sizes.append(len(batch)) or forward(batch))
     np.testing.assert_allclose(ours.embed(some, batch_size=4), want, atol=1e-5)
     assert sizes == seen
 
@@ -178,6 +181,6 @@ def test_no_faiss_comes_along():
 def test_a_view_mirrors_its_crops_and_shares_the_network(weights, crops):
     ours = load(SMALL, "cpu", weights=weights)
     mirror = ours.view(viewed(SMALL, "flip"))
-    assert mirror.model is ours.model and mirror.notes is not ours.notes
+    assert mirror.model is ours.model
     np.testing.assert_array_equal(mirror.embed(crops), ours.embed(np.ascontiguousarray(crops[:, :, ::-1])))
     assert np.abs(mirror.embed(crops) - ours.embed(crops)).max() > 1e-3
