@@ -132,8 +132,11 @@ class CompiledNetwork:
             path = plan_files.path_of({"network": self._description, "shape": shape, "dtype": dtype} | _surroundings())
             if stored := plan_files.read(path):
                 return _imported(stored, self._threads)
+        if self.notes:  # as it was for another shape
+            return self._run_in_torch
+        module = self.module  # before, for its errors are the caller's
         try:
-            stored = self._compiled(shape, dtype)
+            stored = self._compiled(module, shape, dtype)
         except Exception as error:  # whatever a converter cannot do, and what it raises then, is its own affair
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             self.notes.append(f"{self.name}: OpenVINO does not run it, torch does, for a batch of {shape}: {reason}")
@@ -143,7 +146,7 @@ class CompiledNetwork:
             plan_files.write(path, stored)
         return _imported(stored, self._threads)
 
-    def _compiled(self, shape: tuple[int, ...], dtype: str) -> bytes:
+    def _compiled(self, module: "nn.Module", shape: tuple[int, ...], dtype: str) -> bytes:
         """A plan whose outputs agree with torch's on a batch of noise."""
         noise = np.random.default_rng(0)
         numbers = noise.integers(0, 256, shape) if dtype == "uint8" else noise.standard_normal(shape)
@@ -152,7 +155,7 @@ class CompiledNetwork:
         if self._converted is not None:
             with contextlib.suppress(RuntimeError, ValueError):  # that was for its own shape alone: converted again
                 return self._checked(example, want)
-        self._converted = _convert(self.module, example)
+        self._converted = _convert(module, example)
         return self._checked(example, want)
 
     def _checked(self, example: np.ndarray, want: Arrays) -> bytes:

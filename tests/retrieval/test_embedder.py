@@ -12,12 +12,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from networks.engines import TORCH, Engine
 from networks.weight_files import WeightsError
-from retrieval import embedder
+from retrieval import cgd_networks, embedder
 from retrieval.cgd_networks import build
 from retrieval.embedder import load
 from retrieval.models import LITE0_SG, PROFILES, viewed
 
+WEIGHTS = Path(embedder.__file__).parents[1] / "weights" / "tiny"
 SMALL = dataclasses.replace(LITE0_SG, name="small", input_size=48, dim=16, stride=32, sha256="")
 PUBLISHED = dataclasses.replace(SMALL, weights="")
 
@@ -173,8 +175,49 @@ def test_paper_models_embed_a_real_photo(spec, ccp_df2):
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
 
 
-def test_no_faiss_comes_along():
-    code = "import sys, retrieval.embedder; sys.exit('faiss' in sys.modules)"
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """No plans of other tests, nor of this machine's user."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("spec", PROFILES["tiny"], ids=lambda spec: spec.name)
+def test_through_openvino_the_shipped_models_give_torchs_rows(spec, own_cache):
+    path, size = WEIGHTS / spec.weights, spec.input_size
+    crops = np.random.default_rng(0).integers(0, 256, (6, size, size, 3), dtype=np.uint8)
+    crops[:3] = np.arange(size, dtype=np.uint8)[:, None]  # a ramp, for noise is much alike
+    ours, torchs = (load(spec, "cpu", weights=path, engine=engine) for engine in (Engine("openvino"), TORCH))
+    rows = ours.embed(crops)
+    np.testing.assert_allclose(rows, torchs.embed(crops), rtol=0, atol=1e-5)
+    assert (ours.engine, torchs.engine, ours.notes) == ("openvino", "torch", [])
+    for n in range(len(crops)):  # filled up to a whole batch, or not
+        np.testing.assert_array_equal(ours.embed(crops[: n + 1], batch_size=3), rows[: n + 1])
+
+
+def test_a_view_of_a_compiled_embedder_shares_its_plan(weights, crops, own_cache, monkeypatch):
+    ours = load(SMALL, "cpu", weights=weights, engine=Engine("openvino"))
+    monkeypatch.setattr(cgd_networks, "with_weights", None)  # nothing is built from here on
+    mirror = ours.view(viewed(SMALL, "flip"))
+    want = ours.embed(np.ascontiguousarray(crops[:, :, ::-1]))
+    np.testing.assert_array_equal(mirror.embed(crops), want)
+    again = load(viewed(SMALL, "flip"), "cpu", weights=weights, engine=Engine("openvino"))
+    np.testing.assert_array_equal(again.embed(crops), want)
+    assert again.embed(crops[:0]).shape == (0, 16)
+
+
+def test_a_compiled_embedder_refuses_what_the_other_refuses(weights, own_cache):
+    openvino = Engine("openvino")
+    load(SMALL, "cpu", weights=weights, engine=openvino)
+    with pytest.raises(WeightsError, match=r"has sha256 .*; fetch the weights again"):
+        load(dataclasses.replace(SMALL, sha256="0" * 64), "cpu", weights=weights, engine=openvino)
+    with pytest.raises(WeightsError, match=r"reductions.0.weight wants \(16, 320\), has \(8, 320\)"):
+        load(dataclasses.replace(SMALL, dim=32), "cpu", weights=weights, engine=openvino)
+    with pytest.raises(WeightsError, match="no weights given"):
+        load(SMALL, "cpu", weights=None, engine=openvino)
+
+
+def test_neither_torch_nor_faiss_comes_along():
+    code = "import sys, retrieval.embedder; sys.exit('faiss' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(embedder.__file__).parents[1]).returncode == 0
 
 
