@@ -14,6 +14,7 @@ import numpy as np
 
 from detection.detections import Detections, Rle
 from networks import calls
+from networks.engines import TORCH, Engine
 from store.categories import problem
 
 
@@ -62,8 +63,12 @@ def load(
     score_threshold: float = 0.01,
     max_per_image: int = 100,
     category_ids: Sequence[int] | None = None,
+    engine: Engine = TORCH,
 ) -> "CalledDetector":
-    """The user's object behind our checks; the arguments are those of `detection.detector.load`."""
+    """The user's object behind our checks; the arguments are those of `detection.detector.load`.
+
+    The object runs as it will, whatever the engine.
+    """
     ids = range(1, len(spec.categories) + 1) if category_ids is None else category_ids
     model = calls.make(spec.call, spec.args, device)
     return CalledDetector(spec.name, model, np.array(ids, np.int16), score_threshold, max_per_image)

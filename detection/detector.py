@@ -24,6 +24,7 @@ from detection.detections import Detections, Rle
 from detection.models import DetectorSpec
 from detection.rle import mirrored
 from networks import weight_files
+from networks.engines import TORCH, Engine
 from networks.weight_files import WeightsError
 
 TRAINER = "jobs/train_detector.py"
@@ -68,6 +69,7 @@ def load(
     score_threshold: float = 0.01,
     max_per_image: int = 100,
     category_ids: Sequence[int] | None = None,
+    engine: Engine = TORCH,
 ) -> "Detector":
     """A detector ready for photos.
 
@@ -118,6 +120,8 @@ def _set_test_limits(model: nn.Module, score_threshold: float, max_per_image: in
 
 class Detector:
     """A detector ready for photos, made by `load` or around a model in training. `notes` has a line a halved batch."""
+
+    engine = "torch"  # what runs its network
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ from detection.detections import Rle
 from detection.detector import ALL_BOXES, Detector, build
 from detection.own_config import MmdetectionSpec, resized
 from networks import checkpoints
+from networks.engines import TORCH, Engine
 from networks.weight_files import WeightsError
 
 # mmengine exchanges them when it saves, so that the weights' moving average, where there is one, is the state_dict.
@@ -42,6 +43,7 @@ def load(
     score_threshold: float = 0.01,
     max_per_image: int = 100,
     category_ids: Sequence[int] | None = None,
+    engine: Engine = TORCH,
 ) -> "MmdetectionDetector":
     """A detector ready for photos; the arguments are those of `detection.detector.load`.
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from networks import calls
+from networks.engines import TORCH, Engine
 from retrieval.models import viewed
 
 
@@ -41,9 +42,14 @@ def from_fields(entry: Mapping[str, Any]) -> CalledEmbedderSpec:
 
 
 def load(
-    spec: CalledEmbedderSpec, device: str, *, weights: Path | None = None, allow_random_weights: bool = False
+    spec: CalledEmbedderSpec,
+    device: str,
+    *,
+    weights: Path | None = None,
+    allow_random_weights: bool = False,
+    engine: Engine = TORCH,
 ) -> "CalledEmbedder":
-    """The user's object behind our checks."""
+    """The user's object behind our checks; it runs as it will, whatever the engine."""
     return CalledEmbedder(spec, calls.make(spec.call, spec.args, device))
 
 

@@ -25,19 +25,28 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from networks import hub
+from networks.engines import TORCH, Engine
 from networks.weight_files import WeightsError
 from retrieval.clip_models import CONFIG, FOLDER, WEIGHTS, ClipSpec
 from retrieval.clip_text import tokenizer
-from retrieval.embedder import Embedder
+from retrieval.embedder import Embedder, network_of
 from store.files import file_sha256
 
 MAX_REASON = 300  # characters
 
 
-def load(spec: ClipSpec, device: str, *, weights: Path | None, allow_random_weights: bool = False) -> "ClipEmbedder":
+def load(
+    spec: ClipSpec,
+    device: str,
+    *,
+    weights: Path | None,
+    allow_random_weights: bool = False,
+    engine: Engine = TORCH,
+) -> "ClipEmbedder":
     """A CLIP model ready for crops and texts.
 
     `weights` is the user's own file; None: the published ones, of the digest that the spec was given with `fetched`.
+    `engine` is what runs the image tower; torch runs that of texts.
     Raises WeightsError for no weights (unless `allow_random_weights`), another digest, or tensors that do not fit;
     UserError where published ones can be neither found nor fetched on this machine.
     """
@@ -48,7 +57,11 @@ def load(spec: ClipSpec, device: str, *, weights: Path | None, allow_random_weig
         raise WeightsError(f"{spec.name}: no weights given; name a file with `weights`, or set allow_random_weights")
     if weights is not None and spec.sha256 and (digest := file_sha256(weights)) != spec.sha256:
         raise WeightsError(f"{spec.name}: {weights} has sha256 {digest[:16]}…, want {spec.sha256[:16]}…")
-    return ClipEmbedder(spec, _Image(_network(spec, weights)), device)
+
+    def image_tower() -> nn.Module:
+        return _Image(_network(spec, weights))
+
+    return ClipEmbedder(cast(Any, spec), network_of(spec, image_tower, device, weights, engine), device)
 
 
 def _network(spec: ClipSpec, weights: Path | None) -> nn.Module:
@@ -99,13 +112,6 @@ class ClipEmbedder(Embedder):
 
     spec: Any  # ClipSpec, which has what Embedder asks of its own
 
-    def __init__(self, spec: ClipSpec, image: nn.Module, device: str) -> None:
-        super().__init__(cast(Any, spec), cast(Any, image), device)
-
-    def view(self, spec: Any) -> "ClipEmbedder":
-        """Another view of the same model, around the same network. Texts have the same rows in each."""
-        return ClipEmbedder(spec, self.model, str(self.device))
-
     @torch.inference_mode()
     def embed_text(self, texts: Sequence[str]) -> np.ndarray:
         """Rows of texts in the space of the crops: (N, D) float32 of unit length; N may be 0.
@@ -115,5 +121,5 @@ class ClipEmbedder(Embedder):
         if not texts:
             return np.zeros((0, self.spec.dim), np.float32)
         tokens = tokenizer(self.spec)(texts).to(self.device)
-        rows: np.ndarray = F.normalize(cast(Any, self.model).clip.encode_text(tokens).float(), dim=-1).cpu().numpy()
+        rows: np.ndarray = F.normalize(self.model.clip.encode_text(tokens).float(), dim=-1).cpu().numpy()
         return rows

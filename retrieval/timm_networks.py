@@ -23,10 +23,11 @@ from timm.models import load_model_config_from_hf
 from torch import Tensor, nn
 
 from networks import checkpoints, hub, weight_files
+from networks.engines import TORCH, Engine
 from networks.weight_files import WeightsError
 from retrieval.cgd import CGD, refuse_unknown
 from retrieval.descriptors import DESCRIPTORS
-from retrieval.embedder import Embedder
+from retrieval.embedder import Embedder, Rows, network_of
 from retrieval.timm_models import ONE_MEAN, TimmSpec
 
 HUB = "hf-hub:"
@@ -209,7 +210,14 @@ def _body(spec: TimmSpec, tensors: Mapping[str, Tensor] | None, source: str) -> 
 
 
 # ---- in use ------------------------------------------------------------------------------------------------------
-def load(spec: TimmSpec, device: str, *, weights: Path | None, allow_random_weights: bool = False) -> "TimmEmbedder":
+def load(
+    spec: TimmSpec,
+    device: str,
+    *,
+    weights: Path | None,
+    allow_random_weights: bool = False,
+    engine: Engine = TORCH,
+) -> "TimmEmbedder":
     """An embedder ready for crops.
 
     Raises WeightsError for no weights, another digest, or tensors that do not fit; UserError where published ones can
@@ -221,15 +229,20 @@ def load(spec: TimmSpec, device: str, *, weights: Path | None, allow_random_weig
         weights: a file of the model's own, checked against `spec.sha256` where that is given. None: the published ones,
             of the digest that the spec was given with `fetched`.
         allow_random_weights: build it untrained when there are no weights: for tests of the machinery, not for results.
+        engine: what runs the network.
     """
     if weights is None and spec.sha256 and spec.published and not spec.weights:
         weights = published_file(spec)
     if weights is None and not allow_random_weights:
         raise WeightsError(f"{spec.name}: no weights given; name a file with `weights`, or set allow_random_weights")
-    if weights is None:
-        return TimmEmbedder(spec, build(spec), device)
-    tensors = checkpoints.read(Path(weights), model=spec.name, sha256=spec.sha256)
-    return TimmEmbedder(spec, build(spec, tensors=tensors, source=f"{spec.name}: {weights}"), device)
+
+    def network() -> nn.Module:
+        if weights is None:
+            return build(spec)
+        tensors = checkpoints.read(Path(weights), model=spec.name, sha256=spec.sha256)
+        return build(spec, tensors=tensors, source=f"{spec.name}: {weights}")
+
+    return TimmEmbedder(cast(Any, spec), network_of(spec, network, device, weights, engine), device)
 
 
 def published_file(spec: TimmSpec) -> Path:
@@ -241,8 +254,8 @@ def published_file(spec: TimmSpec) -> Path:
 class TimmEmbedder(Embedder):
     """An `Embedder` whose crops pass through timm's evaluation transform first, on the CPU."""
 
-    def __init__(self, spec: TimmSpec, model: nn.Module, device: str) -> None:
-        super().__init__(cast(Any, spec), cast(Any, model), device)
+    def __init__(self, spec: Any, network: Rows, device: str) -> None:
+        super().__init__(spec, network, device)
         size = spec.input_size
         unchanged = math.floor(size / spec.crop) == size  # nothing is enlarged, so nothing is cut
         self._transform: Any = None
@@ -250,14 +263,10 @@ class TimmEmbedder(Embedder):
             how: dict[str, Any] = {"interpolation": spec.interpolation, "crop_pct": spec.crop, "normalize": False}
             self._transform = create_transform((3, size, size), **how)
 
-    def view(self, spec: Any) -> "TimmEmbedder":
-        return TimmEmbedder(spec, self.model, str(self.device))
-
-    def _run(self, crops: np.ndarray) -> np.ndarray:
+    def _seen(self, crops: np.ndarray) -> np.ndarray:
         if self._transform is None:
-            return super()._run(crops)
-        seen = [self._transform(Image.fromarray(crop)).permute(1, 2, 0).numpy() for crop in crops]
-        return super()._run(np.stack(seen))
+            return crops
+        return np.stack([self._transform(Image.fromarray(crop)).permute(1, 2, 0).numpy() for crop in crops])
 
 
 def answer(question: str) -> str:

@@ -41,6 +41,7 @@ def fingerprint_of(settings: Settings, models: Sequence[Model]) -> str:
         "detect": {name: value for name, value in record(settings.detect).items() if name != "actors"},
         **{name: record(getattr(settings, name)) for name in ("fusion", "items")},
         "max_pixels": settings.max_pixels,
+        "engine": settings.engine,
         "dtype": settings.embed.dtype,
         "models": [model.basis for model in models],
     }

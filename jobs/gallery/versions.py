@@ -37,7 +37,7 @@ BUILD_PREFIX = f"{HIDDEN}gallery-"  # of the folder a version is built in: on th
 # Settings that version.json keeps: those that decide what the models answer, and where the weights are.
 KEPT_SETTINGS = (
     "profile", "detectors", "embedders", "weights_dir", "allow_random_weights", "max_pixels",
-    "detect", "fusion", "items", "embed", "threads_per_actor", "storage",
+    "detect", "fusion", "items", "embed", "engine", "threads_per_actor", "storage",
 )  # fmt: skip
 UNLOCKED_S = 60.0  # a folder is locked as soon as it is made; an older one that nobody locks is a killed run's
 

@@ -22,6 +22,8 @@ from jobs.runs.categories import listed
 from jobs.runs.models import Catalogue, Model
 from jobs.runs.settings import Settings
 from jobs.runs.versions import ROOT
+from networks import engines
+from networks.engines import Engine
 from networks.weight_header import read_categories
 from store.categories import DEEPFASHION2
 from store.errors import UserError
@@ -85,6 +87,17 @@ def load_all(models: tuple[Model, ...], load: Callable[[Model], Any]) -> dict[st
         loaded[model.name] = load(model) if view is None else view(model.spec)
         networks.setdefault(base, loaded[model.name])
     return loaded
+
+
+def engine_of(settings: Settings, device: str) -> Engine:
+    """What runs the networks of a worker on `device`, "cpu" or "cuda"."""
+    return engines.choose(settings.engine, device, settings.threads_per_actor)
+
+
+def notes_of(loaded: Any) -> dict[str, Any]:
+    """What a loaded model has to say of a shard, for its mark: its notes, and the engine where that is ours."""
+    engine = getattr(loaded, "engine", None)
+    return {"notes": list(getattr(loaded, "notes", ()))} | ({"engine": engine} if engine else {})
 
 
 def folder_of(model: Model, settings: Settings) -> ObjectStore:

@@ -28,8 +28,8 @@ class Catalogue:
     # an entry of the settings (name or mapping) -> spec, a frozen dataclass with `name`, `weights` and `sha256`
     detector: Callable[[Any], Any]
     embedder: Callable[[Any], Any]
-    # (spec, device, *, weights: Path | None, allow_random_weights: bool) -> model; detectors take score_threshold,
-    # max_per_image and category_ids too, see `detection.detector.load`
+    # (spec, device, *, weights: Path | None, allow_random_weights: bool, engine: Engine) -> model; detectors take
+    # score_threshold, max_per_image and category_ids too, see `detection.detector.load`
     load_detector: Callable[..., Any]
     load_embedder: Callable[..., Any]
 

@@ -15,7 +15,7 @@ from networks import calls
 from store.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]  # of the repository, or of the installed packages
-PACKAGES = ("torch", "torchvision", "timm", "onedl-mmdetection", "ray", "faiss-cpu", "pyarrow", "numpy")
+PACKAGES = ("torch", "torchvision", "timm", "openvino", "onedl-mmdetection", "ray", "faiss-cpu", "pyarrow", "numpy")
 SOURCES = ("detection", "jobs", "networks", "postproc", "retrieval", "sources", "store")
 
 

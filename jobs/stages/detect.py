@@ -11,7 +11,7 @@ from typing import Any
 
 from detection.detections import Detections
 from jobs.runs import photos, shards, tables
-from jobs.runs.catalogue import load_all, weight_file
+from jobs.runs.catalogue import engine_of, load_all, notes_of, weight_file
 from jobs.runs.marks import CODES, Outcome, Unit
 from jobs.runs.models import Catalogue, Model
 from jobs.runs.retries import Job
@@ -31,7 +31,7 @@ def units(run: Run) -> list[Unit]:
     """One for each detector and shard."""
     settings = record(run.settings.detect)
     del settings["actors"]
-    settings = {"detect": settings, "max_pixels": run.settings.max_pixels}
+    settings = {"detect": settings, "max_pixels": run.settings.max_pixels, "engine": run.settings.engine}
     basis = {"code": CODES["detect"], "decoder": DECODER, "settings": settings}
     return [
         Unit(
@@ -73,7 +73,8 @@ class DetectWorker:
     def load(self, device: str) -> dict[str, Any]:
         detect = self.settings.detect
         options: dict[str, Any] = {"score_threshold": detect.score_threshold, "max_per_image": detect.max_per_image}
-        options["allow_random_weights"] = self.settings.allow_random_weights
+        options |= {"allow_random_weights": self.settings.allow_random_weights}
+        options |= {"engine": engine_of(self.settings, device)}
 
         def load(model: Model) -> Any:
             how = options | {"weights": weight_file(model, self.settings), "category_ids": model.category_ids}
@@ -94,7 +95,7 @@ class DetectWorker:
             key, table = f"detections/{name}/{job.name}.parquet", tables.detections(found[name])
             digest = tables.write(self.output, key, table)
             seconds = shared | {"write": time.perf_counter() - start}
-            notes = {"notes": list(getattr(self.detectors[name], "notes", ())), "device": self.device}
+            notes = notes_of(self.detectors[name]) | {"device": self.device}
             outcomes[name] = Outcome({key: digest}, table.num_rows, seconds, tuple(failures[name]), notes)
         return outcomes
 

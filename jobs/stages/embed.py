@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.runs import photos, shards, tables
-from jobs.runs.catalogue import load_all, weight_file
+from jobs.runs.catalogue import engine_of, load_all, notes_of, weight_file
 from jobs.runs.marks import CODES, Outcome, Unit
 from jobs.runs.models import Catalogue, Model
 from jobs.runs.retries import Job
@@ -33,7 +33,7 @@ def units(run: Run) -> list[Unit]:
     """One for each kind of boxes, model and shard."""
     settings = record(run.settings.embed)
     del settings["actors"]
-    settings = {"embed": settings, "max_pixels": run.settings.max_pixels}
+    settings = {"embed": settings, "max_pixels": run.settings.max_pixels, "engine": run.settings.engine}
     basis = {"code": CODES["embed"], "decoder": DECODER, "settings": settings}
     units = []
     for kind in run.box_kinds:
@@ -86,11 +86,13 @@ class EmbedWorker:
     output: ObjectStore
 
     def load(self, device: str) -> dict[str, Any]:
-        random = self.settings.allow_random_weights
+        options: dict[str, Any] = {"allow_random_weights": self.settings.allow_random_weights}
+        options |= {"engine": engine_of(self.settings, device)}
 
         def load(model: Model) -> Any:
-            weights = weight_file(model, self.settings)
-            return self.catalogue.load_embedder(model.spec, device, weights=weights, allow_random_weights=random)
+            return self.catalogue.load_embedder(
+                model.spec, device, weights=weight_file(model, self.settings), **options
+            )
 
         self.device, self.embedders = device, load_all(self.models, load)
         photos.limit_threads(self.settings.threads_per_actor)
@@ -107,7 +109,7 @@ class EmbedWorker:
             key, table = f"embeddings/{kind}/{name}/{job.name}.parquet", self._table(name, queues[kind, name])
             digest = tables.write(self.output, key, table)
             seconds = shared | {"write": time.perf_counter() - start}
-            notes = {"notes": list(getattr(self.embedders[name], "notes", ())), "device": self.device}
+            notes = notes_of(self.embedders[name]) | {"device": self.device}
             failed = (*failures[kind], *queues[kind, name].failures)
             outcomes[kind, name] = Outcome({key: digest}, table.num_rows, seconds, failed, notes)
         return outcomes

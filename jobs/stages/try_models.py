@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.runs.catalogue import weight_file
+from jobs.runs.catalogue import engine_of, weight_file
 from jobs.runs.categories import found_by, listed
 from jobs.runs.models import Catalogue, Model
 from jobs.runs.photos import limit_threads
@@ -79,6 +79,7 @@ def _device(settings: Settings, all_stored: bool) -> str:
 def _build(model: Model, settings: Settings, load: Any, device: str, **more: Any) -> Any:
     """The model as a worker loads it: its weights' names and shapes are compared there."""
     how = {"weights": weight_file(model, settings), "allow_random_weights": settings.allow_random_weights} | more
+    how["engine"] = engine_of(settings, device)
     if more:
         detect = settings.detect
         how |= {"score_threshold": detect.score_threshold, "max_per_image": detect.max_per_image}
@@ -135,6 +136,8 @@ def _facts(model: Model, loaded: Any) -> str:
         parts.append(f"mean {_numbers(mean)}, std {_numbers(std)}")
     if call := getattr(spec, "call", ""):
         parts.append(f"{call} version {spec.version}")
+    if engine := getattr(loaded, "engine", None):
+        parts.append(f"run by {engine}")
     parts.append(f"weights {model.file or '-'} {model.weights[:12]}")
     return ", ".join(parts)
 

@@ -23,7 +23,7 @@ from jobs.training.data import LearningPhoto, LearningSet
 from jobs.training.launch import World
 from jobs.training.run import TrainingRun, shipped, to_bytes
 from networks import checkpoints, weight_files
-from retrieval import embedder, held_out, timm_networks, training, training_crops
+from retrieval import cgd_networks, held_out, timm_networks, training, training_crops
 from retrieval.cgd import CGD
 from retrieval.held_out import HeldOutLists
 from retrieval.losses import RankingLoss
@@ -221,10 +221,12 @@ def start_model(args: argparse.Namespace, spec: Spec, classes: int) -> CGD:
         if isinstance(spec, TimmSpec):
             return start_timm_model(args, spec, classes)
         if not args.init_from:
-            return embedder.build(spec, classes=classes, pretrained_backbone=True)
-        model = embedder.build(spec, classes=classes)
+            return cgd_networks.build(spec, classes=classes, pretrained_backbone=True)
+        model = cgd_networks.build(spec, classes=classes)
         classifier = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("classifier.")}
-        tensors = weight_files.read(Path(args.init_from), model=spec.name, sha256=spec.sha256, trainer=embedder.TRAINER)
+        tensors = weight_files.read(
+            Path(args.init_from), model=spec.name, sha256=spec.sha256, trainer=cgd_networks.TRAINER
+        )
         weight_files.fill(model, tensors | classifier, f"{spec.name}: {args.init_from}")
         return model
     except weight_files.WeightsError as error:
@@ -241,7 +243,7 @@ def start_timm_model(args: argparse.Namespace, spec: TimmSpec, classes: int) -> 
 
 def shipped_model(spec: Spec, tensors: Mapping[str, Tensor], device: str) -> CGD:
     """The weights as they are shipped, float16, in a model of their own."""
-    model = cast(CGD, timm_networks.build(spec)) if isinstance(spec, TimmSpec) else embedder.build(spec)
+    model = cast(CGD, timm_networks.build(spec)) if isinstance(spec, TimmSpec) else cgd_networks.build(spec)
     weight_files.fill(model, shipped(tensors), spec.name)
     return model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 

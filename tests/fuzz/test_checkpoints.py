@@ -23,7 +23,7 @@ from detection import models as detectors
 from jobs.training.run import TrainingRun
 from networks import checkpoints, weight_files
 from networks.weight_files import WeightsError
-from retrieval import embedder
+from retrieval import cgd_networks, embedder
 from retrieval import models as embedders
 from retrieval import training as retrieval_training
 from retrieval.cgd import CGD
@@ -105,13 +105,13 @@ def weights(request: pytest.FixtureRequest) -> dict[str, dict[str, torch.Tensor]
 def network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, built: dict[str, Any]) -> str:
     """A network's name; it is built once, as building takes a second and knows nothing of the file."""
     monkeypatch.setattr(detector, "build", lambda spec: built["detector"])
-    monkeypatch.setattr(embedder, "build", lambda spec, **_: built["embedder"])
+    monkeypatch.setattr(cgd_networks, "build", lambda spec, **_: built["embedder"])
     return request.param
 
 
 @pytest.fixture(scope="module")
 def built() -> dict[str, Any]:
-    return {"detector": detector.build(detectors.ATSS_TINY), "embedder": embedder.build(SPEC)}
+    return {"detector": detector.build(detectors.ATSS_TINY), "embedder": cgd_networks.build(SPEC)}
 
 
 def refused(name: str, data: bytes, box: Path, reason: str = "") -> None:

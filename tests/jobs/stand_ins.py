@@ -114,9 +114,7 @@ def load_detector(spec: DetectorSpec, device: str, *, weights: Path | None, **ho
     return Finder(spec)
 
 
-def load_embedder(
-    spec: EmbedderSpec, device: str, *, weights: Path | None, allow_random_weights: bool = False
-) -> Painter:
+def load_embedder(spec: EmbedderSpec, device: str, *, weights: Path | None, **how: Any) -> Painter:
     return Reader(spec) if spec.name.startswith("read") else Painter(spec)
 
 

@@ -12,11 +12,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from networks.engines import TORCH, Engine
 from networks.weight_files import WeightsError
-from retrieval import embedder
-from retrieval.embedder import build, load
+from retrieval import cgd_networks, embedder
+from retrieval.cgd_networks import build
+from retrieval.embedder import load
 from retrieval.models import LITE0_SG, PROFILES, viewed
 
+WEIGHTS = Path(embedder.__file__).parents[1] / "weights" / "tiny"
 SMALL = dataclasses.replace(LITE0_SG, name="small", input_size=48, dim=16, stride=32, sha256="")
 PUBLISHED = dataclasses.replace(SMALL, weights="")
 
@@ -129,17 +132,19 @@ def test_an_empty_weights_field_means_the_backbone_as_published(weights, crops):
 
 def test_lack_of_memory_halves_the_batch_and_says_so(weights, crops, monkeypatch):
     ours = load(SMALL, "cpu", weights=weights)
-    want, run = ours.embed(crops, batch_size=1), ours._run
+    want, forward = ours.embed(crops, batch_size=1), ours.network._forward
 
     def small_gpu(batch):
         if len(batch) > 1:
             raise torch.OutOfMemoryError("no room")
-        return run(batch)
+        return forward(batch)
 
-    monkeypatch.setattr(ours, "_run", small_gpu)
+    monkeypatch.setattr(ours.network, "_forward", small_gpu)
     np.testing.assert_array_equal(ours.embed(crops, batch_size=4), want)
-    assert ours.notes == [f"small: out of GPU memory, batches of {n} from here on" for n in (2, 1)]
-    monkeypatch.setattr(ours, "_run", lambda batch: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+    assert ours.notes == [f"small: out of GPU memory at {n} crops, halved" for n in (4, 2, 2)]
+    monkeypatch.setattr(
+        ours.network, "_forward", lambda batch: (_ for _ in ()).throw(torch.OutOfMemoryError("no room"))
+    )
     with pytest.raises(torch.OutOfMemoryError):
         ours.embed(crops, batch_size=2)
 
@@ -148,9 +153,9 @@ def test_lack_of_memory_halves_the_batch_and_says_so(weights, crops, monkeypatch
 def test_on_a_gpu_every_batch_is_full_and_the_rows_are_the_same(weights, crops, monkeypatch, n, seen):
     ours, sizes = load(SMALL, "cpu", weights=weights), []
     some = np.concatenate([crops] * 3)[:n]
-    want, run = ours.embed(some, batch_size=1), ours._run
-    monkeypatch.setattr(ours, "_full_batches", True)
-    monkeypatch.setattr(ours, "_run", lambda batch: sizes.append(len(batch)) or run(batch))
+    want, forward = ours.embed(some, batch_size=1), ours.network._forward
+    monkeypatch.setattr(ours.network, "_full_batches", True)
+    monkeypatch.setattr(ours.network, "_forward", lambda batch: sizes.append(len(batch)) or forward(batch))
     np.testing.assert_allclose(ours.embed(some, batch_size=4), want, atol=1e-5)
     assert sizes == seen
 
@@ -170,14 +175,55 @@ def test_paper_models_embed_a_real_photo(spec, ccp_df2):
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
 
 
-def test_no_faiss_comes_along():
-    code = "import sys, retrieval.embedder; sys.exit('faiss' in sys.modules)"
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """No plans of other tests, nor of this machine's user."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("spec", PROFILES["tiny"], ids=lambda spec: spec.name)
+def test_through_openvino_the_shipped_models_give_torchs_rows(spec, own_cache):
+    path, size = WEIGHTS / spec.weights, spec.input_size
+    crops = np.random.default_rng(0).integers(0, 256, (6, size, size, 3), dtype=np.uint8)
+    crops[:3] = np.arange(size, dtype=np.uint8)[:, None]  # a ramp, for noise is much alike
+    ours, torchs = (load(spec, "cpu", weights=path, engine=engine) for engine in (Engine("openvino"), TORCH))
+    rows = ours.embed(crops)
+    np.testing.assert_allclose(rows, torchs.embed(crops), rtol=0, atol=1e-5)
+    assert (ours.engine, torchs.engine, ours.notes) == ("openvino", "torch", [])
+    for n in range(len(crops)):  # filled up to a whole batch, or not
+        np.testing.assert_array_equal(ours.embed(crops[: n + 1], batch_size=3), rows[: n + 1])
+
+
+def test_a_view_of_a_compiled_embedder_shares_its_plan(weights, crops, own_cache, monkeypatch):
+    ours = load(SMALL, "cpu", weights=weights, engine=Engine("openvino"))
+    monkeypatch.setattr(cgd_networks, "with_weights", None)  # nothing is built from here on
+    mirror = ours.view(viewed(SMALL, "flip"))
+    want = ours.embed(np.ascontiguousarray(crops[:, :, ::-1]))
+    np.testing.assert_array_equal(mirror.embed(crops), want)
+    again = load(viewed(SMALL, "flip"), "cpu", weights=weights, engine=Engine("openvino"))
+    np.testing.assert_array_equal(again.embed(crops), want)
+    assert again.embed(crops[:0]).shape == (0, 16)
+
+
+def test_a_compiled_embedder_refuses_what_the_other_refuses(weights, own_cache):
+    openvino = Engine("openvino")
+    load(SMALL, "cpu", weights=weights, engine=openvino)
+    with pytest.raises(WeightsError, match=r"has sha256 .*; fetch the weights again"):
+        load(dataclasses.replace(SMALL, sha256="0" * 64), "cpu", weights=weights, engine=openvino)
+    with pytest.raises(WeightsError, match=r"reductions.0.weight wants \(16, 320\), has \(8, 320\)"):
+        load(dataclasses.replace(SMALL, dim=32), "cpu", weights=weights, engine=openvino)
+    with pytest.raises(WeightsError, match="no weights given"):
+        load(SMALL, "cpu", weights=None, engine=openvino)
+
+
+def test_neither_torch_nor_faiss_comes_along():
+    code = "import sys, retrieval.embedder; sys.exit('faiss' in sys.modules or 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(embedder.__file__).parents[1]).returncode == 0
 
 
 def test_a_view_mirrors_its_crops_and_shares_the_network(weights, crops):
     ours = load(SMALL, "cpu", weights=weights)
     mirror = ours.view(viewed(SMALL, "flip"))
-    assert mirror.model is ours.model and mirror.notes is not ours.notes
+    assert mirror.model is ours.model
     np.testing.assert_array_equal(mirror.embed(crops), ours.embed(np.ascontiguousarray(crops[:, :, ::-1])))
     assert np.abs(mirror.embed(crops) - ours.embed(crops)).max() > 1e-3

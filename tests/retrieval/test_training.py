@@ -159,10 +159,10 @@ def test_a_learner_continues_from_its_state_to_the_bit():
 @pytest.mark.parametrize("name", ["resnet152-gm", "seresnext101-sgm"])
 def test_one_step_of_the_papers_embedders(name):
     """Crops of 64 pixels move the last stage (its last norms start at zero), the reductions and GeM's p."""
-    from retrieval import embedder, models
+    from retrieval import cgd_networks, models
 
     spec = models.named(name)
-    model = embedder.build(spec, classes=4)
+    model = cgd_networks.build(spec, classes=4)
     freeze(model.backbone, 2)
     objective = Objective(RankingLoss("batch-hard-triplet", dim=spec.dim, classes=4))
     optimiser = torch.optim.AdamW(parameter_groups(model, objective.ranking, rate=1e-3, layer_decay=0.5))

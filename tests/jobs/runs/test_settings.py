@@ -80,6 +80,7 @@ def test_truth_values_are_those_of_yaml(text: str, value: bool) -> None:
     ("limit=3000000000", ["limit", "a whole number"]),
     ("allow_random_weights=1", ["true or false"]),
     ("device=tpu", ["auto or cpu or cuda"]),
+    ("engine=onnx", ["engine", "auto or torch or openvino"]),
     ("search.steps=[{step: magic}]", ["search.steps[0]", "{step: NAME}", "k_reciprocal"]),
     ("search.steps=[]", ["search.steps", "3 embedders", "add concat or rank_fusion"]),  # nothing joins them
     ("detectors=[{name: '../x'}]", ["detectors[0]", "file names", "'../x'"]),
@@ -101,6 +102,12 @@ def test_mistakes_are_refused_and_say_what_is_allowed(override: str, words: list
         assert word in str(refused.value)
     assert "hunter2" not in str(refused.value) and "secret@" not in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_openvino_on_a_gpu_is_refused() -> None:
+    assert load_line("--set", "engine=openvino").engine == "openvino"  # a device found later may refuse it
+    with pytest.raises(UserError, match=r"engine: openvino runs networks on a CPU and device is cuda"):
+        load_line("--set", "engine=openvino", "--set", "device=cuda")
 
 
 @pytest.mark.parametrize("text, word", [

@@ -1,0 +1,202 @@
+"""Networks through OpenVINO: torch's numbers, a plan a shape, plans from disk, and torch where it cannot be."""
+
+import dataclasses
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from networks import engines, plan_files
+from networks.engines import CompiledNetwork, Engine, choose, describe
+from store.errors import UserError
+
+OPENVINO = Engine("openvino")
+HERE = Path(__file__).resolve()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+class TwoMaps(nn.Module):
+    """A map and its mean: of any height and width, and of a dilated convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Conv2d(3, 8, 3, padding=2, dilation=2)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        maps = self.layer(images).relu()
+        return maps, maps.mean((2, 3))
+
+
+def images(*shape: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(1).standard_normal(shape).astype(np.float32))
+
+
+def network(module: nn.Module, description: dict | None = None) -> CompiledNetwork:
+    return CompiledNetwork("small", lambda: module.eval(), description, OPENVINO)
+
+
+def refuse() -> nn.Module:
+    raise AssertionError("the network is built though its plan is on disk")
+
+
+@pytest.mark.parametrize(
+    "setting, device, installed, want",
+    [
+        ("auto", "cpu", True, "openvino"),
+        ("auto", "cuda", True, "torch"),
+        ("auto", "cpu", False, "torch"),
+        ("torch", "cpu", True, "torch"),
+        ("openvino", "cpu", True, "openvino"),
+        ("openvino", "cuda", True, "the device is cuda"),
+        ("openvino", "cpu", False, "it is not installed"),
+    ],
+)
+def test_the_engine_of_a_device(setting, device, installed, want, monkeypatch) -> None:
+    monkeypatch.setattr(engines.util, "find_spec", lambda _: object() if installed else None)
+    if want in ("torch", "openvino"):
+        assert choose(setting, device, 3) == Engine(want, 3)
+    else:
+        with pytest.raises(UserError, match=want):
+            choose(setting, device, 3)
+
+
+def test_outputs_are_torchs_for_each_shape() -> None:
+    module = TwoMaps()
+    ours = network(module)
+    for shape in ((2, 3, 16, 24), (1, 3, 16, 24), (2, 3, 24, 16)):
+        found = ours(images(*shape))
+        with torch.inference_mode():
+            want = module(images(*shape))
+        assert isinstance(found, tuple) and len(found) == 2
+        torch.testing.assert_close(found, tuple(want), rtol=1e-5, atol=1e-6)
+    assert ours.notes == [] and ours.engine == "openvino"
+
+
+def test_strides_of_a_batch_do_not_matter() -> None:
+    ours, batch = network(TwoMaps()), images(2, 3, 16, 24)
+    torch.testing.assert_close(ours(batch.to(memory_format=torch.channels_last)), ours(batch), rtol=0, atol=0)
+
+
+def test_what_a_shape_is_written_into_is_converted_for_each(monkeypatch) -> None:
+    class Flat(nn.Module):
+        def forward(self, batch: Tensor) -> Tensor:
+            return batch.reshape(int(batch.shape[0]), int(batch.shape[1] * batch.shape[2])).cumsum(1)
+
+    ours = network(Flat())
+    for shape in ((2, 3, 4), (3, 5, 2), (2, 3, 4)):
+        batch = images(*shape)
+        torch.testing.assert_close(ours(batch)[0], batch.flatten(1).cumsum(1))
+    assert ours.notes == []
+
+
+def test_a_second_start_builds_nothing_and_gives_the_same_bytes() -> None:
+    batch = images(2, 3, 16, 24).numpy()
+    first = network(TwoMaps(), {"weights": "a"}).run(batch)
+    again = CompiledNetwork("small", refuse, {"weights": "a"}, OPENVINO).run(batch)
+    assert [array.tobytes() for array in again] == [array.tobytes() for array in first]
+    with pytest.raises(AssertionError, match="is built"):
+        CompiledNetwork("small", refuse, {"weights": "b"}, OPENVINO).run(batch)
+    with pytest.raises(AssertionError, match="is built"):
+        CompiledNetwork("small", refuse, None, OPENVINO).run(batch)
+    with pytest.raises(AssertionError, match="is built"):
+        CompiledNetwork("small", refuse, {"weights": "a"}, OPENVINO).run(batch[:1])
+
+
+def in_another_process() -> str:
+    """Digest of the outputs there, and whether torch was imported."""
+    code = f"import sys; sys.path.insert(0, {str(HERE.parents[2])!r}); " + (
+        "import numpy as np; from networks.engines import CompiledNetwork, Engine; from store.files import digest\n"
+        "def build():\n"
+        "    from tests.networks.test_engines import TwoMaps\n"
+        "    return TwoMaps().eval()\n"
+        "batch = np.random.default_rng(1).standard_normal((2, 3, 16, 24)).astype(np.float32)\n"
+        "outputs = CompiledNetwork('small', build, {'weights': 'a'}, Engine('openvino')).run(batch)\n"
+        "print(digest(b''.join(array.tobytes() for array in outputs)), 'torch' in sys.modules)"
+    )
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_two_processes_give_the_same_bytes_and_the_second_one_needs_no_torch() -> None:
+    digest, _, with_torch = in_another_process().partition(" ")
+    assert with_torch == "True"
+    assert in_another_process() == f"{digest} False"
+
+
+def test_a_damaged_plan_is_made_again(cache: Path) -> None:
+    batch = images(2, 3, 16, 24).numpy()
+    want = network(TwoMaps(), {"weights": "a"}).run(batch)
+    (file,) = cache.rglob("*.plan")
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    np.testing.assert_array_equal(network(TwoMaps(), {"weights": "a"}).run(batch)[0], want[0])
+    assert plan_files.read(file) is not None
+
+
+def test_no_more_plans_are_held_than_allowed(monkeypatch) -> None:
+    monkeypatch.setattr(engines, "PLANS", 2)
+    ours, made = network(TwoMaps()), []
+    plan = ours._plan
+    monkeypatch.setattr(ours, "_plan", lambda shape, dtype: made.append(shape[0]) or plan(shape, dtype))
+    for n in (1, 2, 1, 3, 1, 2):  # 3 takes the place of 2, which was used longer ago than 1; then 2 that of 3
+        ours(images(n, 3, 8, 8))
+    assert made == [1, 2, 3, 2] and len(ours._plans) == 2
+
+
+class Unknown(nn.Module):
+    def forward(self, batch: Tensor) -> Tensor:
+        return torch.linalg.matrix_exp(batch)
+
+
+class Forgetful(nn.Module):
+    """Its path depends on the numbers, of which a trace sees those of one batch alone."""
+
+    def forward(self, batch: Tensor) -> Tensor:
+        self.times = getattr(self, "times", 0) + 1
+        return batch * self.times
+
+
+@pytest.mark.parametrize(
+    "module, reason", [(Unknown(), r"matrix_exp"), (Forgetful(), r"its outputs are .* from torch's")]
+)
+def test_torch_stays_where_openvino_cannot_and_a_note_says_so(module, reason, cache: Path) -> None:
+    ours = network(module, {"weights": "a"})
+    (found,) = ours(images(1, 4, 4))
+    assert found.shape == (1, 4, 4) and ours.engine == "torch"
+    ours(images(2, 4, 4))
+    assert len(ours.notes) == 1 and "\n" not in ours.notes[0], "one note, whatever the shapes"
+    assert ours.notes[0].startswith("small: OpenVINO does not run it, torch does, for a batch of (1, 4, 4): ")
+    assert not list(cache.rglob("*.plan"))
+
+
+def test_errors_of_building_are_the_callers() -> None:
+    with pytest.raises(AssertionError, match="is built"):
+        CompiledNetwork("small", refuse, None, OPENVINO).prepare((1, 3, 8, 8), "float32")
+
+
+@dataclass(frozen=True)
+class Spec:
+    name: str
+    width: int
+    flip: bool = False
+
+
+def test_views_of_a_network_are_described_alike(tmp_path: Path) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"a")
+    ours = describe(Spec("a", 1), file)
+    assert ours == describe(Spec("a@flip", 1, flip=True), file)
+    assert ours != describe(dataclasses.replace(Spec("a", 1), width=2), file)
+    assert describe(Spec("a", 1), None) is None
+    file.write_bytes(b"b")
+    assert describe(Spec("a", 1), file) != ours
