@@ -1,18 +1,19 @@
 """What runs a network: torch, or on a CPU OpenVINO, which gives the same numbers in half the time or less.
 
     engine = choose(settings.engine, device, settings.threads_per_actor)
-    dense = CompiledNetwork("atss-tiny", lambda: module, describe(spec, weights), engine)
+    shapes = (2, 3, 320, 256), (1, 3, 192, 320)      # two batches: only the number of channels is fixed
+    dense = CompiledNetwork("atss-tiny", lambda: module, describe(spec, weights), shapes, engine)
     levels = dense(batch)      # tensors in, a tuple of tensors out; `run` takes and gives arrays
 
-A network is compiled for each shape of batch. What was compiled is kept on disk (`networks.plan_files`), and with it on
-disk neither torch is imported here nor the network built.
+What was compiled, a plan, is kept on disk (`networks.plan_files`). With it there, torch is not imported here and the
+network is not built.
 """
 
 import contextlib
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 Arrays = tuple[np.ndarray, ...]
 
-PLANS = 8  # that a network keeps in memory, each for one shape of batch; the one not used for longest goes first
 AGREEMENT = (
     1e-3  # largest difference from torch's outputs that is taken for rounding, as a share of their largest value
 )
@@ -82,20 +82,33 @@ class CompiledNetwork:
 
     Args:
         name: the model's, for notes.
-        build: makes the network, an `nn.Module` on the CPU in eval mode, from one batch, float32 or uint8, to a tensor
-            or a tuple of tensors. Called where a plan is missing on disk; its errors are the caller's.
+        build: makes the network, an `nn.Module` on the CPU in eval mode, from one batch to a tensor or a tuple of
+            tensors. Called here where no plan is on disk; its errors are the caller's.
         description: all that decides the outputs besides packages and our code, as plain JSON (`describe`). None:
             nothing is kept on disk.
+        shapes: of batches with which the plan is compared with torch. A dimension in which they differ takes any size,
+            which costs some 5 to 15 % of the speed.
         engine: its threads.
+        dtype: of the batches, float32 or uint8.
     """
 
     def __init__(
-        self, name: str, build: "Callable[[], nn.Module]", description: Mapping[str, Any] | None, engine: Engine
+        self,
+        name: str,
+        build: "Callable[[], nn.Module]",
+        description: Mapping[str, Any] | None,
+        shapes: Sequence[tuple[int, ...]],
+        engine: Engine,
+        dtype: str = "float32",
     ) -> None:
-        self.name, self.notes = name, list[str]()
-        self._build, self._description, self._threads = build, description, engine.threads
-        self._plans: dict[tuple[tuple[int, ...], str], Callable[[np.ndarray], Arrays]] = {}
-        self._converted: Any = None  # OpenVINO's model, from which a plan for another shape is compiled
+        self.name, self.notes, self._build = name, list[str](), build
+        path, plan = None, None
+        if description is not None:
+            path = plan_files.path_of({"network": description, "shapes": shapes, "dtype": dtype} | _surroundings())
+            plan = plan_files.read(path)
+        if plan is None and (plan := self._compiled(shapes, dtype)) and path:
+            plan_files.write(path, plan)
+        self._run = self._run_in_torch if plan is None else _imported(plan, engine.threads)
 
     @functools.cached_property
     def module(self) -> "nn.Module":
@@ -115,59 +128,27 @@ class CompiledNetwork:
 
     def run(self, batch: np.ndarray) -> Arrays:
         """Outputs of a batch, as arrays."""
-        self.prepare(batch.shape, batch.dtype.name)
-        return self._plans[batch.shape, batch.dtype.name](np.ascontiguousarray(batch))
+        return self._run(np.ascontiguousarray(batch))
 
-    def prepare(self, shape: tuple[int, ...], dtype: str) -> None:
-        """Have the plan for batches of that shape and dtype, "float32" or "uint8", ready."""
-        plan = self._plans.pop((shape, dtype), None) or self._plan(shape, dtype)
-        self._plans[shape, dtype] = plan  # as the one used last
-        if len(self._plans) > PLANS:
-            del self._plans[next(iter(self._plans))]
-
-    def _plan(self, shape: tuple[int, ...], dtype: str) -> Callable[[np.ndarray], Arrays]:
-        """From disk, else compiled and kept there; torch where that fails."""
-        path = None
-        if self._description is not None:
-            path = plan_files.path_of({"network": self._description, "shape": shape, "dtype": dtype} | _surroundings())
-            if stored := plan_files.read(path):
-                return _imported(stored, self._threads)
-        if self.notes:  # as it was for another shape
-            return self._run_in_torch
+    def _compiled(self, shapes: Sequence[tuple[int, ...]], dtype: str) -> bytes | None:
+        """A plan whose outputs agree with torch's on batches of noise; None, and a note, where there is none."""
         module = self.module  # before, for its errors are the caller's
-        try:
-            stored = self._compiled(module, shape, dtype)
-        except Exception as error:  # whatever a converter cannot do, and what it raises then, is its own affair
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            self.notes.append(f"{self.name}: OpenVINO does not run it, torch does, for a batch of {shape}: {reason}")
-            return self._run_in_torch
-        del self.module  # a second copy of the weights
-        if path is not None:
-            plan_files.write(path, stored)
-        return _imported(stored, self._threads)
-
-    def _compiled(self, module: "nn.Module", shape: tuple[int, ...], dtype: str) -> bytes:
-        """A plan whose outputs agree with torch's on a batch of noise."""
         noise = np.random.default_rng(0)
-        numbers = noise.integers(0, 256, shape) if dtype == "uint8" else noise.standard_normal(shape)
-        example = numbers.astype(dtype)
-        want = self._run_in_torch(example)
-        if self._converted is not None:
-            with contextlib.suppress(RuntimeError, ValueError):  # that was for its own shape alone: converted again
-                return self._checked(example, want)
-        self._converted = _convert(module, example)
-        return self._checked(example, want)
-
-    def _checked(self, example: np.ndarray, want: Arrays) -> bytes:
-        """A plan of what was converted, for the example's shape. ValueError: its outputs are not those wanted."""
-        stored = _exported(self._converted, example.shape)
-        for found, output in zip(_imported(stored, self._threads)(example), want, strict=True):
-            apart, largest = np.abs(found - output).max(initial=0), np.abs(output).max(initial=0)
-            if found.shape != output.shape or not apart <= AGREEMENT * largest:
-                raise ValueError(
-                    f"its outputs differ from torch's by {apart:.2g}, the largest of which is {largest:.2g}"
-                )
-        return stored
+        try:
+            batches = [
+                (noise.integers(0, 256, shape) if dtype == "uint8" else noise.standard_normal(shape)).astype(dtype)
+                for shape in shapes
+            ]
+            plan = _exported(module, batches[0], [n[0] if len({*n}) == 1 else -1 for n in zip(*shapes, strict=True)])
+            run = _imported(plan, 1)
+            for batch in batches:
+                _compare(run(batch), self._run_in_torch(batch))
+        except Exception as error:  # whatever a converter cannot do, and what it raises then, is its own affair
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            self.notes.append(f"{self.name}: torch runs it, for OpenVINO does not: {reason}")
+            return None
+        del self.module  # a second copy of the weights
+        return plan
 
     def _run_in_torch(self, batch: np.ndarray) -> Arrays:
         import torch
@@ -177,35 +158,37 @@ class CompiledNetwork:
         return tuple(output.numpy() for output in (outputs if isinstance(outputs, tuple | list) else (outputs,)))
 
 
-def _convert(module: "nn.Module", example: np.ndarray) -> Any:
-    """OpenVINO's model of a network as it was traced on the example."""
+def _exported(module: "nn.Module", example: np.ndarray, shape: Sequence[int]) -> bytes:
+    """The network as it was traced on the example, compiled for batches of the shape, in which -1 is any size."""
     import openvino
     import torch
 
     batch = torch.from_numpy(example)
     with torch.inference_mode(), warnings.catch_warnings(action="ignore"):  # torch's of its tracing, and the tracer's
-        traced = torch.jit.trace(module, batch, check_trace=False)
-        return openvino.convert_model(traced, example_input=batch)
+        model = openvino.convert_model(torch.jit.trace(module, batch, check_trace=False), example_input=batch)
+    model.reshape(openvino.PartialShape(list(shape)))
+    plan: bytes = openvino.Core().compile_model(model, "CPU", _options(1)).export_model().getvalue()
+    return plan
 
 
-def _exported(model: Any, shape: tuple[int, ...]) -> bytes:
-    """The model compiled for one shape of batch, as bytes."""
-    import openvino
+def _compare(found: Arrays, want: Arrays) -> None:
+    """ValueError: outputs that differ by more than rounding."""
+    for ours, torchs in zip(found, want, strict=True):
+        if ours.shape != torchs.shape:
+            raise ValueError(f"its outputs are {ours.shape}, torch's {torchs.shape}")
+        apart, largest = np.abs(ours - torchs).max(initial=0), np.abs(torchs).max(initial=0)
+        if not apart <= AGREEMENT * largest:
+            raise ValueError(f"its outputs are {apart:.2g} from torch's, of {largest:.2g} at most")
 
-    model = model.clone()
-    model.reshape(openvino.PartialShape(shape))
-    stored: bytes = openvino.Core().compile_model(model, "CPU", _options(1)).export_model().getvalue()
-    return stored
 
-
-def _imported(stored: bytes, threads: int) -> Callable[[np.ndarray], Arrays]:
+def _imported(plan: bytes, threads: int) -> Callable[[np.ndarray], Arrays]:
     """A plan ready for batches."""
     import openvino
 
-    request = openvino.Core().import_model(stored, "CPU", _options(threads)).create_infer_request()
+    request = openvino.Core().import_model(plan, "CPU", _options(threads)).create_infer_request()
 
     def run(batch: np.ndarray) -> Arrays:
-        outputs = request.infer([batch], share_inputs=True)
+        outputs = request.infer([openvino.Tensor(batch)])  # a copy: the request keeps what it is given
         return tuple(outputs[i] for i in range(len(outputs)))
 
     return run

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
+from networks.engines import Engine
 from networks.weight_files import WeightsError
 from retrieval.clip_embedder import ClipEmbedder, load
 from retrieval.clip_models import ClipSpec, from_fields
@@ -69,6 +70,15 @@ def test_crops_as_open_clip_embeds_them(place):
     rows = loaded(spec).embed(crops(32), batch_size=2)
     assert rows.shape == (5, 24) and rows.dtype == np.float32
     np.testing.assert_allclose(rows, images_by_open_clip(place, crops(32)), atol=1e-4)
+
+
+def test_crops_and_texts_have_the_same_rows_through_openvino(place, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    spec = spec_of(f"local-dir:{place}")
+    ours = load(spec, "cpu", weights=Path(spec.weights), engine=Engine("openvino"))
+    np.testing.assert_allclose(ours.embed(crops(32)), loaded(spec).embed(crops(32)), atol=1e-5)
+    np.testing.assert_array_equal(ours.embed_text(TEXTS), loaded(spec).embed_text(TEXTS))  # torch runs those
+    assert (ours.engine, ours.notes) == ("openvino", [])
 
 
 def test_texts_as_open_clip_embeds_them(place):

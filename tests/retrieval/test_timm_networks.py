@@ -12,6 +12,7 @@ from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import save, save_file
 
+from networks.engines import Engine
 from networks.weight_files import WeightsError
 from retrieval import timm_models, timm_networks
 from retrieval.timm_models import TimmSpec
@@ -189,6 +190,22 @@ def test_entries_that_cannot_be_are_one_line(fields, message):
     with pytest.raises(ValueError, match=message) as caught:
         timm_models.from_fields({"name": "own", **fields})
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("timm_id", [SMALL, "vit_tiny_patch16_224"])
+def test_rows_are_timms_own_through_openvino_too(timm_id, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    body = published(timm_id)
+    torch.save(body.state_dict(), tmp_path / "own.pth")
+    spec, openvino = entry(timm_id, weights="own.pth"), Engine("openvino")
+    assert spec.crop < 1, "crops pass through timm's transform"
+    ours = timm_networks.load(spec, "cpu", weights=tmp_path / "own.pth", engine=openvino)
+    crops = crops_of(spec)
+    np.testing.assert_allclose(ours.embed(crops), rows_of_timm(body, crops), atol=1e-5)
+    assert (ours.engine, ours.notes) == ("openvino", [])
+    monkeypatch.setattr(timm_networks, "build", None)  # nothing is built from here on
+    again = timm_networks.load(spec, "cpu", weights=tmp_path / "own.pth", engine=openvino)
+    np.testing.assert_array_equal(again.embed(crops), ours.embed(crops))
 
 
 def test_views_share_the_network():
