@@ -34,7 +34,7 @@ class BatchBoxes(NamedTuple):
 def best_of_groups(scores: Tensor, groups: Tensor, most: int) -> Tensor:
     """The rows of each group's `most` best scores: groups in order, best first, ties in the order given.
 
-    `scores` is (N,) float32 from 0 up, `groups` (N,) int64 from 0 to 2^31; (K,) int64.
+    `scores` is (N,) float32 from 0 up, `groups` (N,) int64 from 0 up, small numbers; (K,) int64.
 
     >>> best_of_groups(torch.tensor([0.1, 0.5, 0.9, 0.5]), torch.tensor([1, 0, 1, 0]), 1)
     tensor([1, 2])
