@@ -38,12 +38,13 @@ def photos_of(uri: str, n: int) -> list[np.ndarray]:
     return photos
 
 
-def their_inferencer(spec: Any, ours: Any, device: str) -> Any:
+def their_inferencer(spec: Any, ours: Any, device: str, weights: Path) -> Any:
     """mmdetection's inferencer around a model of its own with the same weights."""
     from mmdet.apis import DetInferencer
     from mmengine.config import Config
 
     from detection import detector
+    from networks import weight_files
 
     pipeline = [
         dict(type="LoadImageFromFile"),
@@ -57,7 +58,8 @@ def their_inferencer(spec: Any, ours: Any, device: str) -> Any:
     drawer = dict(type="DetLocalVisualizer", name=spec.name)  # required, though it draws nothing here
     config = Config(dict(model=model, default_scope="mmdet", test_dataloader=dict(dataset=dataset), visualizer=drawer))
     inferencer = DetInferencer(config, device=device, palette="none", show_progress=False)
-    inferencer.model.load_state_dict(ours.model.state_dict(), strict=False)
+    tensors = weight_files.read(weights, model=spec.name, sha256=spec.sha256, trainer=detector.TRAINER)
+    weight_files.fill(inferencer.model, tensors, f"{spec.name}: {weights}")
     inferencer.model.test_cfg = ours.model.test_cfg
     for name in ("bbox_head", "roi_head"):
         if hasattr(ours.model, name):
@@ -95,7 +97,7 @@ def main() -> None:
         if spec.model["type"] == "CenterNet":
             continue  # its own pipeline pads otherwise (see detection/detector.py), so the work would not be the same
         ours = detector.load(spec, args.device, weights=args.weights / spec.weights)
-        theirs = their_inferencer(spec, ours, args.device)
+        theirs = their_inferencer(spec, ours, args.device, args.weights / spec.weights)
         ours.detect(photos[:8])  # both warm
         theirs(bgr[:8], batch_size=8, return_datasamples=True)
         times: list[tuple[float, float]] = []

@@ -10,7 +10,7 @@ Resizing, padding and normalising are ours and batched; the results are those of
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detection import backbones, mmcv_ops
+from detection import backbones, mmcv_ops, rle
+from detection.decode import BatchBoxes, visible
+from detection.dense import fold
 from detection.detections import Detections, Rle
+from detection.families import PhotoSizes, family_of
 from detection.models import DetectorSpec
-from detection.rle import mirrored
 from networks import weight_files
 from networks.engines import TORCH, Engine
 from networks.weight_files import WeightsError
@@ -92,6 +94,7 @@ def load(
         weight_files.fill(model, tensors, f"{spec.name}: {weights}")
     elif not allow_random_weights:
         raise WeightsError(f"{spec.name}: no weights given; train them with {TRAINER}, or set allow_random_weights")
+    fold(model.eval())
     return Detector(spec, model.to(device), device, score_threshold, max_per_image, category_ids)
 
 
@@ -99,23 +102,14 @@ def _set_test_limits(model: nn.Module, score_threshold: float, max_per_image: in
     """Put the caller's limits where mmdetection's heads read them.
 
     Heads keep the best boxes of all classes together. So that those of the classes `left_out` take no other box's place
-    they keep all, and the heat map whose peaks CenterNet takes has none of those classes.
+    they keep all.
     """
     heads = [getattr(model, "bbox_head", None), getattr(model, "roi_head", None)]
     for limits in (head.test_cfg for head in heads if head is not None):
         limits.max_per_img = ALL_BOXES if left_out else max_per_image
-        if "score_thr" in limits:
-            limits.score_thr = score_threshold
+        limits.score_thr = score_threshold
         if "topk" in limits:  # CenterNet: so many peaks of the heat map
             limits.topk = max(max_per_image, 100)
-    heat_map = getattr(heads[0], "heatmap_head", None)
-    if left_out and heat_map is not None:
-
-        def silence(_module: nn.Module, _inputs: Any, logits: Tensor) -> Tensor:
-            logits[:, left_out] = -torch.inf
-            return logits
-
-        heat_map.register_forward_hook(silence)
 
 
 class Detector:
@@ -136,7 +130,12 @@ class Detector:
         self._category_ids = np.array(ids, np.int16)
         self.spec, self.model, self.device = spec, model.eval(), torch.device(device)
         self.score_threshold, self.max_per_image = score_threshold, max_per_image
-        self._set_limits(np.flatnonzero(self._category_ids == 0).tolist())
+        left_out = np.flatnonzero(self._category_ids == 0).tolist()
+        self._set_limits(left_out)
+        self._family = family_of(self.model, left_out)
+        # anything that takes a batch and gives the same tensors may stand here
+        self._dense: Callable[[Tensor], Sequence[Tensor]] = self._family.dense if self._family else self.model
+        self.path = "mmdetection" if self._family is None else "batched"
         self.notes: list[str] = []
         self._few_sizes = self.device.type == "cuda"  # cuDNN plans each convolution again for every new shape
         self._layout, self._half = self._choose_layout()
@@ -178,7 +177,7 @@ class Detector:
         return [result for result in detections if result is not None]
 
     def _prepare(self, image: np.ndarray) -> Any:
-        """A photo as `_predict` takes it."""
+        """A photo as `_inputs` takes it."""
         fitted = fit(image, self.spec.scale_px)
         return np.ascontiguousarray(fitted[:, ::-1]) if self.spec.flip else fitted
 
@@ -204,40 +203,76 @@ class Detector:
 
     @torch.inference_mode()
     def _forward(self, photos: list[Any], originals: list[tuple[int, int]], shape: tuple[int, int]) -> list[Detections]:
-        predicted = self._predict(photos, originals, shape)
-        return [self._convert(p.pred_instances, size) for p, size in zip(predicted, originals, strict=True)]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
+            batch, samples = self._inputs(photos, originals, shape)
+            if self._family is None:
+                return self._by_mmdetection(batch, samples)
+            outputs = [one.float() for one in self._dense(batch)]
+            sizes = PhotoSizes.of(samples, batch)
+            found = self._family.decode(outputs, sizes)
+            scaled = found._replace(boxes=found.boxes / sizes.scale[found.photos].repeat(1, 2))
+            kept, rows = visible(scaled, sizes.original, self.score_threshold, self.max_per_image)
+            cells = self._family.masks(outputs, found.take(rows))
+        return self._as_records(kept, cells, self._family.mask_threshold, [sample.ori_shape for sample in samples])
 
-    def _predict(self, photos: list[Any], originals: list[tuple[int, int]], shape: tuple[int, int]) -> Any:
-        """mmdetection's records of one batch, their answers in `pred_instances`."""
+    def _inputs(
+        self, photos: list[Any], originals: list[tuple[int, int]], shape: tuple[int, int]
+    ) -> tuple[Tensor, list[Any]]:
+        """The batch that the network takes, (B, 3, H, W), and mmdetection's record of each photo."""
         batch = normalise(photos, shape, self.spec, self.device).to(memory_format=self._layout)
         samples = [_sample(photo.shape[:2], original, shape) for photo, original in zip(photos, originals, strict=True)]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._half):
-            return self.model(batch, samples, mode="predict")
+        return batch, samples
+
+    def _as_records(
+        self, kept: BatchBoxes, cells: Tensor | None, threshold: float, sizes: list[tuple[int, int]]
+    ) -> list[Detections]:
+        """The boxes of each photo, with one copy from the device for the batch.
+
+        `kept` is by photo and best first, `sizes` are heights and widths of the photos. Each of `cells` (N, S, S) is
+        stretched over its box, and the mask is on where it reaches the threshold.
+        """
+        columns = [kept.boxes, kept.scores[:, None], kept.labels[:, None], kept.photos[:, None]]
+        table = torch.cat(columns if cells is None else [*columns, cells.flatten(1)], 1).cpu().numpy()
+        ends = np.searchsorted(table[:, 6], np.arange(len(sizes) - 1), side="right")
+        records = []
+        for rows, size in zip(np.split(table, ends), sizes, strict=True):
+            boxes, scores, labels = rows[:, :4].copy(), rows[:, 4].copy(), rows[:, 5].astype(np.int64)
+            masks = None
+            if cells is not None:
+                each = rows[:, 7:].reshape(len(rows), *cells.shape[1:])
+                masks = [rle.drawn(one, box, size, threshold) for one, box in zip(each, boxes, strict=True)]
+            records.append(self._record(boxes, scores, labels, masks, size[1]))
+        return records
+
+    def _by_mmdetection(self, batch: Tensor, samples: list[Any]) -> list[Detections]:
+        """What the model's own `predict` finds in each photo, clipped to it, thresholded, best first."""
+        results = []
+        for sample in self.model(batch, samples, mode="predict"):
+            instances, (height, width) = sample.pred_instances, sample.ori_shape
+            labels = instances.labels
+            wanted = torch.from_numpy(self._category_ids > 0).to(labels.device)[labels].nonzero()[:, 0]
+            wanted = wanted[instances.scores[wanted].float().argsort(descending=True, stable=True)]
+            found = BatchBoxes(
+                instances.bboxes.float().reshape(-1, 4), instances.scores.float(), labels, torch.zeros_like(labels)
+            ).take(wanted)
+            size = found.boxes.new_tensor([[width, height]])
+            kept, rows = visible(found, size, self.score_threshold, self.max_per_image)
+            masks = self._masks(instances, wanted[rows].cpu().numpy())
+            boxes, scores, labels = (column.cpu().numpy() for column in kept[:3])
+            results.append(self._record(boxes, scores, labels, masks, width))
+        return results
 
     def _masks(self, instances: Any, rows: np.ndarray) -> list[Rle] | None:
         return [instances.masks[r] for r in rows] if getattr(self.model, "with_mask", False) else None
 
-    def _convert(self, instances: Any, size: tuple[int, int]) -> Detections:
-        """mmdetection's record as ours: classes as category ids, clipped to the photo, thresholded, best first."""
-        scores = instances.scores.float().cpu().numpy()
-        boxes = instances.bboxes.float().cpu().numpy().reshape(-1, 4)
-        category_ids = self._category_ids[instances.labels.cpu().numpy()]
-        height, width = size
-        boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
-        solid = (
-            (boxes[:, 2] > boxes[:, 0])
-            & (boxes[:, 3] > boxes[:, 1])
-            & (scores >= self.score_threshold)
-            & np.isfinite(scores)
-            & (category_ids > 0)
-        )
-        rows = np.flatnonzero(solid)
-        rows = rows[np.argsort(-scores[rows], kind="stable")][: self.max_per_image]
-        masks = self._masks(instances, rows)
+    def _record(
+        self, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, masks: list[Rle] | None, width: int
+    ) -> Detections:
+        """One photo's boxes, with the categories' ids, as they lie in the photo as given."""
         if self.spec.flip:
             boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
-            masks = masks and [mirrored(mask) for mask in masks]
-        return Detections(boxes[rows].astype(np.float32), scores[rows].astype(np.float32), category_ids[rows], masks)
+            masks = masks and [rle.mirrored(mask) for mask in masks]
+        return Detections(boxes, scores, self._category_ids[labels], masks)
 
 
 def _is_depthwise(model: nn.Module) -> bool:

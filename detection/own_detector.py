@@ -157,11 +157,13 @@ class MmdetectionDetector(Detector):
         height, width = (-(-side // divisor) * divisor for side in prepared["inputs"].shape[-2:])
         return height, width
 
-    def _predict(self, prepared: list[Any], originals: list[tuple[int, int]], shape: tuple[int, int]) -> Any:
+    def _inputs(
+        self, photos: list[Any], originals: list[tuple[int, int]], shape: tuple[int, int]
+    ) -> tuple[Tensor, list[Any]]:
         model: Any = self.model
-        samples = [each["data_samples"].clone() for each in prepared]  # the model writes its answer into them
-        batch = model.data_preprocessor({"inputs": [each["inputs"] for each in prepared], "data_samples": samples})
-        return model(batch["inputs"], batch["data_samples"], mode="predict")
+        samples = [each["data_samples"].clone() for each in photos]  # the model writes its answer into them
+        batch = model.data_preprocessor({"inputs": [each["inputs"] for each in photos], "data_samples": samples})
+        return batch["inputs"], batch["data_samples"]
 
     def _masks(self, instances: Any, rows: np.ndarray) -> list[Rle] | None:
         if "masks" not in instances:

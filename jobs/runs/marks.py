@@ -20,7 +20,7 @@ from store.joined import joined_name
 from store.objects import ObjectInfo, ObjectMissing, ObjectStore
 
 # Stages in order, and the version of what each computes: raise it when the same settings and input give another output.
-CODES = {"detect": 1, "fuse": 2, "embed": 1, "rank": 2, "evaluate": 3, "report": 5}
+CODES = {"detect": 2, "fuse": 2, "embed": 1, "rank": 2, "evaluate": 3, "report": 5}
 STAGES = tuple(CODES)
 FOLDERS = ("detections/", "fused/", "items/", "embeddings/", "index/", "rankings/", "report/")
 FILES = ("submission.json", "metrics.json", "failures.parquet")

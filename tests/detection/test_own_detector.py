@@ -70,7 +70,9 @@ def inferred(name: str, folder: Path, photos: list[np.ndarray]) -> list[Any]:
 @pytest.mark.parametrize("name", own_configs.CONFIGS)
 def test_boxes_and_masks_are_those_of_mmdetection(name: str, folder: Path, photos: list[np.ndarray]) -> None:
     spec, checkpoint = made(name, folder)
-    found = loaded(spec, checkpoint).detect(photos, batch_size=2)
+    detector = loaded(spec, checkpoint)
+    found = detector.detect(photos, batch_size=2)
+    assert detector.path == ("batched" if name in own_configs.BATCHED else "mmdetection")
     matched = total = 0
     for photo, ours, theirs in zip(photos, found, inferred(name, folder, photos), strict=True):
         height, width = photo.shape[:2]

@@ -1,0 +1,319 @@
+"""The heads of mmdetection that we read ourselves: which they are, and how their raw maps become boxes.
+
+    family = family_of(model, left_out=[])           # None: mmdetection's own `predict` is the way
+    outputs = family.dense(batch)                    # `detection.dense`
+    found = family.decode(outputs, photos)           # boxes in pixels of the photos as the network sees them
+    cells = family.masks(outputs, found)             # None where there are none
+
+Every limit is read from the head's own `test_cfg`. The results are those of mmdetection's per-image `predict`, tested
+so, with two departures: boxes without an area take no other box's place, nor do classes that are left out.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detection import decode
+from detection.decode import BatchBoxes
+from detection.dense import MaskHeads, OneStage, Proposing
+
+
+@dataclasses.dataclass(frozen=True)
+class PhotoSizes:
+    """How the photos of a batch lie in it, on its device; (B, 2) float32 each, x before y."""
+
+    fitted: Tensor  # width and height of the photo within the batch, in pixels
+    scale: Tensor  # fitted over original size
+    original: Tensor  # width and height of the photo as given, in pixels
+    border: Tensor  # pixels left of the photo and above it
+    padded: tuple[int, int]  # width and height of the batch
+
+    @staticmethod
+    def of(samples: Sequence[Any], batch: Tensor) -> "PhotoSizes":
+        """From mmdetection's records."""
+        rows = []
+        for meta in (sample.metainfo for sample in samples):
+            (height, width), (original_height, original_width) = meta["img_shape"][:2], meta["ori_shape"][:2]
+            top, _, left, _ = meta.get("border", (0, 0, 0, 0))
+            scale = meta.get("scale_factor", (1.0, 1.0))
+            rows.append([width, height, *scale[:2], original_width, original_height, left, top])
+        fitted, scale, original, border = batch.new_tensor(rows, dtype=torch.float32).split(2, dim=1)
+        return PhotoSizes(fitted, scale, original, border, (batch.shape[3], batch.shape[2]))
+
+
+class Family:
+    """One kind of heads. `outputs` are those of `dense` for one batch, in float32."""
+
+    dense: nn.Module
+    mask_threshold = 0.5  # from which a mask's cell is on
+
+    def __init__(self, model: Any, left_out: Sequence[int]) -> None:
+        self.head, self.left_out = model.bbox_head, left_out
+        self.dense = OneStage(model)
+
+    def decode(self, outputs: Sequence[Tensor], photos: PhotoSizes) -> BatchBoxes:
+        """The boxes of all photos, by photo and best first, in pixels of the batch."""
+        raise NotImplementedError
+
+    def masks(self, outputs: Sequence[Tensor], found: BatchBoxes) -> Tensor | None:
+        """(N, S, S) float32 in [0, 1] of the candidates, None where the model has no masks."""
+        return None
+
+
+def family_of(model: nn.Module, left_out: Sequence[int] = ()) -> Family | None:
+    """How the model's outputs are read; None where one of its parts is not of a kind known here.
+
+    `left_out` are classes whose boxes are not wanted and take no other box's place.
+    """
+    kinds: tuple[Any, ...] = (AnchorFamily, PeakFamily, CascadeFamily)
+    return next((kind(model, left_out) for kind in kinds if kind.fits(model)), None)
+
+
+class AnchorFamily(Family):
+    """RetinaNet (arXiv:1708.02002) and ATSS (arXiv:1912.02424): scores and deltas for the anchors of each place."""
+
+    @staticmethod
+    def fits(model: Any) -> bool:
+        from mmdet.models.dense_heads import ATSSHead, RetinaHead
+        from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+        from mmdet.models.detectors import SingleStageDetector
+
+        head = getattr(model, "bbox_head", None)
+        return (
+            isinstance(head, RetinaHead | ATSSHead)
+            and _inherits(model, SingleStageDetector, "predict", "extract_feat")
+            and _inherits(head, BaseDenseHead, *_DENSE_METHODS)
+            and _reads_anchors(head)
+            and head.test_cfg.get("score_thr", -1) >= 0
+        )
+
+    def decode(self, outputs: Sequence[Tensor], photos: PhotoSizes) -> BatchBoxes:
+        limits, n_levels = self.head.test_cfg, self.head.prior_generator.num_levels
+        logits, deltas, *centerness = (outputs[at : at + n_levels] for at in range(0, len(outputs), n_levels))
+        anchors = _Anchors(self.head, deltas)
+        scores = decode.as_rows(logits, self.head.cls_out_channels).sigmoid()
+        chosen = decode.best_anchors(scores, anchors.level_sizes, limits.score_thr, limits.nms_pre, self.left_out)
+        rows, places, labels = chosen
+        values = scores[chosen]
+        if centerness:
+            values = values * decode.as_rows(centerness[0], 1)[rows, places, 0].sigmoid()
+        found = BatchBoxes(anchors.boxes(rows, places, photos), values, labels, rows)
+        return decode.suppress(found, labels, limits.nms.iou_threshold, limits.max_per_img)
+
+
+class PeakFamily(Family):
+    """CenterNet (arXiv:1904.07850): the peaks of a heat map, a size and an offset at each."""
+
+    @staticmethod
+    def fits(model: Any) -> bool:
+        from mmdet.models.dense_heads import CenterNetHead
+        from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+        from mmdet.models.detectors import SingleStageDetector
+
+        head = getattr(model, "bbox_head", None)
+        own = ("predict_by_feat", "_predict_by_feat_single", "_decode_heatmap")
+        return (
+            isinstance(head, CenterNetHead)
+            and _inherits(model, SingleStageDetector, "predict", "extract_feat")
+            and _inherits(head, BaseDenseHead, "predict")
+            and _inherits(head, CenterNetHead, *own)
+        )
+
+    def decode(self, outputs: Sequence[Tensor], photos: PhotoSizes) -> BatchBoxes:
+        limits = self.head.test_cfg
+        heat, sizes, offsets = outputs
+        rows, labels, y, x = decode.peaks(
+            heat, limits.get("score_thr", 0.0), limits.topk, limits.local_maximum_kernel, self.left_out
+        )
+        centres = torch.stack([x, y], 1) + offsets[rows, :, y, x]
+        halves = sizes[rows, :, y, x] / 2
+        stride = heat.new_tensor([photos.padded[0] / heat.shape[3], photos.padded[1] / heat.shape[2]])
+        corners = torch.cat([(centres - halves) * stride, (centres + halves) * stride], 1)
+        boxes = corners - photos.border[rows].repeat(1, 2)
+        return BatchBoxes(boxes, heat[rows, labels, y, x], labels, rows)
+
+
+class CascadeFamily(Family):
+    """Cascade R-CNN and Cascade Mask R-CNN (arXiv:1906.09756): proposals, refined by heads one after the other.
+
+    Every photo has the same number of proposals, boxes of no area where the RPN finds fewer, so the second stage's
+    tensors have one shape. Masks are computed for the boxes that are kept, and their features once for all mask heads.
+    """
+
+    def __init__(self, model: Any, left_out: Sequence[int]) -> None:
+        self.rpn, self.head, self.left_out = model.rpn_head, model.roi_head, left_out
+        self.dense = Proposing(model)
+        self.box_heads = list(self.head.bbox_head)  # (N, C, 7, 7) -> scores (N, K + 1), deltas (N, 4 or 4 K)
+        self.mask_heads = MaskHeads(self.head.mask_head) if self.head.with_mask else None
+        self.mask_threshold = self.head.test_cfg.get("mask_thr_binary", 0.5)
+
+    @staticmethod
+    def fits(model: Any) -> bool:
+        from mmdet.models.dense_heads import RPNHead
+        from mmdet.models.dense_heads.base_dense_head import BaseDenseHead
+        from mmdet.models.detectors.two_stage import TwoStageDetector
+        from mmdet.models.roi_heads import CascadeRoIHead
+        from mmdet.models.roi_heads.base_roi_head import BaseRoIHead
+
+        rpn, head = getattr(model, "rpn_head", None), getattr(model, "roi_head", None)
+        own = ("predict_bbox", "predict_mask", "_refine_roi", "_bbox_forward", "_mask_forward")
+        return (
+            type(rpn) is RPNHead
+            and isinstance(head, CascadeRoIHead)
+            and _inherits(model, TwoStageDetector, "predict", "extract_feat")
+            and _inherits(rpn, BaseDenseHead, "predict", "predict_by_feat")
+            and _inherits(head, BaseRoIHead, "predict")
+            and _inherits(head, CascadeRoIHead, *own)
+            and _reads_anchors(rpn)
+            and not head.with_shared_head
+            and _plain_nms(head.test_cfg)
+            and all(map(_reads_boxes, head.bbox_head))
+            and (not head.with_mask or _reads_masks(head))
+        )
+
+    def decode(self, outputs: Sequence[Tensor], photos: PhotoSizes) -> BatchBoxes:
+        limits = self.head.test_cfg
+        maps = [one.contiguous() for one in outputs[: len(outputs) // 3]]  # as the RoI layers read them
+        boxes, real = self._proposals(outputs[len(maps) :], photos)
+        rois, scores, deltas = self._refined(maps, boxes, photos)
+        probabilities = scores.softmax(1)[:, :-1] * real.view(-1, 1)
+        above = probabilities > limits.score_thr
+        if self.left_out:
+            above[:, list(self.left_out)] = False
+        at, labels = above.nonzero(as_tuple=True)
+        rows = rois[at, 0].long()
+        found = BatchBoxes(
+            self._moved(len(self.box_heads) - 1, rois[at], deltas[at], labels, photos),
+            probabilities[at, labels], labels, rows,
+        )  # fmt: skip
+        return decode.suppress(found, labels, limits.nms.iou_threshold, limits.max_per_img)
+
+    def masks(self, outputs: Sequence[Tensor], found: BatchBoxes) -> Tensor | None:
+        if self.mask_heads is None:
+            return None
+        extractor = self.head.mask_roi_extractor[0]
+        rois = torch.cat([found.photos[:, None].to(found.boxes), found.boxes], 1)
+        (cells,) = self.mask_heads(extractor(outputs[: extractor.num_inputs], rois))
+        of_class = torch.zeros_like(found.labels) if cells.shape[1] == 1 else found.labels
+        return cells[torch.arange(len(cells), device=cells.device), of_class]
+
+    def _proposals(self, outputs: Sequence[Tensor], photos: PhotoSizes) -> tuple[Tensor, Tensor]:
+        """(B, n, 4) boxes and (B, n) bool, which are real, from the RPN's maps."""
+        limits, n_levels = self.rpn.test_cfg, len(outputs) // 2
+        anchors = _Anchors(self.rpn, outputs[n_levels:])
+        scores = decode.as_rows(outputs[:n_levels], 1).sigmoid()
+        rows, places, _ = chosen = decode.best_anchors(scores, anchors.level_sizes, -1.0, limits.nms_pre)
+        found = BatchBoxes(anchors.boxes(rows, places, photos), scores[chosen], torch.zeros_like(rows), rows)
+        levels = anchors.levels(places)
+        found = decode.suppress(found, levels, limits.nms.iou_threshold, limits.max_per_img)
+        return decode.padded(found, len(photos.fitted), limits.max_per_img)
+
+    def _refined(self, maps: Sequence[Tensor], boxes: Tensor, photos: PhotoSizes) -> tuple[Tensor, Tensor, Tensor]:
+        """Boxes as the last head gets them, (B * n, 5) with the photo first; mean scores; that head's deltas."""
+        n_photos, n = boxes.shape[:2]
+        rows = torch.arange(n_photos, device=boxes.device).repeat_interleave(n)
+        rois = torch.cat([rows[:, None].to(boxes), boxes.view(-1, 4)], 1)
+        total: Any = 0
+        for number, head in enumerate(self.box_heads):
+            extractor = self.head.bbox_roi_extractor[number]
+            scores, deltas = (one.float() for one in head(extractor(maps[: extractor.num_inputs], rois)))
+            total = total + scores
+            if number < len(self.box_heads) - 1:
+                moved = self._moved(number, rois, deltas, scores[:, :-1].argmax(1), photos)
+                rois = torch.cat([rois[:, :1], moved], 1)
+        return rois, total / len(self.box_heads), deltas
+
+    def _moved(self, number: int, rois: Tensor, deltas: Tensor, labels: Tensor, photos: PhotoSizes) -> Tensor:
+        """(N, 4) boxes moved by the deltas of that head, which has one for all classes or one for each."""
+        coder = self.head.bbox_head[number].bbox_coder
+        if deltas.shape[1] > 4:
+            deltas = deltas.view(len(deltas), -1, 4)[torch.arange(len(deltas), device=deltas.device), labels]
+        return decode.from_deltas(rois[:, 1:], deltas, coder.means, coder.stds, photos.fitted[rois[:, 0].long()])
+
+
+class _Anchors:
+    """The anchors of one batch, and a head's deltas for them."""
+
+    def __init__(self, head: Any, maps: Sequence[Tensor]) -> None:
+        self.coder, self.deltas = head.bbox_coder, decode.as_rows(maps, 4)
+        shapes = [one.shape[-2:] for one in maps]
+        levels = head.prior_generator.grid_priors(shapes, dtype=torch.float32, device=self.deltas.device)
+        self.level_sizes, self.anchors = [len(level) for level in levels], torch.cat(levels)
+
+    def boxes(self, rows: Tensor, places: Tensor, photos: PhotoSizes) -> Tensor:
+        """(N, 4) boxes of some anchors of some photos, clipped to their photos."""
+        deltas, limits = self.deltas[rows, places], photos.fitted[rows]
+        return decode.from_deltas(self.anchors[places], deltas, self.coder.means, self.coder.stds, limits)
+
+    def levels(self, places: Tensor) -> Tensor:
+        """The pyramid level of each of some anchors."""
+        return decode.levels_of(places, self.level_sizes)
+
+
+# ---- what fits -------------------------------------------------------------------------------------------------
+_DENSE_METHODS = ("predict", "predict_by_feat", "_predict_by_feat_single", "_bbox_post_process")
+
+
+def _inherits(part: Any, base: type, *methods: str) -> bool:
+    """Whether the part's methods are those of `base`."""
+    return all(getattr(type(part), name, None) is getattr(base, name) for name in methods)
+
+
+def _plain_nms(limits: Any) -> bool:
+    """Whether `test_cfg` asks for greedy suppression by class, and for a number of boxes."""
+    nms = limits.get("nms") or {}
+    return set(nms) == {"type", "iou_threshold"} and nms["type"] == "nms" and limits.get("max_per_img", 0) > 0
+
+
+def _plain_coder(coder: Any) -> bool:
+    """Whether boxes are encoded as `decode.from_deltas` reads them."""
+    from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
+
+    plain = type(coder) is DeltaXYWHBBoxCoder and coder.clip_border
+    return plain and not coder.add_ctr_clamp and not coder.use_box_type
+
+
+def _reads_anchors(head: Any) -> bool:
+    """Whether a head of anchors has sigmoid scores, plain boxes, and limits that we apply as it would."""
+    from mmdet.models.task_modules.prior_generators import AnchorGenerator
+
+    limits = head.test_cfg or {}
+    return (
+        type(head.prior_generator) is AnchorGenerator
+        and _plain_coder(head.bbox_coder)
+        and head.use_sigmoid_cls
+        and not getattr(head.loss_cls, "custom_cls_channels", False)
+        and limits.get("nms_pre", 0) > 0
+        and limits.get("min_bbox_size", -1) <= 0
+        and _plain_nms(limits)
+    )
+
+
+def _reads_boxes(head: Any) -> bool:
+    """Whether a box head of the cascade gives softmax scores and plain boxes."""
+    from mmdet.models.roi_heads.bbox_heads import BBoxHead, ConvFCBBoxHead
+
+    return (
+        isinstance(head, ConvFCBBoxHead)
+        and _inherits(head, BBoxHead, "predict_by_feat", "_predict_by_feat_single", "regress_by_class")
+        and head.with_cls
+        and head.with_reg
+        and not head.custom_cls_channels
+        and not head.custom_activation
+        and _plain_coder(head.bbox_coder)
+    )
+
+
+def _reads_masks(head: Any) -> bool:
+    """Whether the mask heads see the same features and their masks are drawn from cells by a threshold."""
+    from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+
+    geometries = {(repr(each), tuple(each.featmap_strides), each.finest_scale) for each in head.mask_roi_extractor}
+    return (
+        all(isinstance(each, FCNMaskHead) and _inherits(each, FCNMaskHead, "forward") for each in head.mask_head)
+        and len(geometries) == 1
+        and head.test_cfg.get("mask_thr_binary", -1) >= 0
+    )

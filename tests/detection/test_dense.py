@@ -1,0 +1,100 @@
+"""Networks as modules of tensors: folding changes nothing but the last digits, and tracing nothing at all."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from detection import dense, detector, models
+from detection.families import CascadeFamily, family_of
+from detection.models import DetectorSpec
+
+TINY = models.PROFILES["tiny"]
+LARGE = [*models.PROFILES["paper"], models.CENTERNET_HOURGLASS]
+
+
+def norms(model: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+
+
+def with_statistics(spec: DetectorSpec) -> Any:
+    """The model with batch norms that do something: untrained ones multiply by 1 and add 0."""
+    model = detector.build(spec).eval()
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low, high in (
+                (module.running_mean, -0.1, 0.1),
+                (module.running_var, 0.5, 1.5),
+                (module.bias, -0.1, 0.1),
+            ):
+                tensor.data.uniform_(low, high)
+            module.weight.data *= torch.empty_like(module.weight).uniform_(0.8, 1.2)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("spec", "left"),
+    [
+        *((spec, 0) for spec in TINY),
+        *(pytest.param(spec, 3 if "dcn" in spec.name else 0, marks=pytest.mark.slow) for spec in LARGE),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_folded_batch_norms_give_the_same_maps(spec: DetectorSpec, left: int) -> None:
+    """`left` stand after deformable convolutions."""
+    model = with_statistics(spec)
+    whole, batch = family_of(model), torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(1))
+    assert whole is not None
+    with torch.inference_mode():
+        want, before = whole.dense(batch), norms(model)
+        assert dense.fold(model) == before - left and norms(model) == left
+        assert dense.fold(model) == 0
+        for map_, expected in zip(whole.dense(batch), want, strict=True):
+            torch.testing.assert_close(map_, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+class Block(nn.Module):
+    """Norms that do and do not follow a convolution at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.none, self.norm = nn.Conv2d(3, 4, 3, bias=False), nn.Identity(), nn.BatchNorm2d(4)
+        self.up, self.up_norm = nn.ConvTranspose2d(4, 6, 2, stride=2), nn.BatchNorm2d(6)
+        self.act, self.late = nn.ReLU(), nn.BatchNorm2d(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.late(self.act(self.up_norm(self.up(self.norm(self.none(self.first(x)))))))
+
+
+def test_only_a_norm_after_a_convolution_is_folded() -> None:
+    block = Block().eval()
+    block.norm.running_mean.data.fill_(0.3)
+    block.up_norm.running_var.data.fill_(2.0)
+    x = torch.randn(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    want = block(x)
+    assert dense.fold(block) == 2 and isinstance(block.late, nn.BatchNorm2d)
+    torch.testing.assert_close(block(x), want)
+
+
+@pytest.mark.parametrize(
+    "spec", [*TINY[:4], *(pytest.param(s, marks=pytest.mark.slow) for s in LARGE)], ids=lambda s: s.name
+)
+def test_every_module_can_be_traced(spec: DetectorSpec) -> None:
+    """The trace, recorded on one batch, gives another batch's tensors: nothing in it depended on values."""
+    small = dataclasses.replace(spec, scale_px=(160, 128))
+    ours = detector.load(small, "cpu", weights=None, allow_random_weights=True)
+    family: Any = ours._family
+    modules = [(family.dense, (2, 3, 128, 128))]
+    if isinstance(family, CascadeFamily):
+        width = family.head.bbox_roi_extractor[0].out_channels
+        modules += [(head, (5, width, 7, 7)) for head in family.box_heads]
+        modules += [(family.mask_heads, (3, width, 14, 14))]
+    for module, shape in modules:
+        one, other = torch.randn(shape), torch.randn(shape)
+        with torch.inference_mode():
+            traced = torch.jit.trace(module, one, check_trace=False)
+            for got, want in zip(traced(other), module(other), strict=True):
+                torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
