@@ -90,10 +90,10 @@ class Progress:
         if not done:
             return f"{head}, models loaded, at work for {elapsed:.0f} s"
         rate = done / max(elapsed, 1e-9)
-        spent = sum(self.seconds.values()) or 1.0
-        shares = "".join(f"{name} {value / spent:.0%} " for name, value in self.seconds.items()).strip()
-        told = [head, f"{rate:.1f} images/s", *([shares] if shares else []), f"bad {self.failed}"]
-        return f"{', '.join(told)}, {_duration((self.images - done) / rate)} to go{self.idle()}"
+        spent = sum(self.seconds.values())
+        shares = " ".join(f"{name} {value / spent:.0%}" for name, value in self.seconds.items()) if spent else ""
+        told = [head, f"{rate:.1f} images/s", shares, f"bad {self.failed}"]
+        return f"{', '.join(filter(None, told))}, {_duration((self.images - done) / rate)} to go{self.idle()}"
 
     def idle(self) -> str:
         """A remark where GPUs idle, outside the models with the largest cause, or within them; "" where they do not."""

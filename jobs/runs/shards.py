@@ -83,9 +83,9 @@ def run_here(run: Run, shards: Shards, worker: Worker) -> None:
 
 
 def _fit_one_process(run: Run, shards: Shards, actors: int | str | None) -> bool:
-    """Whether one process does these jobs as soon as a pool: few photos, on a CPU, and no cluster to do them on."""
+    """Whether one process does these jobs as soon as a pool: few photos or one shard, on a CPU, and no cluster."""
     settings = run.settings
-    few = sum(len(job.rows) for job in shards.jobs) <= FEW_PHOTOS
+    few = len(shards.jobs) == 1 or sum(len(job.rows) for job in shards.jobs) <= FEW_PHOTOS
     one = (settings.actors if actors is None else actors) in ("auto", 1)
     on_cpu = settings.device == "cpu" or (settings.device == "auto" and not gpu.may_be_here())
     return few and one and on_cpu and not cluster.would_join()

@@ -216,8 +216,15 @@ def test_which_stages_fit(
     monkeypatch.setattr(cluster, "would_join", lambda: cluster_here)
     own = changes.pop("detect", {}).get("actors")
     run: Any = Run(None, Settings(**{"device": "cpu"} | changes))  # type: ignore[arg-type]
-    shards = engine.Shards("detect", [Job("shard-0", tuple(range(n_photos)))], 1, {})
-    assert engine._fit_one_process(run, shards, own) is fits
+    jobs = [Job("shard-0", (0,)), Job("shard-1", tuple(range(n_photos - 1)))]
+    assert engine._fit_one_process(run, engine.Shards("detect", jobs, 2, {}), own) is fits
+
+
+def test_one_shard_fits_however_large_since_a_pool_would_have_one_actor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "would_join", lambda: False)
+    run: Any = Run(None)  # type: ignore[arg-type]
+    job = Job("shard-0", tuple(range(10 * engine.FEW_PHOTOS)))
+    assert engine._fit_one_process(run, engine.Shards("detect", [job], 1, {}), None)
 
 
 def test_a_run_in_one_process_leaves_the_bytes_of_any_other(
