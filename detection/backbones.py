@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detection import rle
+from detection import mmcv_ops, rle
 from networks import efficientnet_lite
+from networks.deferred import deferred
+from networks.packages import timm
 
 
 class EfficientNetLite(nn.Module):
@@ -30,8 +32,6 @@ class EfficientNetLite(nn.Module):
     def __init__(
         self, name: str, last_stage_blocks: int = 3, frozen_stages: int = 2, pretrained: bool = False, **_: object
     ) -> None:
-        import timm
-
         super().__init__()
         full: Any = timm.create_model(name, pretrained=False)
         if pretrained:
@@ -72,10 +72,11 @@ class EfficientNetLite(nn.Module):
 
 def register() -> None:
     """Make the modules known to mmdetection by their class names. Safe to call again."""
-    from mmdet.models.dense_heads import CenterNetHead
-    from mmdet.models.necks import FPN
-    from mmdet.models.roi_heads.mask_heads import FCNMaskHead
-    from mmdet.registry import MODELS
+    with deferred(*mmcv_ops.SELDOM_USED):
+        from mmdet.models.dense_heads import CenterNetHead
+        from mmdet.models.necks import FPN
+        from mmdet.models.roi_heads.mask_heads import FCNMaskHead
+        from mmdet.registry import MODELS
 
     class FinestLevel(FPN):
         """A feature pyramid of which only the finest map is used: what CenterNet, a single-map detector, reads."""

@@ -42,8 +42,11 @@ def build_config(spec: DetectorSpec) -> Any:
     return ConfigDict(copy.deepcopy(dict(spec.model)))
 
 
-def build(spec: DetectorSpec, *, pretrained_backbone: bool = False) -> nn.Module:
-    """The mmdetection model of a spec, with random heads; the backbone too unless `pretrained_backbone`."""
+def build(spec: DetectorSpec, *, pretrained_backbone: bool = False, initialise: bool = True) -> nn.Module:
+    """The mmdetection model of a spec, with random heads; the backbone too unless `pretrained_backbone`.
+
+    `initialise` is False where a file fills every tensor afterwards: mmdetection's own initial values are left out.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = build_config(spec)
@@ -56,7 +59,8 @@ def build(spec: DetectorSpec, *, pretrained_backbone: bool = False) -> nn.Module
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(0)  # heads start alike in every process, so a run with random weights can be repeated
                 model: nn.Module = MODELS.build(config)
-                model.init_weights()  # type: ignore[operator]  # mmengine's modules have it
+                if initialise:
+                    model.init_weights()  # type: ignore[operator]  # mmengine's modules have it
         finally:
             logging.disable(logging.NOTSET)
     return model
@@ -88,7 +92,7 @@ def load(
     Raises:
         WeightsError: no weights, another digest, or tensors that do not fit.
     """
-    model = build(spec)
+    model = build(spec, initialise=weights is None)
     if weights is not None:
         tensors = weight_files.read(Path(weights), model=spec.name, sha256=spec.sha256, trainer=TRAINER)
         weight_files.fill(model, tensors, f"{spec.name}: {weights}")

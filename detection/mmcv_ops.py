@@ -16,13 +16,23 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 import torch
-import torchvision  # noqa: F401  (loading it registers torch.ops.torchvision)
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from networks.deferred import deferred
+from networks.packages import torchvision  # noqa: F401  (loading it registers torch.ops.torchvision)
 
 logger = logging.getLogger(__name__)
 
 EXTENSION = "mmcv._ext"
+# What mmcv and mmdetection import for printing, for TIFF files, for plots, for tracking, for the matching and fitting
+# that some heads train with, and for training on several machines.
+SELDOM_USED = (
+    "rich", "tifffile", "matplotlib", "sklearn", "scipy.interpolate", "scipy.linalg", "scipy.optimize",
+    "mmengine.utils.progressbar_rich", "mmengine._strategy.fsdp",
+    "mmengine.model.wrappers.fully_sharded_distributed",
+    "mmengine.optim.optimizer.zero_optimizer",
+)  # fmt: skip
 
 
 def install() -> None:
@@ -34,7 +44,8 @@ def install() -> None:
     if EXTENSION in sys.modules:
         return
     try:
-        importlib.import_module(EXTENSION)
+        with deferred(*SELDOM_USED):
+            importlib.import_module(EXTENSION)
     except ModuleNotFoundError as error:
         if error.name != EXTENSION:
             raise

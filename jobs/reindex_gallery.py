@@ -30,6 +30,7 @@ if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "c
 
 from jobs import cli
 from jobs.gallery import versions
+from jobs.runs import one_process
 from jobs.runs.catalogue import SHIPPED
 from jobs.runs.cluster import leave_ray
 from jobs.runs.lock import Lock, check_file
@@ -121,6 +122,7 @@ def main(argv: list[str] | None = None, catalogue: Catalogue = SHIPPED) -> int:
             check_file(lock)
         raise
     finally:
+        one_process.end()
         leave_ray()
         lock.release()
     print(nights.summary_line(summary), flush=True)

@@ -9,10 +9,10 @@ order with the same shapes, so they are mapped one to one, and every shape is ch
 from importlib import util
 from pathlib import Path
 
-import timm
 import torch
 from torch import Tensor, nn
 
+from networks.packages import timm
 from networks.weight_files import WeightsError
 
 NAMES = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")

@@ -10,11 +10,11 @@ of what the backbone's features tell apart.
 
 from typing import Any, cast
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from networks.packages import timm
 from retrieval.descriptors import DESCRIPTORS
 
 

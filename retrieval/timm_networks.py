@@ -14,16 +14,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
-from timm.models import load_model_config_from_hf
 from torch import Tensor, nn
 
 from networks import checkpoints, hub, weight_files
 from networks.engines import TORCH, Engine
+from networks.packages import timm
 from networks.weight_files import WeightsError
 from retrieval.cgd import CGD, refuse_unknown
 from retrieval.descriptors import DESCRIPTORS
@@ -48,7 +46,7 @@ def describe(timm_id: str, input_size: int | None, pool: str) -> dict[str, Any]:
     if timm_id.startswith(HUB):
         repo, _, revision = timm_id.removeprefix(HUB).partition("@")
         commit = hub.commit_of(hub.fetch(repo, ("config.json",), revision))  # of the weights too; cached, so no network
-        config, architecture, stored = load_model_config_from_hf(f"{repo}@{commit}")
+        config, architecture, stored = timm.models.load_model_config_from_hf(f"{repo}@{commit}")
         arguments = dict(stored or {})
         published: tuple[str, ...] = (repo, commit, *_names(config.get("hf_hub_filename")))
     refuse_unknown(architecture)
@@ -68,7 +66,7 @@ def describe(timm_id: str, input_size: int | None, pool: str) -> dict[str, Any]:
             width = int(Features(body, pool)(torch.zeros(1, 3, size, size)).shape[1])
     except Exception as error:
         raise ValueError(f"{timm_id} at {size} px, pool {pool}: {' '.join(str(error).split())[:300]}") from None
-    data = resolve_model_data_config(body) | {
+    data = timm.data.resolve_model_data_config(body) | {
         key: config[key] for key in ("mean", "std", "crop_pct") if config.get(key)
     }
     return {
@@ -261,7 +259,7 @@ class TimmEmbedder(Embedder):
         self._transform: Any = None
         if not unchanged:
             how: dict[str, Any] = {"interpolation": spec.interpolation, "crop_pct": spec.crop, "normalize": False}
-            self._transform = create_transform((3, size, size), **how)
+            self._transform = timm.data.create_transform((3, size, size), **how)
 
     def _seen(self, crops: np.ndarray) -> np.ndarray:
         if self._transform is None:

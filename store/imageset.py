@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from store import arrow  # noqa: F401  (before any array is made)
 from store.files import digest
 from store.manifest import SOURCES_FILE, ImageSetError, Manifest, Shard, read_manifest
 from store.objects import ObjectMissing, ObjectStore, open_store

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))  # s3_proxy, seaweed, r
 from s3_proxy import Proxy
 from seaweed import Seaweed
 
-from jobs.runs import cluster
+from jobs.runs import cluster, one_process
 
 # Ray silently ends a process that has joined it when the head does not answer for this long. On a busy machine the head
 # may need longer than the default.
@@ -68,6 +68,7 @@ def rays_apart() -> Iterator[None]:
 def ray_ends_with_its_file() -> Iterator[None]:
     """What a file's tests joined or started in this process is not there for the next file's, whichever that is."""
     yield
+    one_process.end()
     cluster.leave_ray()
 
 

@@ -9,6 +9,7 @@ other, without Ray.
 """
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from jobs.runs.catalogue import SHIPPED, choose_models
 from jobs.runs.categories import with_category_ids
 from jobs.runs.gpu import check_device
 from jobs.runs.models import Catalogue
+from jobs.runs.pool import thread_limits
 from jobs.runs.reader import read_items
 from jobs.runs.retries import Job
 from jobs.runs.settings import Settings, check_together
@@ -127,8 +129,9 @@ def _infer_once(
         }  # fmt: skip
         Path(folder, REQUEST).write_text(json.dumps(request), encoding="utf-8")
         limit, command = START_S + PHOTO_S * len(photos), [sys.executable, str(script), folder]
+        how: dict[str, Any] = {"stdin": subprocess.DEVNULL, "capture_output": True, "timeout": limit}
         try:
-            process = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit)
+            process = subprocess.run(command, env=os.environ | thread_limits(settings.threads_per_actor), **how)
         except subprocess.TimeoutExpired:
             return None, f"the models took longer than {limit} s"
         last = (process.stderr.decode("utf-8", "replace").strip() or "nothing said").splitlines()[-1]

@@ -10,6 +10,7 @@ import re
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from store.errors import UserError
 
 START_ATTEMPTS = 3  # of a Ray of our own
 ADDRESS = r"(?:ray://)?([^\s/:\[\]]+|\[[^\s/\[\]]+\]):([0-9]+)"  # host, port
+ADDRESS_FILE = "ray_current_cluster"  # that `ray start` leaves in its folder
 LONGEST_SOCKET = 107  # bytes that Linux allows in a Unix socket's path
 
 started_here = False  # whether this process's Ray is its own, which no node ever joins
@@ -128,6 +130,20 @@ def find_cluster() -> tuple[str, str]:
     except (OSError, UnicodeError) as error:  # the latter: a host of a..b
         return address, str(error)
     return address, ""
+
+
+def would_join() -> bool:
+    """Whether `join_ray` would join a cluster or has done so. Ray is imported only where an address is to be judged."""
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        return True
+    named = bool(os.environ.get("RAY_ADDRESS"))
+    # where Ray's own `get_ray_address_file` looks; a folder it would not look in costs a small run its short cut alone
+    folders = (os.environ.get("RAY_TMPDIR"), os.environ.get("TMPDIR"), "/tmp", tempfile.gettempdir())
+    if not named and not any(Path(folder, "ray", ADDRESS_FILE).exists() for folder in folders if folder):
+        return False
+    address, silence = find_cluster()
+    return bool(address) and (named or not silence)
 
 
 def judge_folder(*, make: bool) -> None:

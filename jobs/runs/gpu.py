@@ -12,6 +12,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from store.errors import UserError
@@ -62,6 +63,11 @@ def check_device(device: str) -> None:
     there = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{number}" for number in range(gpus))]
     if device not in there:
         raise UserError(f"--device {device}: not found on this machine; take one of: {', '.join(there)}")
+
+
+def may_be_here() -> bool:
+    """Whether this machine has a driver of NVIDIA's or AMD's GPUs, or Windows' bridge to one; imports nothing."""
+    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
 
 
 def watch(environment: Mapping[str, str] = os.environ) -> GpuBusy | None:

@@ -18,6 +18,10 @@ DETECT_BATCHES = 16
 EMBED_GROUP = 16
 GROUP_PIXELS = 64_000_000
 
+# Told by a worker how many photos it has done since it last told; a share of a photo where only some of the models are
+# done with it. A process with a way to its driver puts its own function here.
+tell_done: Callable[[float], None] = lambda n: None  # noqa: E731
+
 
 @dataclass
 class Clock:

@@ -11,6 +11,7 @@ import math
 import os
 import socket
 import time
+import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -24,6 +25,7 @@ RESTARTING = "The actor is restarting"  # Ray's words for a call between two pro
 UNREACHABLE = "failed to connect"  # Ray's words for a call to a process that does not answer
 RESIZE_EVERY_S = 5.0  # how often nodes that have joined are looked for
 IO_ATTEMPTS = 3  # of a shard whose storage fails
+NOTHING_BEGUN: Mapping[str, Trial] = types.MappingProxyType({})
 
 
 class Worker(Protocol):
@@ -103,6 +105,11 @@ def keep_freed_memory() -> None:
         mallopt(mmap_threshold, 1 << 25)
 
 
+def thread_limits(n: int) -> dict[str, str]:
+    """The environment in which a worker's libraries start `n` threads."""
+    return dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(n))
+
+
 @dataclass(frozen=True)
 class Share:
     """What one actor gets: `n` actors, the device they see, and what they ask Ray for."""
@@ -170,9 +177,8 @@ class Pool:
         import ray
 
         share = self.share
-        threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(share.cpus))
         options = {"num_gpus": share.gpus, "num_cpus": share.cpus, "max_restarts": -1, "max_task_retries": 0}
-        host = ray.remote(Host).options(runtime_env=versions.our_code(threads), **options)
+        host = ray.remote(Host).options(runtime_env=versions.our_code(thread_limits(share.cpus)), **options)
         self.slots += [Slot(host.remote(self.worker, share.device), self.started + i) for i in range(n)]
         self.started += n
 
@@ -180,11 +186,14 @@ class Pool:
         for slot in self.slots:
             slot.kill(restart=False)
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[tuple[Job, Any]]:
-        """Every job once, with the worker's account, in the order they finish. A worker's exception ends the run."""
+    def run(self, jobs: Sequence[Job], begun: Mapping[str, Trial] = NOTHING_BEGUN) -> Iterator[tuple[Job, Any]]:
+        """Every job once, with the worker's account, in the order they finish. A worker's exception ends the run.
+
+        `begun`: shard -> its trial, where that began elsewhere.
+        """
         import ray
 
-        waiting = [Trial(job) for job in jobs]
+        waiting = [begun.get(job.name) or Trial(job) for job in jobs]
         left = len(waiting)
         while left:
             self._resize(waiting)

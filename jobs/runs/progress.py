@@ -36,6 +36,7 @@ class Progress:
     say: Callable[[str], None] = say
     clock: Callable[[], float] = time.monotonic
     images_done: int = 0
+    images_begun: float = 0.0  # of shards that are not finished: photos done, and shares of photos
     failed: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     gpu_seconds: float = 0.0  # of shards whose actor told how busy its GPU was,
@@ -50,9 +51,14 @@ class Progress:
         if not self.ready:
             self.ready, self.started = True, self.clock()
 
+    def photos(self, n: float) -> None:
+        """So many photos of a shard are done that is not finished; 0.2 where one of five models is done with one."""
+        self.images_begun += n
+
     def add(self, images: int, seconds: Mapping[str, float], failed: int) -> None:
         """A shard is finished."""
         self.done += 1
+        self.images_begun = 0.0
         self.images_done += images
         self.failed += failed
         for name, value in seconds.items():
@@ -76,13 +82,18 @@ class Progress:
     def line(self) -> str:
         elapsed = self.clock() - self.started
         head = f"{self.stage}: shard {self.done}/{self.total}"
-        if not self.images_done:
-            return f"{head}, starting, {elapsed:.0f} s"
-        rate = self.images_done / max(elapsed, 1e-9)
-        spent = sum(self.seconds.values()) or 1.0
-        shares = " ".join(f"{name} {value / spent:.0%}" for name, value in self.seconds.items())
-        left = (self.images - self.images_done) / rate
-        return f"{head}, {rate:.1f} images/s, {shares}, bad {self.failed}, {_duration(left)} to go{self.idle()}"
+        done = self.images_done + self.images_begun
+        if not self.ready and not done:
+            return f"{head}, loading models, {elapsed:.0f} s"
+        if self.images_begun:
+            head += f", photo {done:.0f}/{self.images}"
+        if not done:
+            return f"{head}, models loaded, at work for {elapsed:.0f} s"
+        rate = done / max(elapsed, 1e-9)
+        spent = sum(self.seconds.values())
+        shares = " ".join(f"{name} {value / spent:.0%}" for name, value in self.seconds.items()) if spent else ""
+        told = [head, f"{rate:.1f} images/s", shares, f"bad {self.failed}"]
+        return f"{', '.join(filter(None, told))}, {_duration((self.images - done) / rate)} to go{self.idle()}"
 
     def idle(self) -> str:
         """A remark where GPUs idle, outside the models with the largest cause, or within them; "" where they do not."""

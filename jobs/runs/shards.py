@@ -1,22 +1,26 @@
 """A stage's shards through its workers, each finished one marked and counted: what detect, fuse and embed share."""
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from jobs.runs import cluster, events
+from jobs.runs import cluster, events, gpu, one_process
 from jobs.runs.events import Meter
 from jobs.runs.marks import Outcome, Unit
 from jobs.runs.models import Model
-from jobs.runs.pool import Pool, Worker
+from jobs.runs.one_process import OneProcess, ProcessLost
+from jobs.runs.pool import IO_ATTEMPTS, NOTHING_BEGUN, Pool, Worker
 from jobs.runs.progress import Progress, say
-from jobs.runs.retries import Job
+from jobs.runs.retries import Job, Trial
 from jobs.runs.run import Run
 from store.errors import UserError
 
 IN_PROCESS = 16  # so few shards of a cheap stage are done in this process: starting an actor would take longer
+# So few photos are done by one process without Ray: two actors would still be importing when it is done.
+FEW_PHOTOS = 64
 WRITERS = 8  # threads that write marks: a bucket takes its time over each, and actors must not wait for that
 
 
@@ -47,11 +51,13 @@ def model_groups(run: Run, models: tuple[Model, ...]) -> list[tuple[Model, ...]]
 
 
 def run_on_actors(run: Run, shards: Shards, worker: Worker, actors: int | str | None) -> None:
-    """Do the jobs on a pool of actors that own the run's device."""
-    if not shards.jobs:
-        return
-    cluster.start_ray(run.settings)
-    _run_pool(run, shards, worker, lambda n_jobs: cluster.share_out(run.settings, actors, n_jobs))
+    """Do the jobs on a pool of actors that own the run's device, or in one process without Ray where they are few."""
+    begun: dict[str, Trial] = {}
+    if shards.jobs and _fit_one_process(run, shards, actors):
+        shards, begun = _run_one_process(run, shards, worker)
+    if shards.jobs:
+        cluster.start_ray(run.settings)
+        _run_pool(run, shards, worker, lambda n_jobs: cluster.share_out(run.settings, actors, n_jobs), begun)
 
 
 def run_cheap(run: Run, shards: Shards, worker: Worker) -> None:
@@ -76,7 +82,69 @@ def run_here(run: Run, shards: Shards, worker: Worker) -> None:
     reporter.finish()
 
 
-def _run_pool(run: Run, shards: Shards, worker: Worker, share_out: Callable[[int], cluster.Share]) -> None:
+def _fit_one_process(run: Run, shards: Shards, actors: int | str | None) -> bool:
+    """Whether one process does these jobs as soon as a pool: few photos or one shard, on a CPU, and no cluster."""
+    settings = run.settings
+    few = len(shards.jobs) == 1 or sum(len(job.rows) for job in shards.jobs) <= FEW_PHOTOS
+    one = (settings.actors if actors is None else actors) in ("auto", 1)
+    on_cpu = settings.device == "cpu" or (settings.device == "auto" and not gpu.may_be_here())
+    return few and one and on_cpu and not cluster.would_join()
+
+
+def _run_one_process(run: Run, shards: Shards, worker: Worker) -> tuple[Shards, dict[str, Trial]]:
+    """Do the jobs in the kept process; those that are left where it is lost, with the trial of the one it was doing."""
+    settings, progress = run.settings, new_progress(shards)
+    reporter = _Reporter(run, shards.stage, progress)
+    process = one_process.kept(settings.threads_per_actor)
+    how: dict[str, Any] = {"tick": reporter.tick, "photos_done": progress.photos}
+    say(f"{shards.stage}: {progress.images} photos in one process, {settings.threads_per_actor} CPU")
+    try:
+        account, facts = process.load(worker, deadline_s=settings.node_wait_s, **how)
+    except ProcessLost as lost:
+        reporter.report(lost.how, actor=0, reason=str(lost))
+        say(f"the process {lost.how} while it loaded its models; going on with Ray")
+        return shards, {}
+    _record_versions(run, [account])
+    where: dict[str, Any] = {"actor": 0, "node": account["node"], "pid": account["pid"]}
+    reporter.report("loaded", **where, device=account["device"], **facts)
+    for number, job in enumerate(shards.jobs):
+        trial = Trial(job)
+        try:
+            answer, facts = _run_patiently(process, trial, reporter, deadline_s=settings.shard_deadline_s, **how)
+        except ProcessLost as lost:
+            trial.died(lost.how)
+            reporter.report(lost.how, **where, shard=job.name, row=None, deaths=trial.deaths, reason=str(lost))
+            reporter.finish()
+            say(f"the process {lost.how} on {job.name}; going on with Ray")
+            return replace(shards, jobs=shards.jobs[number:]), {job.name: trial}
+        reporter.report("shard", **where, shard=job.name, images=len(job.rows), answer=answer, **facts)
+        write_marks(run, shards, job, answer)
+        count_shard(progress, job, answer)
+    reporter.finish()
+    return replace(shards, jobs=()), {}
+
+
+def _run_patiently(process: OneProcess, trial: Trial, reporter: "_Reporter", **how: Any) -> tuple[Any, dict[str, Any]]:
+    """`OneProcess.run`, tried again where storage fails, as often as a pool does."""
+    while True:
+        try:
+            return process.run(trial.job, **how)
+        except OSError as error:
+            trial.io_errors += 1
+            if trial.io_errors == IO_ATTEMPTS:
+                raise
+            reporter.report("again", shard=trial.job.name, reason=str(error))
+            say(f"{trial.job.name}: {error}; trying again")
+            time.sleep(2.0**trial.io_errors)
+
+
+def _run_pool(
+    run: Run,
+    shards: Shards,
+    worker: Worker,
+    share_out: Callable[[int], cluster.Share],
+    begun: Mapping[str, Trial] = NOTHING_BEGUN,
+) -> None:
     share = share_out(len(shards.jobs))
     device = f"{share.gpus:g} GPU" if share.gpus else f"{share.cpus} CPU"
     say(f"{shards.stage}: {len(shards.jobs)} shards on {share.n} actors, {device} each{cluster.unused_gpus(share)}")
@@ -101,7 +169,7 @@ def _run_pool(run: Run, shards: Shards, worker: Worker, share_out: Callable[[int
     calls: dict[str, Any] = {"tick": reporter.tick, "say": say, "report": reporter.report}
     pool = Pool(worker, share, deadline_s, target_actors, node_wait_s=node_wait_s, **calls)
     with ThreadPoolExecutor(WRITERS) as writers, pool:
-        for job, answer in pool.run(shards.jobs):
+        for job, answer in pool.run(shards.jobs, begun):
             marking.append((writers.submit(write_marks, run, shards, job, answer), job, answer))
             count_marked(wait=False)
         count_marked(wait=True)

@@ -1,4 +1,4 @@
-"""Detect: every photo through every detector, on Ray actors.
+"""Detect: every photo through every detector, on Ray actors or in one process (`jobs.runs.shards`).
 
 In: an image set. Out: OUTPUT/detections/DETECTOR/SHARD.parquet. A photo is decoded once for all detectors of an actor.
 A photo that cannot be decoded, or for which a detector raises, is a failure of that photo alone.
@@ -118,6 +118,7 @@ class DetectWorker:
                 results, trouble = self._run_detector(name, decoded, batch_size)
                 found[name] += results
                 failures[name] += undecoded + trouble
+                photos.tell_done(len(group) / len(job.work))
             clock.spent("infer", start)
         return found, failures
 

@@ -1,4 +1,4 @@
-"""Embed: every item through every embedding model, on Ray actors.
+"""Embed: every item through every embedding model, on Ray actors or in one process (`jobs.runs.shards`).
 
 In: an image set, OUTPUT/items/BOXES/SHARD.parquet. Out: OUTPUT/embeddings/BOXES/MODEL/SHARD.parquet. A photo is decoded
 once for all kinds of boxes and all models of an actor, crops never touch the disk, and batches depend on the shard and
@@ -142,6 +142,7 @@ class EmbedWorker:
                     self._crop(queues, kind, photo.image_id, photo.pixels, numbers, boxes)
             for (_, name), queue in queues.items():
                 self._run_batches(name, queue, batch_size, batch_size)
+            photos.tell_done(len(group))
             clock.spent("infer", start)
         start = time.perf_counter()
         for (_, name), queue in queues.items():

@@ -4,12 +4,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from jobs import cli
-from jobs.runs import cluster
+from jobs.runs import cluster, one_process
 from jobs.runs.catalogue import SHIPPED, choose_models
 from jobs.runs.categories import remarks
 from jobs.runs.marks import STAGES, read_json
 from jobs.runs.models import Catalogue, executed
-from jobs.runs.planning import plan, run_stage
+from jobs.runs.planning import IN_DRIVER, plan, run_stage
 from jobs.runs.progress import say
 from jobs.runs.run import Run, open_run
 from jobs.runs.selection import remark_on_pixels
@@ -36,11 +36,14 @@ def main(names: Sequence[str], argv: list[str] | None, doc: str | None, catalogu
             say(line)
         try:
             for name in names:
+                if name in IN_DRIVER:
+                    one_process.end()  # no models from here on: its memory is free for what follows
                 run_stage(run, IN_ORDER, name)
         except KeyboardInterrupt:
             say("stopped; what is finished stays, the same line again goes on from here")
             raise
         finally:
+            one_process.end()
             cluster.leave_ray()
         if names[-1] in ("evaluate", "report"):
             for line in figure_lines(run):

@@ -30,13 +30,34 @@ def test_what_an_earlier_start_did_is_done_and_no_speed_and_loading_is_not_slown
     clock.now = 30.0
     progress.add(10, {"read": 1.0, "infer": 8.0, "write": 1.0}, failed=2)
     assert said == [
-        "detect: shard 4/10, starting, 12 s",
+        "detect: shard 4/10, loading models, 12 s",
         "detect: shard 5/10, 1.0 images/s, read 10% infer 80% write 10%, bad 2, 50 s to go",  # 10 photos in 10 s
     ]
     clock.now = 80.0
     progress.add(50, {"read": 5.0, "infer": 40.0, "write": 5.0}, failed=0)
     progress.finish()
     assert said[-1] == "detect: 60 images in 60 s, 1.0 images/s, bad 2"
+
+
+def test_photos_count_before_their_shard_is_finished() -> None:
+    """Two models: a photo that one of them has done counts half; with its shard, a photo counts once."""
+    clock = Clock()
+    progress, said = stage(clock)
+    progress.began()
+    clock.now = 11.0
+    progress.tick()
+    progress.photos(8 / 2)
+    progress.photos(8 / 2)
+    clock.now = 22.0
+    progress.tick()
+    progress.add(10, {"read": 1.0, "infer": 1.0}, failed=0)
+    clock.now = 33.0
+    progress.tick()
+    assert said == [
+        "detect: shard 4/10, models loaded, at work for 11 s",
+        "detect: shard 4/10, photo 8/60, 0.4 images/s, bad 0, 2 min to go",  # 52 photos at 8 in 22 s: 143 s
+        "detect: shard 5/10, 0.3 images/s, read 50% infer 50%, bad 0, 3 min to go",  # 50 at 10 in 33 s: 165 s
+    ]
 
 
 @pytest.mark.parametrize("on_gpu, seconds, waited, told", [

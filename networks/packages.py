@@ -1,0 +1,31 @@
+"""timm and torchvision, imported from here: without torch's compiler, which takes as long as all the rest of them.
+
+torchvision imports it for the case that it has no operators of its own, timm to keep it away from some of its
+functions; nothing here is compiled. Whoever imports the compiler later gets it.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from networks.deferred import deferred
+
+
+@contextmanager
+def _nothing_to_disable() -> Iterator[None]:
+    """`torch.compiler.disable`, which imports the compiler to mark a function, leaves functions as they are."""
+    kept: Any = torch.compiler.disable
+    torch.compiler.disable = lambda fn=None, *_, **__: (lambda each: each) if fn is None else fn  # type: ignore
+    try:
+        yield
+    finally:
+        torch.compiler.disable = kept
+
+
+with deferred("torch._dynamo"), _nothing_to_disable():
+    import timm
+    import torchvision
+
+__all__ = ["timm", "torchvision"]
