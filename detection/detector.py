@@ -10,7 +10,7 @@ Resizing, padding and normalising are ours and batched; the results are those of
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from detection.models import DetectorSpec
 from networks import weight_files
 from networks.engines import TORCH, Engine
 from networks.weight_files import WeightsError
+from store.files import file_sha256
 
 TRAINER = "jobs/train_detector.py"
 ALL_BOXES = 1_000_000  # of a photo: more than any head proposes
@@ -88,6 +89,8 @@ def load(
         max_per_image: boxes a photo at most, the best ones.
         category_ids: the category id that each of `spec.categories` becomes, 0 where its boxes are left out; they take
             no other box's place. None: 1, 2, 3 …
+        engine: what runs the network. OpenVINO does where its weights are of a file and its outputs are read by
+            `detection.families`; of a Cascade R-CNN it runs all but the heads that look at single boxes.
 
     Raises:
         WeightsError: no weights, another digest, or tensors that do not fit.
@@ -99,7 +102,9 @@ def load(
     elif not allow_random_weights:
         raise WeightsError(f"{spec.name}: no weights given; train them with {TRAINER}, or set allow_random_weights")
     fold(model.eval())
-    return Detector(spec, model.to(device), device, score_threshold, max_per_image, category_ids)
+    detector = Detector(spec, model.to(device), device, score_threshold, max_per_image, category_ids)
+    detector.compile(engine, weights)
+    return detector
 
 
 def _set_test_limits(model: nn.Module, score_threshold: float, max_per_image: int, left_out: list[int]) -> None:
@@ -117,9 +122,10 @@ def _set_test_limits(model: nn.Module, score_threshold: float, max_per_image: in
 
 
 class Detector:
-    """A detector ready for photos, made by `load` or around a model in training. `notes` has a line a halved batch."""
+    """A detector ready for photos, made by `load` or around a model in training.
 
-    engine = "torch"  # what runs its network
+    `notes` has a line for a batch that was halved, and for a network that OpenVINO does not run.
+    """
 
     def __init__(
         self,
@@ -137,13 +143,28 @@ class Detector:
         left_out = np.flatnonzero(self._category_ids == 0).tolist()
         self._set_limits(left_out)
         self._family = family_of(self.model, left_out)
-        # anything that takes a batch and gives the same tensors may stand here
-        self._dense: Callable[[Tensor], Sequence[Tensor]] = self._family.dense if self._family else self.model
         self.path = "mmdetection" if self._family is None else "batched"
         self.notes: list[str] = []
         self._few_sizes = self.device.type == "cuda"  # cuDNN plans each convolution again for every new shape
         self._layout, self._half = self._choose_layout()
         self.model.to(memory_format=self._layout)  # type: ignore[call-overload]
+
+    def compile(self, engine: Engine, weights: Path | None) -> None:
+        """Have OpenVINO run the network, where it is the engine; `weights` is the file that the model was filled from.
+
+        Nothing changes for a model without one, or whose outputs mmdetection itself reads.
+        """
+        if engine.name != "openvino" or weights is None or self._family is None:
+            return
+        description = {"kind": "detector", "model": self.spec.model, "weights": file_sha256(weights)}
+        own_code = bool(getattr(self.spec, "imports", ()))  # of the user's, which no digest covers
+        self.notes += self._family.compile(self.spec.name, None if own_code else description, engine)
+        self._layout = torch.contiguous_format
+
+    @property
+    def engine(self) -> str:
+        """What runs its network: torch or openvino."""
+        return getattr(self._family and self._family.dense, "engine", "torch")
 
     def _set_limits(self, left_out: list[int]) -> None:
         _set_test_limits(self.model, self.score_threshold, self.max_per_image, left_out)
@@ -159,7 +180,9 @@ class Detector:
     def view(self, spec: Any) -> "Detector":
         """Another view of the same detector (`detection.models.viewed`), around the same network."""
         limits = self.score_threshold, self.max_per_image
-        return type(self)(spec, self.model, str(self.device), *limits, self._category_ids.tolist())
+        other = type(self)(spec, self.model, str(self.device), *limits, self._category_ids.tolist())
+        other._family, other._layout = self._family, self._layout
+        return other
 
     def detect(self, images: Sequence[np.ndarray], *, batch_size: int = 8) -> list[Detections]:
         """Find the garments in upright RGB photos of any sizes: one `Detections` a photo, in the order given.
@@ -211,7 +234,7 @@ class Detector:
             batch, samples = self._inputs(photos, originals, shape)
             if self._family is None:
                 return self._by_mmdetection(batch, samples)
-            outputs = [one.float() for one in self._dense(batch)]
+            outputs = [one.float() for one in self._family.dense(batch)]
             sizes = PhotoSizes.of(samples, batch)
             found = self._family.decode(outputs, sizes)
             scaled = found._replace(boxes=found.boxes / sizes.scale[found.photos].repeat(1, 2))

@@ -10,7 +10,8 @@ so, with two departures: boxes without an area take no other box's place, nor do
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 from detection import decode
 from detection.decode import BatchBoxes
 from detection.dense import MaskHeads, OneStage, Proposing
+from networks.engines import CompiledNetwork, Engine
+
+COMPARED = (2, 3, 256, 384), (1, 3, 384, 256)  # batches whose sides every network can take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +51,7 @@ class PhotoSizes:
 class Family:
     """One kind of heads. `outputs` are those of `dense` for one batch, in float32."""
 
-    dense: nn.Module
+    dense: Callable[[Tensor], Sequence[Tensor]]
     mask_threshold = 0.5  # from which a mask's cell is on
 
     def __init__(self, model: Any, left_out: Sequence[int]) -> None:
@@ -57,6 +61,24 @@ class Family:
     def decode(self, outputs: Sequence[Tensor], photos: PhotoSizes) -> BatchBoxes:
         """The boxes of all photos, by photo and best first, in pixels of the batch."""
         raise NotImplementedError
+
+    def compile(self, name: str, description: Mapping[str, Any] | None, engine: Engine) -> list[str]:
+        """Put compiled networks in the place of torch's modules, and return their notes.
+
+        `name` is the model's; `description` says what decides its outputs, as for `CompiledNetwork`.
+        """
+        notes = []
+        for part, shapes in self._compared().items():
+            of_part = description and {**description, "part": part}
+            build = functools.partial(nn.Module.eval, getattr(self, part))
+            network = CompiledNetwork(f"{name}, {part}", build, of_part, shapes, engine)
+            setattr(self, part, network)
+            notes += network.notes
+        return notes
+
+    def _compared(self) -> dict[str, Sequence[tuple[int, ...]]]:
+        """The parts that may be compiled, and shapes of batches on which each is then compared with torch."""
+        return {"dense": COMPARED}
 
     def masks(self, outputs: Sequence[Tensor], found: BatchBoxes) -> Tensor | None:
         """(N, S, S) float32 in [0, 1] of the candidates, None where the model has no masks."""
@@ -147,7 +169,7 @@ class CascadeFamily(Family):
         self.rpn, self.head, self.left_out = model.rpn_head, model.roi_head, left_out
         self.dense = Proposing(model)
         self.box_heads = list(self.head.bbox_head)  # (N, C, 7, 7) -> scores (N, K + 1), deltas (N, 4 or 4 K)
-        self.mask_heads = MaskHeads(self.head.mask_head) if self.head.with_mask else None
+        self.mask_heads: Any = MaskHeads(self.head.mask_head) if self.head.with_mask else None
         self.mask_threshold = self.head.test_cfg.get("mask_thr_binary", 0.5)
 
     @staticmethod
@@ -191,9 +213,18 @@ class CascadeFamily(Family):
         )  # fmt: skip
         return decode.suppress(found, labels, limits.nms.iou_threshold, limits.max_per_img)
 
+    def _compared(self) -> dict[str, Sequence[tuple[int, ...]]]:
+        if self.mask_heads is None:
+            return super()._compared()
+        extractor = self.head.mask_roi_extractor[0]
+        features = extractor.out_channels, *extractor.roi_layers[0].output_size
+        return super()._compared() | {"mask_heads": ((2, *features), (3, *features))}
+
     def masks(self, outputs: Sequence[Tensor], found: BatchBoxes) -> Tensor | None:
         if self.mask_heads is None:
             return None
+        if not len(found.boxes):
+            return found.boxes.new_zeros(0, 1, 1)
         extractor = self.head.mask_roi_extractor[0]
         rois = torch.cat([found.photos[:, None].to(found.boxes), found.boxes], 1)
         (cells,) = self.mask_heads(extractor(outputs[: extractor.num_inputs], rois))

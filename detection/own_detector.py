@@ -58,7 +58,9 @@ def load(
         fill(model, tensors, f"{spec.name}: {weights}")
     elif not allow_random_weights:
         raise WeightsError(f"{spec.name}: no checkpoint given; name one, or set allow_random_weights")
-    return MmdetectionDetector(spec, model.to(device), device, score_threshold, max_per_image, category_ids)
+    detector = MmdetectionDetector(spec, model.to(device), device, score_threshold, max_per_image, category_ids)
+    detector.compile(engine, weights)
+    return detector
 
 
 def _build(spec: MmdetectionSpec) -> nn.Module:

@@ -150,13 +150,13 @@ def test_a_head_of_ones_own_is_left_to_mmdetection() -> None:
 def test_what_stands_in_for_the_network_is_called_once_a_batch() -> None:
     ours, shapes = shipped(models.ATSS_TINY), []
     photos = [photo[:200, :150] for photo in drawn_photos(4)]
-    want, network = ours.detect(photos, batch_size=2), ours._dense
+    want, network = ours.detect(photos, batch_size=2), ours._family.dense
 
     def engine(batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
         shapes.append(tuple(batch.shape))
         return network(batch)
 
-    ours._dense = engine
+    ours._family.dense = engine
     for a, b in zip(ours.detect(photos, batch_size=2), want, strict=True):
         np.testing.assert_array_equal(a.boxes, b.boxes)
     assert shapes == [(2, 3, 320, 256)] * 2
