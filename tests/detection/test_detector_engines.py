@@ -1,0 +1,61 @@
+"""Shipped detectors through OpenVINO: the boxes and masks that torch finds, and views on one plan."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco
+
+from detection import detector, models
+from detection.models import DetectorSpec, viewed
+from networks import engines
+from networks.engines import Engine
+from tests.detection.test_detector import drawn_photos
+
+TINY = Path(detector.__file__).parents[1] / "weights" / "tiny"
+
+
+@pytest.mark.parametrize("spec", models.PROFILES["tiny"], ids=lambda spec: spec.name)
+def test_through_openvino_a_detector_finds_what_torch_finds(
+    spec: DetectorSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first, second = drawn_photos(2)
+    photos = [first, second, np.ascontiguousarray(first[:, : first.shape[1] // 2]), np.zeros((9, 700, 3), np.uint8)]
+    torchs, ours = (
+        detector.load(spec, "cpu", weights=TINY / spec.weights, engine=Engine(name)) for name in ("torch", "openvino")
+    )
+    assert (torchs.engine, ours.engine, ours.notes) == ("torch", "openvino", [])
+    flip = viewed(spec, "flip")
+    for theirs, mine in ((torchs, ours), (torchs.view(flip), ours.view(flip))):
+        assert mine.engine == "openvino"
+        for want, found in zip(theirs.detect(photos), mine.detect(photos), strict=True):
+            np.testing.assert_allclose(found.boxes, want.boxes, atol=1e-2)
+            np.testing.assert_allclose(found.scores, want.scores, atol=1e-4)
+            np.testing.assert_array_equal(found.categories, want.categories)
+            assert (found.masks is None) == (want.masks is None)
+            for a, b in zip(found.masks or (), want.masks or (), strict=True):
+                assert (coco.decode(a) != coco.decode(b)).sum() <= 2  # cells at the threshold
+    assert any(len(found.boxes) for found in ours.detect(photos))
+
+
+def test_a_second_start_compiles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    spec = models.CASCADE_MASK_RCNN_TINY  # of two plans
+    how = {"weights": TINY / spec.weights, "engine": Engine("openvino")}
+    photos = drawn_photos(2)
+    want = detector.load(spec, "cpu", **how).detect(photos)
+
+    def refuse(*_: object) -> bytes:
+        raise AssertionError("it was on disk")
+
+    monkeypatch.setattr(engines.CompiledNetwork, "_compiled", refuse)
+    for found, before in zip(detector.load(spec, "cpu", **how).detect(photos), want, strict=True):
+        np.testing.assert_array_equal(found.boxes, before.boxes)
+        assert found.masks == before.masks
+
+
+def test_a_model_without_weights_stays_with_torch() -> None:
+    spec = models.RETINANET_LITE0_TINY
+    untrained = detector.load(spec, "cpu", weights=None, allow_random_weights=True, engine=Engine("openvino"))
+    assert untrained.engine == "torch" and not untrained.notes
