@@ -107,7 +107,7 @@ def _run_one_process(run: Run, shards: Shards, worker: Worker) -> tuple[Shards, 
         return shards, {}
     _record_versions(run, [account])
     where: dict[str, Any] = {"actor": 0, "node": account["node"], "pid": account["pid"]}
-    reporter.report("loaded", **where, device=account["device"], **facts)
+    reporter.report("loaded", **where, device=account.get("device"), **facts)
     for number, job in enumerate(shards.jobs):
         trial = Trial(job)
         try:
