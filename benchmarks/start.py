@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+ROOT = Path(__file__).resolve().parents[1]
 os.environ.update(OMP_NUM_THREADS="1", RAY_AUTH_MODE="disabled", RAY_USAGE_STATS_ENABLED="0")
 
 import ray  # noqa: F401  (psutil comes with it)
@@ -41,7 +41,7 @@ def write_photos(n: int, imageset: Path) -> None:
         str(n - n // 2),
     ]
     ingest += ["--seed", "1", "--shard-images", str(n - n // 2)]
-    subprocess.run(ingest, cwd=sys.path[0], stdout=subprocess.DEVNULL, check=True)
+    subprocess.run(ingest, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
 
 
 def cost(few_photos: int, imageset: Path, output: Path) -> tuple[float, float]:
@@ -53,7 +53,7 @@ def cost(few_photos: int, imageset: Path, output: Path) -> tuple[float, float]:
     began = time.monotonic()
     with subprocess.Popen(
         [sys.executable, "-c", COMMAND, str(few_photos), *line],
-        cwd=sys.path[0],
+        cwd=ROOT,
         stdout=subprocess.DEVNULL,
     ) as command:
         root = psutil.Process(command.pid)

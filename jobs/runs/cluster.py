@@ -140,7 +140,7 @@ def would_join() -> bool:
     named = bool(os.environ.get("RAY_ADDRESS"))
     # where Ray's own `get_ray_address_file` looks; a folder it would not look in costs a small run its short cut alone
     folders = (os.environ.get("RAY_TMPDIR"), os.environ.get("TMPDIR"), "/tmp", tempfile.gettempdir())
-    if not named and not any(Path(folder, "ray", ADDRESS_FILE).exists() for folder in folders if folder):
+    if not named and not any(os.path.exists(f"{folder}/ray/{ADDRESS_FILE}") for folder in folders):
         return False
     address, silence = find_cluster()
     return bool(address) and (named or not silence)

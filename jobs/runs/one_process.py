@@ -7,6 +7,7 @@ kept from stage to stage, so that its imports are paid for once, and it ends wit
 It does not look for the photo that kills: a death raises `ProcessLost`, and the pool takes the jobs that are left.
 """
 
+import gc
 import os
 import pickle
 import queue
@@ -95,21 +96,37 @@ class OneProcess:
         self, request: Any, deadline_s: float, tick: Callable[[], None], photos_done: Callable[[float], None]
     ) -> tuple[str, Any]:
         until = time.monotonic() + deadline_s
+        self._send(request)
+        while time.monotonic() < until:
+            tick()
+            kind, answer = self._next()
+            if kind == "photos":
+                photos_done(answer)
+            elif kind != "nothing":
+                return kind, answer
+        raise ProcessLost("hung", f"no answer for {deadline_s:g} s")
+
+    def _send(self, request: Any) -> None:
         try:
             if self.process is None:
                 self._start()
             self.pipe.send(request)
-            while time.monotonic() < until:
-                tick()
-                if not self.pipe.poll(WAKE_S):
-                    continue
-                kind, answer = self.pipe.recv()
-                if kind != "photos":
-                    return kind, answer
-                photos_done(answer)
+        except ConnectionError as error:
+            raise ProcessLost("died", self._last_words()) from error
+
+    def _next(self) -> tuple[str, Any]:
+        """The next message: ("photos", number), ("answer", …), ("raised", error); ("nothing", None) after a second."""
+        assert self.process is not None
+        try:
+            ended = self.process.poll() is not None  # first: what it sent before it ended is still read
+            if self.pipe.poll(0 if ended else WAKE_S):
+                message: tuple[str, Any] = self.pipe.recv()
+                return message
+            if not ended:
+                return "nothing", None
         except (EOFError, ConnectionError) as error:
             raise ProcessLost("died", self._last_words()) from error
-        raise ProcessLost("hung", f"no answer for {deadline_s:g} s")
+        raise ProcessLost("died", self._last_words())  # what it had started holds the pipe open
 
     def _start(self) -> None:
         self.pipe, theirs = Pipe()
@@ -126,6 +143,7 @@ class OneProcess:
 
     def _last_words(self) -> str:
         assert self.process is not None
+        self.process.kill()  # its pipe is closed, so that it is of no use where it still runs
         status = self.process.wait()
         self.output.seek(0)
         last = self.output.read().decode("utf-8", "replace").strip().rpartition("\n")[2]
@@ -174,7 +192,8 @@ def serve(pipe: Connection) -> None:
         try:
             method, argument = pickle.loads(requests.get())
             if method == "load":
-                host = Host(argument, "cpu")  # drops the worker before, with its models
+                host = Host(argument, "cpu")
+                gc.collect()  # the models of the worker before refer to themselves
             assert host is not None
             reply: tuple[str, Any] = "answer", host.load() if method == "load" else host.run(argument, {}, False)
         except Exception as error:

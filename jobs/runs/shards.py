@@ -19,8 +19,9 @@ from jobs.runs.run import Run
 from store.errors import UserError
 
 IN_PROCESS = 16  # so few shards of a cheap stage are done in this process: starting an actor would take longer
-# So few photos are done by one process without Ray: two actors would still be importing when it is done.
-FEW_PHOTOS = 64
+# So few photos are done by one process without Ray. On two cores, Ray and two actors would be as soon done with about a
+# hundred photos through the eight small models (benchmarks/start.py), for half as much CPU time again.
+FEW_PHOTOS = 100
 WRITERS = 8  # threads that write marks: a bucket takes its time over each, and actors must not wait for that
 
 
@@ -106,7 +107,7 @@ def _run_one_process(run: Run, shards: Shards, worker: Worker) -> tuple[Shards, 
         return shards, {}
     _record_versions(run, [account])
     where: dict[str, Any] = {"actor": 0, "node": account["node"], "pid": account["pid"]}
-    reporter.report("loaded", **where, device=account["device"], **facts)
+    reporter.report("loaded", **where, device=account.get("device"), **facts)
     for number, job in enumerate(shards.jobs):
         trial = Trial(job)
         try:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,28 @@ def test_the_longest_folder_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     finally:
         (folder / "ray").rmdir()
         folder.rmdir()
+
+
+@pytest.mark.parametrize("named, left, answers, joins", [
+    ("", False, True, False),  # Ray need not even be imported
+    ("", True, True, True),
+    ("", True, False, False),  # a dead head's: a run starts its own
+    ("127.0.0.1:{port}", False, True, True),
+    ("127.0.0.1:{port}", False, False, True),  # and fails, with the reason
+    ("local", True, True, False),
+])  # fmt: skip
+def test_whether_a_run_would_join_a_cluster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, named: str, left: bool, answers: bool, joins: bool
+) -> None:
+    """`left`: `ray start` left the address on this machine; `answers`: something listens there."""
+    with socket.socket() as head:
+        head.bind(("127.0.0.1", 0))
+        if answers:
+            head.listen()
+        port = head.getsockname()[1]
+        monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+        monkeypatch.setenv("RAY_ADDRESS", named.format(port=port))
+        if left:
+            (tmp_path / "ray").mkdir()
+            (tmp_path / "ray" / cluster.ADDRESS_FILE).write_text(f"127.0.0.1:{port}")
+        assert cluster.would_join() is joins
