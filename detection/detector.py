@@ -3,8 +3,9 @@
     detector = load(models.ATSS_TINY, "cpu", weights=Path("weights/tiny/atss-tiny.safetensors"))
     detections = detector.detect([photo, another])
 
-Resizing, padding and normalising are ours and batched; the results are those of mmdetection's own per-image pipeline
-(tested on real photos). Only this module and `detection.training` import mmdet.
+Resizing, padding and normalising are ours and batched, and so is what follows the network for the heads that
+`detection.families` knows; the others end in mmdetection's own `predict`. The results are those of mmdetection's
+per-image pipeline (tested on real photos).
 """
 
 import copy
@@ -124,7 +125,9 @@ def _set_test_limits(model: nn.Module, score_threshold: float, max_per_image: in
 class Detector:
     """A detector ready for photos, made by `load` or around a model in training.
 
-    `notes` has a line for a batch that was halved, and for a network that OpenVINO does not run.
+    Attributes:
+        path: "batched" where we decode a batch at once, "mmdetection" where the model's own `predict` does.
+        notes: a line for a batch that was halved, and for a network that OpenVINO does not run.
     """
 
     def __init__(

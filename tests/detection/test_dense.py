@@ -82,6 +82,7 @@ def test_only_a_norm_after_a_convolution_is_folded() -> None:
 @pytest.mark.parametrize(
     "spec", [*TINY[:4], *(pytest.param(s, marks=pytest.mark.slow) for s in LARGE)], ids=lambda s: s.name
 )
+@pytest.mark.filterwarnings("ignore")
 def test_every_module_can_be_traced(spec: DetectorSpec) -> None:
     """The trace, recorded on one batch, gives another batch's tensors: nothing in it depended on values."""
     small = dataclasses.replace(spec, scale_px=(160, 128))

@@ -90,6 +90,24 @@ def test_a_photo_with_fewer_proposals_than_the_rest() -> None:
         oracle.assert_same(found, theirs)
 
 
+@pytest.mark.parametrize("spec", [s for s in TINY if "mask" not in s.name], ids=lambda spec: spec.name)
+def test_a_photo_is_decoded_alike_with_any_others(spec: DetectorSpec) -> None:
+    """To the last bit, from the same maps; the cascade's second stage computes, and rounds, with all boxes at once."""
+    ours = shipped(spec)
+    photos = [photo[:200, :150] for photo in drawn_photos(3)]
+    prepared = [ours._prepare(photo) for photo in photos]
+    batch, samples = ours._inputs(prepared, [(200, 150)] * 3, ours._padded(prepared[0]))
+    with torch.inference_mode():
+        outputs = ours._dense(batch)
+        together = ours._family.decode(outputs, families.PhotoSizes.of(samples, batch))
+        for n in range(3):
+            sizes = families.PhotoSizes.of(samples[n : n + 1], batch)
+            alone = ours._family.decode([one[n : n + 1] for one in outputs], sizes)
+            part = together.take(together.photos == n)
+            assert len(part.scores) == len(alone.scores) > 5
+            assert all(torch.equal(a, b) for a, b in zip(part[:3], alone[:3], strict=True))
+
+
 @pytest.mark.parametrize("spec", TINY[:4], ids=lambda spec: spec.name)
 def test_nothing_is_found_above_every_score(spec: DetectorSpec) -> None:
     found = shipped(spec, score_threshold=1.0).detect(drawn_photos(2))
