@@ -39,7 +39,7 @@ def measured(detector: Any, seconds: dict[str, float]) -> Any:
         return run
 
     family = detector._family
-    detector._dense = timed("network", detector._dense)
+    detector._family.dense = timed("network", detector._family.dense)
     family.decode = timed("decode", family.decode)
     family.masks = timed("masks", family.masks)
     detector._as_records = timed("masks", detector._as_records)

@@ -13,6 +13,8 @@ from pycocotools import mask as coco
 
 from detection.detections import Rle
 
+LARGEST = 1 << 29  # pixels of a mask that is written
+
 
 def lengths(mask: Mapping[str, Any]) -> np.ndarray:
     """Run lengths (R,) int64 of a compressed mask.
@@ -43,10 +45,15 @@ def lengths(mask: Mapping[str, Any]) -> np.ndarray:
 def from_lengths(runs: np.ndarray, size: tuple[int, int]) -> Rle:
     """The compressed mask of run lengths (R,) that fill `size` (height, width).
 
+    Raises ValueError for 2^29 pixels or more: pycocotools has memory for six characters a run and would write a seventh
+    beyond it.
+
     >>> from_lengths(np.array([1, 3, 2]), (2, 3))
     {'size': [2, 3], 'counts': b'132'}
     """
     height, width = (int(side) for side in size)
+    if runs.sum() >= LARGEST:
+        raise ValueError(f"writing a mask of {runs.sum()} pixels: want fewer than {LARGEST}")
     compressed = coco.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
     return {"size": [height, width], "counts": compressed["counts"]}
 

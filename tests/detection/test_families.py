@@ -98,7 +98,7 @@ def test_a_photo_is_decoded_alike_with_any_others(spec: DetectorSpec) -> None:
     prepared = [ours._prepare(photo) for photo in photos]
     batch, samples = ours._inputs(prepared, [(200, 150)] * 3, ours._padded(prepared[0]))
     with torch.inference_mode():
-        outputs = ours._dense(batch)
+        outputs = ours._family.dense(batch)
         together = ours._family.decode(outputs, families.PhotoSizes.of(samples, batch))
         for n in range(3):
             sizes = families.PhotoSizes.of(samples[n : n + 1], batch)

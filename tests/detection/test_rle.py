@@ -29,10 +29,18 @@ def test_lengths_are_those_of_the_pixels(shape: tuple[int, int], kind: str) -> N
     np.testing.assert_array_equal(coco.decode(mirrored(mask)), drawn[:, ::-1])
 
 
-@given(st.lists(st.integers(0, 2**30), min_size=1, max_size=30))
+@given(st.lists(st.integers(0, 2**24), min_size=1, max_size=30))
 def test_any_lengths_come_back(runs: list[int]) -> None:
     mask = from_lengths(np.array(runs), (1, sum(runs)))
     assert lengths(mask).tolist() == runs
+
+
+def test_a_mask_too_large_to_be_written_is_refused() -> None:
+    """pycocotools would write beyond its memory, and some later line would end the process."""
+    largest = 2**29 - 1
+    np.testing.assert_array_equal(lengths(from_lengths(np.array([0, largest]), (1, largest))), [0, largest])
+    with pytest.raises(ValueError, match="writing a mask of 536870912 pixels: want fewer than 536870912"):
+        from_lengths(np.array([2**28, 2**28]), (1, 2**29))
 
 
 @pytest.mark.parametrize("counts, message", [
