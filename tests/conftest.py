@@ -27,9 +27,11 @@ from jobs.runs import cluster, one_process
 # may need longer than the default.
 os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "300")
 
-# How long an example takes says how busy the machine is, and nothing about the code.
-hypothesis.settings.register_profile("no deadline", deadline=None)
-hypothesis.settings.load_profile("no deadline")
+# How long an example takes says how busy the machine is, and nothing about the code. The examples are the same each
+# time, so that a failure can be seen again; `make soak` looks for others.
+RANDOM = os.environ.get("EXAMPLES") == "random"
+hypothesis.settings.register_profile("ours", deadline=None, derandomize=not RANDOM)
+hypothesis.settings.load_profile("ours")
 
 REPO = Path(__file__).resolve().parents[1]
 fuzzed: dict[int, Counter[str]] = {}  # seed -> kind -> inputs
