@@ -432,21 +432,24 @@ def _extension() -> ModuleType:
     module.__spec__ = ModuleSpec(EXTENSION, loader=None, origin=__name__)
     for operator in OPERATORS:
         setattr(module, operator.__name__, operator)
-    module.__getattr__ = _refusal  # type: ignore[method-assign]
+    module.__getattr__ = _missing_operator  # type: ignore[method-assign]
     return module
 
 
-def _refusal(name: str) -> Callable[..., None]:
-    """The function behind an operator name we do not carry out. mmcv looks all its names up while it is imported."""
-    if name.startswith("_"):
+def _missing_operator(name: str) -> Callable[..., None]:
+    """The extension's `__getattr__`: a function that refuses when it is called.
+
+    mmcv looks all its operators up while it is imported, so one that is missing may fail only when a model calls it.
+    """
+    if name.startswith("_"):  # Python's own questions, such as for `__path__`
         raise AttributeError(f"module {EXTENSION!r} has no attribute {name!r}")
 
-    carried_out = ", ".join(operator.__name__ for operator in OPERATORS)
+    replaced = ", ".join(operator.__name__ for operator in OPERATORS)
 
     def refuse(*args: object, **kwargs: object) -> None:
         raise NotImplementedError(
-            f"mmcv operator {name!r}: mmcv was installed without compiled operators and torchvision stands in for "
-            f"{carried_out} only; use a model that does without {name!r}, "
+            f"mmcv operator {name!r}: mmcv's compiled operators are absent or do not load, and of these alone there "
+            f"are others: {replaced}; use a model that does not call {name!r}, "
             "or install mmcv with its operators compiled for this torch (build it with torch present)"
         )
 

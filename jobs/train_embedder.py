@@ -116,7 +116,10 @@ def assignment(parser: argparse.ArgumentParser, text: str) -> tuple[str, float]:
 
 
 def spec_of(args: argparse.Namespace) -> EmbedderSpec | TimmSpec:
-    """The named embedder with the changes of the flags; a changed one has no published digest."""
+    """The model to train: what --model names, an own one, `timm:ID` or an entry, with the flags' changes.
+
+    Its weights will be new ones, so it has no published digest.
+    """
     values = vars(args) | {"timm_id": args.backbone, "branches": args.descriptors}
     fields = ("timm_id", "branches", "dim", "input_size", "stride")
     changes = {name: values[name] for name in fields if values[name] is not None}
@@ -124,14 +127,14 @@ def spec_of(args: argparse.Namespace) -> EmbedderSpec | TimmSpec:
     try:
         if "timm" not in entry:
             return models.from_fields({**entry, "sha256": "", **changes})
-        if other := {"timm_id": "--backbone", "stride": "--stride"}.keys() & changes:
-            raise ValueError(f"a model of timm brings its own {min(other)}; leave the flag out")
+        if given := [flag for field, flag in (("timm_id", "--backbone"), ("stride", "--stride")) if field in changes]:
+            raise ValueError(f"a model of timm brings its own backbone and stride; leave out {given[0]}")
         if "weights" in entry or "view" in entry:
             raise ValueError("an entry to train has neither `weights` nor `view`; start from a file with --init-from")
-        # training cuts its crops whole, so the trained model is shown whole crops too
+        # training does not cut the middle out of its crops, so neither may what is trained
         spec = timm_models.from_fields({**entry, **changes, "crop": 1.0})
         if args.freeze_stages == EVERY_STAGE and not (spec.branches or spec.linear):
-            raise ValueError("nothing would learn: with --freeze, give a head, --descriptors A,B or --dim N")
+            raise ValueError("nothing would learn: with --freeze, add a head (--descriptors A,B or --dim N)")
         return spec
     except ValueError as error:
         raise UserError(str(error)) from None

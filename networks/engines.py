@@ -12,6 +12,7 @@ network is not built.
 import contextlib
 import dataclasses
 import functools
+import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -131,23 +132,24 @@ class CompiledNetwork:
         return self._run(np.ascontiguousarray(batch))
 
     def _compiled(self, shapes: Sequence[tuple[int, ...]], dtype: str) -> bytes | None:
-        """A plan whose outputs agree with torch's on batches of noise; None, and a note, where there is none."""
-        module = self.module  # before, for its errors are the caller's
+        """A plan whose outputs agree with torch's on batches of noise; None, with a note, if OpenVINO cannot run it."""
+        module = self.module  # outside of `try`: the caller sees why a network cannot be built
         noise = np.random.default_rng(0)
         try:
             batches = [
                 (noise.integers(0, 256, shape) if dtype == "uint8" else noise.standard_normal(shape)).astype(dtype)
                 for shape in shapes
             ]
-            plan = _exported(module, batches[0], [n[0] if len({*n}) == 1 else -1 for n in zip(*shapes, strict=True)])
-            run = _imported(plan, 1)
+            any_size = [sizes[0] if len(set(sizes)) == 1 else -1 for sizes in zip(*shapes, strict=True)]
+            plan = _exported(module, batches[0], any_size)
+            run = _imported(plan, threads=1)
             for batch in batches:
                 _compare(run(batch), self._run_in_torch(batch))
-        except Exception as error:  # whatever a converter cannot do, and what it raises then, is its own affair
+        except Exception as error:  # converters raise errors of all kinds
             reason = " ".join(str(error).split())[:300] or type(error).__name__
-            self.notes.append(f"{self.name}: torch runs it, for OpenVINO does not: {reason}")
+            self.notes.append(f"{self.name}: it runs in torch, because OpenVINO cannot run it: {reason}")
             return None
-        del self.module  # a second copy of the weights
+        del self.module  # which the property keeps: the plan has the weights too
         return plan
 
     def _run_in_torch(self, batch: np.ndarray) -> Arrays:
@@ -163,9 +165,12 @@ def _exported(module: "nn.Module", example: np.ndarray, shape: Sequence[int]) ->
     import openvino
     import torch
 
-    batch = torch.from_numpy(example)
-    with torch.inference_mode(), warnings.catch_warnings(action="ignore"):  # torch's of its tracing, and the tracer's
-        model = openvino.convert_model(torch.jit.trace(module, batch, check_trace=False), example_input=batch)
+    batch, level = torch.from_numpy(example), logging.root.level
+    try:
+        with torch.inference_mode(), warnings.catch_warnings(action="ignore"):  # torch's, of being traced
+            model = openvino.convert_model(torch.jit.trace(module, batch, check_trace=False), example_input=batch)
+    finally:
+        logging.root.setLevel(level)  # a conversion that fails leaves it at ERROR
     model.reshape(openvino.PartialShape(list(shape)))
     plan: bytes = openvino.Core().compile_model(model, "CPU", _options(1)).export_model().getvalue()
     return plan

@@ -41,7 +41,9 @@ def parts(mixture: str, root: str) -> list[MixturePart]:
 
 
 def parse(text: str) -> MixturePart:
-    """`URI[:WEIGHT]`: the text after the last colon is the weight, unless it has a slash; the name is the last folder.
+    """`URI[:WEIGHT]`: the text after the last colon is the weight, unless a slash or backslash is in it.
+
+    The part's name is the address's last folder.
 
     Raises ValueError for no address, or a weight that is not a finite number above 0.
 
@@ -54,11 +56,11 @@ def parse(text: str) -> MixturePart:
     try:
         weight = float(tail)
     except ValueError:
-        weight = math.nan
+        weight = math.nan  # refused below
     if not (math.isfinite(weight) and weight > 0):
         wish = "want URI or URI:WEIGHT with a finite weight above 0"
-        raise ValueError(f"{text!r}: weight {tail!r}; {wish} (an address with a colon in its last part needs one)")
+        raise ValueError(f"{text!r}: weight {tail!r}; {wish}; after an address with a colon in its last part, give one")
     name = uri.replace("\\", "/").rstrip("/").rpartition("/")[2]
-    if not name:
+    if not name or uri.endswith("://"):
         raise ValueError(f"{text!r}: no address; want URI or URI:WEIGHT")
     return MixturePart(name, uri, weight)

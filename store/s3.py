@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5, 60
+MAX_CONNECTIONS = 32  # that a client keeps open: as many as threads of ours ask at once
 ATTEMPTS, PROBE_ATTEMPTS = 6, 2
 MULTIPART_BYTES, PART_BYTES = 32 << 20, 16 << 20
 READ_AHEAD = 64 << 10  # bytes; of an image set without its pictures a range this long holds many columns
@@ -72,11 +73,11 @@ class Connection:
         config = Config(
             connect_timeout=CONNECT_TIMEOUT_S,
             read_timeout=READ_TIMEOUT_S,
-            # Exponential backoff with jitter: up to 1, 2, 4 … seconds. The newer modes give each client some hundred
-            # retries in all, which only success earns back: a bad hour would leave the night's run with none.
+            # Exponential backoff with jitter: waits of at most 1, 2, 4 … seconds. The newer modes share one budget of
+            # retries among all requests of a client, which only success refills: an outage of an hour would use it up.
             retries={"mode": "legacy", "total_max_attempts": attempts},
-            max_pool_connections=32,
-            # Many S3-compatible servers know no trailing checksums, and our objects carry digests of their own.
+            max_pool_connections=MAX_CONNECTIONS,
+            # Many S3-compatible servers do not support trailing checksums, and our objects carry digests of their own.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )

@@ -77,8 +77,8 @@ def _row(answer: Mapping[str, Any], group: str, measure: str) -> dict[str, Any]:
 def variants(run: FinishedRun) -> list[BoxVariant]:
     """The ways to fuse a run's detections; UserError for settings of the fusion that this version does not know.
 
-    The run's own comes first, then each detector alone, the other methods, the other confidences of wbf, boxes that two
-    detectors agree on, and all detectors but one.
+    The run's own comes first, then each detector alone, the other methods, wbf's other ways to compute a confidence
+    (`conf_type`), boxes that at least two detectors agree on, and all detectors but one.
     """
     names, fusion = run.detectors, fusion_of(run)
 
@@ -86,7 +86,7 @@ def variants(run: FinishedRun) -> list[BoxVariant]:
         return BoxVariant(name, names, fusion.replace(**changes))
 
     ways = [BoxVariant(f"{fusion.method} (the run's)", names, fusion)]
-    ways += [BoxVariant(name, (name,), None) for name in names]
+    ways += [BoxVariant(name, (name,), fusion=None) for name in names]
     ways += [changed(method, method=method) for method in METHODS if method != fusion.method]
     if fusion.method == "wbf":
         ways += [changed(f"wbf, {kind}", conf_type=kind) for kind in CONF_TYPES if kind != fusion.conf_type]

@@ -66,15 +66,16 @@ def ask(gallery: "Gallery", queries: PhotoGarments, top: int, category_id: int |
 def ask_in_words(
     gallery: "Gallery", texts: list[str], vectors: np.ndarray, top: int, category_id: int | None
 ) -> list[Answer]:
-    """The shop items for every text; `vectors` (T, D) are the texts' rows.
+    """The shop items for every text; `vectors` (T, D) are the texts' embeddings.
 
-    With a `category_id` the gallery is asked for ever more until `top` are of that category, or there are no more.
+    With a `category_id` the gallery is searched deeper and deeper until each text has `top` items of that category, or
+    the whole gallery was searched.
     """
-    category, k = np.full(len(texts), category_id or 0), top
+    category, k = np.full(len(texts), category_id or 0), top  # 0: a text of no category
     while True:
-        similarity, ids = gallery.search(vectors, k, category=category)
+        similarity, ids = gallery.search(vectors, k, category=category)  # the category weighs, `hits_of` filters
         found = [hits_of(gallery, *row, category_id)[:top] for row in zip(similarity, ids, strict=True)]
-        if category_id is None or k >= len(gallery) or min(map(len, found)) == top:
+        if category_id is None or k >= len(gallery) or all(len(hits) == top for hits in found):
             return [Answer("", b"", [], text=text, hits=hits) for text, hits in zip(texts, found, strict=True)]
         k = min(4 * k, len(gallery))
 

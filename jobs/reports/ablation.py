@@ -37,7 +37,7 @@ class Study:
 
 
 def read_studies(output: ObjectStore) -> list[Study]:
-    """The ablation of a run, [] without one. Raises a ValueError where the file lacks a column."""
+    """The studies of a run's ablation, [] where none was made. Raises ValueError where the file lacks a column."""
     if not output.exists(KEY):
         return []
     table = tables.read(output, KEY)
@@ -47,7 +47,7 @@ def read_studies(output: ObjectStore) -> list[Study]:
         )
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in table.to_pylist():
-        groups.setdefault((row["part"], row["boxes"] or ""), []).append(row)
+        groups.setdefault((row["part"], row["boxes"] or ""), []).append(row)  # "" where fusion is studied
     return [
         Study(_title(part, boxes), boxes, rows[0]["metric"].replace("top-", "Acc@"), tuple(rows))
         for (part, boxes), rows in groups.items()

@@ -92,9 +92,9 @@ def _rank_plainly(
 
 
 def _rankings(queries: EmbeddedItems, gallery: EmbeddedItems, rows: np.ndarray, similarity: np.ndarray) -> pa.Table:
-    """One row a query, with lists of at most top_k results. `rows`: (Q, K) gallery rows, -1 for no result."""
+    """A table of one row a query, with lists of at most K results; `rows` (Q, K) are gallery rows, -1 for no result."""
     real = rows >= 0
-    flat = rows[real]
+    flat = rows[real]  # the results of all queries, one query after the other; `offsets` says where each begins
     offsets = pa.array(np.r_[0, np.cumsum(real.sum(axis=1))], pa.int32())
     boxes = pa.FixedSizeListArray.from_arrays(pa.array(gallery.bbox[flat].reshape(-1), pa.float32()), 4)
     columns = {

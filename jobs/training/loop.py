@@ -74,10 +74,13 @@ def train(training: ModelTraining, args: argparse.Namespace, world: World) -> in
 def _steps(
     training: ModelTraining, args: argparse.Namespace, world: World, run: TrainingRun, start: int, began: float
 ) -> int:
-    """Make the steps that are left; returns how many are made in all. began: when the training did, without pauses."""
+    """Make the steps that are left; returns how many are made in all.
+
+    `began` is the moment at which the training would have begun, had it never been stopped in between.
+    """
     interval = LogInterval(training.name, args.steps, start)
     drops = args.drops if args.schedule == "steps" else ()
-    ends = time.monotonic() + args.minutes * 60
+    deadline = time.monotonic() + args.minutes * 60  # of this start
     done = start
     for step, batch in training.batches(range(start, args.steps)):
         try:
@@ -88,21 +91,21 @@ def _steps(
         training.update(share)
         interval.add(losses)
         done = step + 1
-        out_of_time = math.isfinite(args.minutes) and world.broadcast(time.monotonic() > ends)
+        out_of_time = math.isfinite(args.minutes) and world.broadcast(time.monotonic() > deadline)
         last = out_of_time or done == args.steps
         if done % args.log_every == 0 or last:
             figures, line = interval.close(done, args.lr * share)
             run.log(done, "train", figures)
             if run.writes:
                 print(line, flush=True)
-        # the last step is measured by `finish`
-        measured = args.eval_every and done % args.eval_every == 0 and done < args.steps
-        if measured:
+        # `finish` measures the last step
+        measure_now = args.eval_every and done % args.eval_every == 0 and not last
+        if measure_now:
             with interval.paused():
                 if run.writes:
                     training.measure(run, done)
                 world.wait()
-        if measured or last or done % args.save_every == 0:
+        if measure_now or last or done % args.save_every == 0:
             run.save(done, {**training.state(), "seconds": time.monotonic() - began})
         if out_of_time:
             break

@@ -3,6 +3,7 @@
 Nothing in them is ever executed.
 """
 
+import copy
 import json
 import os
 import pickle
@@ -104,7 +105,7 @@ def weights(request: pytest.FixtureRequest) -> dict[str, dict[str, torch.Tensor]
 @pytest.fixture(params=NETWORKS)
 def network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, built: dict[str, Any]) -> str:
     """A network's name; it is built once, as building takes a second and knows nothing of the file."""
-    monkeypatch.setattr(detector, "build", lambda spec: built["detector"])
+    monkeypatch.setattr(detector, "build", lambda spec, **_: copy.deepcopy(built["detector"]))  # `load` folds it
     monkeypatch.setattr(cgd_networks, "build", lambda spec, **_: built["embedder"])
     return request.param
 

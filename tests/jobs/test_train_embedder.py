@@ -157,8 +157,8 @@ def test_a_model_of_timm_learns_and_loads_as_an_entry_says(start, imageset, tmp_
     "more, message",
     [
         (["--model", "timm:vit_tiny_patch16_24"], "timm has no model 'vit_tiny_patch16_24'"),
-        (["--model", TIMM, "--freeze"], "nothing would learn: with --freeze, give a head"),
-        (["--model", TIMM, "--stride", "16"], "a model of timm brings its own stride; leave the flag out"),
+        (["--model", TIMM, "--freeze"], "nothing would learn: with --freeze, add a head"),
+        (["--model", TIMM, "--stride", "16"], "brings its own backbone and stride; leave out --stride"),
         (["--model", "{name: v, timm: resnet10t, weights: a.pth}"], "start from a file with --init-from"),
         (["--model", "{name: v, timm: resnet10t"], "--model"),
     ],
