@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", help='"cpu" or "cuda", where ours runs at its usual precision (cpu)')
+    parser.add_argument("--engine", default="auto", help="what runs our networks, as the setting `engine` (auto)")
     parser.add_argument("--weights", type=Path, default=Path("weights/tiny"))
     args = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -83,12 +84,14 @@ def main() -> None:
     import torch
 
     from detection import detector, models
+    from networks import engines
 
     torch.set_num_threads(args.threads)
+    engine = engines.choose(args.engine, args.device.partition(":")[0], args.threads)
     photos = photos_of(args.imageset, args.photos)
     bgr = [np.ascontiguousarray(photo[..., ::-1]) for photo in photos]
     print(
-        f"{len(photos)} photos, batches of {args.batch_size}, {args.threads} thread(s), {args.device}, "
+        f"{len(photos)} photos, batches of {args.batch_size}, {args.threads} thread(s), {args.device}, {engine.name}, "
         f"{args.rounds} rounds, seconds\n"
     )
     print("| detector | ours | DetInferencer | theirs / ours |\n|---|--:|--:|--:|")
@@ -96,7 +99,7 @@ def main() -> None:
     for spec in models.PROFILES["tiny"]:
         if spec.model["type"] == "CenterNet":
             continue  # its own pipeline pads otherwise (see detection/detector.py), so the work would not be the same
-        ours = detector.load(spec, args.device, weights=args.weights / spec.weights)
+        ours = detector.load(spec, args.device, weights=args.weights / spec.weights, engine=engine)
         theirs = their_inferencer(spec, ours, args.device, args.weights / spec.weights)
         ours.detect(photos[:8])  # both warm
         theirs(bgr[:8], batch_size=8, return_datasamples=True)
