@@ -65,7 +65,9 @@ class GraphedNetwork:
     def _capture(self, batch: Tensor) -> Replay:
         """A function that replays the module on batches like this one."""
         given = batch.clone()  # of the same layout in memory
-        with _without_cached_casts():
+        # After a failed capture some versions of torch leave the stream of the capture as the current one.
+        restored = torch.cuda.stream(torch.cuda.current_stream(batch.device))
+        with torch.cuda.device(batch.device), restored, _without_cached_casts():
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
