@@ -90,8 +90,9 @@ def load(
         max_per_image: boxes a photo at most, the best ones.
         category_ids: the category id that each of `spec.categories` becomes, 0 where its boxes are left out; they take
             no other box's place. None: 1, 2, 3 …
-        engine: what runs the network. OpenVINO does where its weights are of a file and its outputs are read by
-            `detection.families`; of a Cascade R-CNN it runs all but the heads that look at single boxes.
+        engine: what runs the network. OpenVINO and CUDA graphs do where its outputs are read by `detection.families`,
+            OpenVINO only where its weights are of a file; of a Cascade R-CNN OpenVINO runs all but the heads that look
+            at single boxes, CUDA graphs all but the heads.
 
     Raises:
         WeightsError: no weights, another digest, or tensors that do not fit.
@@ -127,7 +128,7 @@ class Detector:
 
     Attributes:
         path: "batched" where we decode a batch at once, "mmdetection" where the model's own `predict` does.
-        notes: a line for a batch that was halved, and for a network that OpenVINO does not run.
+        notes: a line for a batch that was halved, and for a network that the engine does not run.
     """
 
     def __init__(
@@ -153,11 +154,16 @@ class Detector:
         self.model.to(memory_format=self._layout)  # type: ignore[call-overload]
 
     def compile(self, engine: Engine, weights: Path | None) -> None:
-        """Have OpenVINO run the network, where it is the engine; `weights` is the file that the model was filled from.
+        """Have OpenVINO or CUDA graphs run the network, where the engine is one of them.
 
-        Nothing changes for a model without one, or whose outputs mmdetection itself reads.
+        `weights` is the file that the model was filled from; without one OpenVINO does not take it. Nothing changes for
+        a model whose outputs mmdetection itself reads.
         """
-        if engine.name != "openvino" or weights is None or self._family is None:
+        if self._family is None:
+            return
+        if engine.name == "cudagraph":
+            self._family.capture(self.spec.name, self.notes)
+        if engine.name != "openvino" or weights is None:
             return
         description = {"kind": "detector", "model": self.spec.model, "weights": file_sha256(weights)}
         own_code = bool(getattr(self.spec, "imports", ()))  # of the user's, which no digest covers
@@ -166,7 +172,7 @@ class Detector:
 
     @property
     def engine(self) -> str:
-        """What runs its network: torch or openvino."""
+        """What runs its network: torch, openvino or cudagraph."""
         return getattr(self._family and self._family.dense, "engine", "torch")
 
     def _set_limits(self, left_out: list[int]) -> None:
@@ -344,14 +350,15 @@ def _alike(shapes: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], lis
 
 def normalise(photos: list[np.ndarray], shape: tuple[int, int], spec: DetectorSpec, device: torch.device) -> Tensor:
     """Photos of (h, w, 3) uint8 to one (B, 3, H, W) float32 batch on the device: (x - mean) / std, zeros as padding."""
-    mean = torch.tensor(spec.mean, device=device).view(3, 1, 1)
-    std = torch.tensor(spec.std, device=device).view(3, 1, 1)
-    batch = torch.zeros((len(photos), 3, *shape), device=device)
+    mean, std = (torch.tensor(values, device=device) for values in (spec.mean, spec.std))
+    pixels = torch.zeros((len(photos), *shape, 3), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    for slot, photo in zip(pixels, photos, strict=True):
+        slot[: photo.shape[0], : photo.shape[1]] = torch.from_numpy(photo)
+    batch = (pixels.to(device, non_blocking=True) - mean).div_(std)  # one copy, for which the CPU does not wait
     for slot, photo in zip(batch, photos, strict=True):
-        height, width = photo.shape[:2]
-        pixels = torch.from_numpy(photo).to(device).permute(2, 0, 1)
-        torch.div(pixels - mean, std, out=slot[:, :height, :width])
-    return batch
+        slot[photo.shape[0] :] = 0
+        slot[:, photo.shape[1] :] = 0
+    return batch.permute(0, 3, 1, 2)
 
 
 def _sample(fitted: tuple[int, ...], original: tuple[int, int], padded: tuple[int, int]) -> Any:

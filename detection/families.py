@@ -11,7 +11,7 @@ so, with two departures: boxes without an area take no other box's place, nor do
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from detection import decode
 from detection.decode import BatchBoxes
 from detection.dense import MaskHeads, OneStage, Proposing
+from networks.cuda_graphs import GraphedNetwork
 from networks.engines import CompiledNetwork, Engine
 
 COMPARED = (2, 3, 256, 384), (1, 3, 384, 256)  # batches whose sides every network can take
@@ -51,7 +52,7 @@ class PhotoSizes:
 class Family:
     """One kind of heads. `outputs` are those of `dense` for one batch, in float32."""
 
-    dense: Callable[[Tensor], Sequence[Tensor]]
+    dense: Any  # Tensor -> Sequence[Tensor]: a module, or what was put in its place
     mask_threshold = 0.5  # from which a mask's cell is on
 
     def __init__(self, model: Any, left_out: Sequence[int]) -> None:
@@ -75,6 +76,10 @@ class Family:
             setattr(self, part, network)
             notes += network.notes
         return notes
+
+    def capture(self, name: str, notes: list[str]) -> None:
+        """Replay `dense` from CUDA graphs. What follows it depends on what is found, so no graph can hold it."""
+        self.dense = GraphedNetwork(name, self.dense, notes)
 
     def _compared(self) -> dict[str, Sequence[tuple[int, ...]]]:
         """The parts that may be compiled, and shapes of batches on which each is then compared with torch."""

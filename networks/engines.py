@@ -1,4 +1,5 @@
-"""What runs a network: torch, or on a CPU OpenVINO, which gives the same numbers in half the time or less.
+"""What runs a network: torch, torch's kernels from CUDA graphs (`networks.cuda_graphs`), or on a CPU OpenVINO, which
+gives the same numbers in half the time or less.
 
     engine = choose(settings.engine, device, settings.threads_per_actor)
     shapes = (2, 3, 320, 256), (1, 3, 192, 320)      # two batches: only the number of channels is fixed
@@ -43,7 +44,7 @@ NO_MATTER = ("name", "licence", "flip", "margin")  # fields of a spec that its n
 class Engine:
     """What runs networks."""
 
-    name: str  # torch or openvino
+    name: str  # torch, openvino or cudagraph
     threads: int = 1  # of the CPU, for OpenVINO; torch's own setting holds for torch
 
 
@@ -51,10 +52,10 @@ TORCH = Engine("torch")
 
 
 def choose(setting: str, device: str, threads: int) -> Engine:
-    """The engine of a worker on `device`, "cpu" or "cuda", by the setting `engine`: auto, torch or openvino.
+    """The engine of a worker on `device`, "cpu" or "cuda", by the setting `engine`: auto, torch, openvino or cudagraph.
 
     `auto` is OpenVINO on a CPU, where it is installed, and torch on a GPU. UserError: OpenVINO was asked for where
-    there is a GPU or no OpenVINO.
+    there is a GPU or no OpenVINO, or CUDA graphs where there is no GPU.
     """
     installed = util.find_spec("openvino") is not None
     if setting == "auto":
@@ -62,6 +63,8 @@ def choose(setting: str, device: str, threads: int) -> Engine:
     elif setting == "openvino" and (device != "cpu" or not installed):
         reason = "it is not installed" if device == "cpu" else f"the device is {device}"
         raise UserError(f"engine: openvino runs networks on a CPU, and {reason}; set engine=auto or device=cpu")
+    elif setting == "cudagraph" and device == "cpu":
+        raise UserError("engine: cudagraph runs networks on a GPU and device is cpu; set engine=auto or device=cuda")
     return Engine(setting, threads)
 
 

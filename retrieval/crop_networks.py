@@ -1,6 +1,6 @@
 """An embedder's network as torch runs it: square RGB crops in, rows of unit length out.
 
-On a CPU all is float32; on CUDA half precision, channels last.
+On a CPU all is float32; on CUDA half precision, channels last, from CUDA graphs where they are the engine.
 """
 
 from typing import Any
@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from networks.cuda_graphs import GraphedNetwork
+from networks.engines import TORCH, Engine
 
 
 class CropNetwork(nn.Module):
@@ -33,17 +36,24 @@ class CropNetwork(nn.Module):
 
 
 class TorchCrops:
-    """Rows of crops by torch; `notes` has one line for each batch halved for lack of GPU memory."""
+    """Rows of crops by torch; `notes` has a line for each batch halved for lack of GPU memory, and for a network that
+    cannot be captured."""
 
-    engine = "torch"
-
-    def __init__(self, name: str, module: CropNetwork, device: str) -> None:
+    def __init__(self, name: str, module: CropNetwork, device: str, engine: Engine = TORCH) -> None:
         self.name, self.device, self.notes = name, torch.device(device), list[str]()
         on_gpu = self.device.type == "cuda"
         self._full_batches = on_gpu  # cuDNN takes seconds to plan for each new batch size
         module.dtype = torch.float16 if on_gpu else torch.float32
         module.model.to(module.dtype)
         self.module = module.to(self.device).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        self._network: Any = self.module
+        if engine.name == "cudagraph":
+            self._network = GraphedNetwork(name, self.module, self.notes)
+
+    @property
+    def engine(self) -> str:
+        """torch or cudagraph."""
+        return getattr(self._network, "engine", "torch")
 
     def rows(self, crops: np.ndarray, batch_size: int) -> np.ndarray:
         """(N, D) float32 of crops (N, S, S, 3) uint8, `batch_size` of them at a time, on a GPU always as many."""
@@ -69,5 +79,5 @@ class TorchCrops:
 
     @torch.inference_mode()
     def _forward(self, crops: np.ndarray) -> np.ndarray:
-        rows: np.ndarray = self.module(torch.from_numpy(np.ascontiguousarray(crops)).to(self.device)).cpu().numpy()
+        rows: np.ndarray = self._network(torch.from_numpy(np.ascontiguousarray(crops)).to(self.device)).cpu().numpy()
         return rows

@@ -80,7 +80,7 @@ def network_of(spec: Any, build: "Callable[[], nn.Module]", device: str, weights
         return CompiledCrops(spec, build, weights, engine)
     from retrieval.crop_networks import CropNetwork, TorchCrops  # imports torch
 
-    return TorchCrops(spec.name, CropNetwork(build(), spec), device)
+    return TorchCrops(spec.name, CropNetwork(build(), spec), device, engine)
 
 
 class CompiledCrops:
@@ -127,7 +127,7 @@ class Embedder:
 
     @property
     def engine(self) -> str:
-        """What runs its network: torch or openvino."""
+        """What runs its network: torch, openvino or cudagraph."""
         return self.network.engine
 
     @property

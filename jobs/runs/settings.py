@@ -176,8 +176,8 @@ class Settings(SettingsRecord):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where networks run; `auto`: cuda if there is a GPU."
     )
-    engine: Literal["auto", "torch", "openvino"] = Field(
-        "auto", description="What runs networks; `auto`: openvino on a CPU, torch on a GPU."
+    engine: Literal["auto", "torch", "openvino", "cudagraph"] = Field(
+        "auto", description="What runs networks; `auto`: openvino on a CPU, torch on a GPU. cudagraph is for GPUs."
     )
     actors: Actors = Field("auto", description="Worker processes of a stage; `auto`: as many as there are devices.")
     gpus_per_actor: Gpus = Field(1.0, description="GPUs of a worker process: a share of one, or a whole number.")
@@ -287,6 +287,8 @@ def check_together(settings: Settings) -> Settings:
         raise UserError(f"fusion.thresholds: want {want}, got {list(fusion.thresholds)}")
     if settings.engine == "openvino" and settings.device == "cuda":
         raise UserError("engine: openvino runs networks on a CPU and device is cuda; set engine=auto or device=cpu")
+    if settings.engine == "cudagraph" and settings.device == "cpu":
+        raise UserError("engine: cudagraph runs networks on a GPU and device is cpu; set engine=auto or device=cuda")
     if fusion.min_votes > max(n_detectors, 1):
         want = f"at most {max(n_detectors, 1)}, with {n_detectors} detectors"
         raise UserError(f"fusion.min_votes: want {want}, got {fusion.min_votes}")

@@ -314,3 +314,20 @@ def test_a_detector_of_other_categories_has_heads_of_their_number() -> None:
         own = models.with_categories(spec, ("cape", "kilt"))
         found = detector.load(own, "cpu", weights=None, allow_random_weights=True, score_threshold=0.0)
         assert set(found.detect(drawn_photos(1))[0].categories.tolist()) == {1, 2}
+
+
+def test_a_batch_is_normalised_and_padded_with_zeros() -> None:
+    import torch
+
+    from detection.detector import normalise
+
+    spec = models.PROFILES["paper"][0]  # its channels differ in mean and deviation
+    rng = np.random.default_rng(0)
+    photos = [rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((5, 7), (8, 4), (8, 8))]
+    want = np.zeros((3, 3, 8, 8), np.float32)
+    for slot, photo in zip(want, photos, strict=True):
+        scaled = (photo.astype(np.float32) - np.float32(spec.mean)) / np.float32(spec.std)
+        slot[:, : photo.shape[0], : photo.shape[1]] = scaled.transpose(2, 0, 1)
+    found = normalise(photos, (8, 8), spec, torch.device("cpu"))
+    assert found.dtype == torch.float32 and found.is_contiguous(memory_format=torch.channels_last)
+    assert found.numpy().tobytes() == want.tobytes()

@@ -1,4 +1,4 @@
-"""Shipped detectors through OpenVINO: the boxes and masks that torch finds, and views on one plan."""
+"""Shipped detectors through other engines: the boxes and masks that torch finds, and views on one network."""
 
 from pathlib import Path
 
@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from detection import detector, models
+from detection import detector, families, models
 from detection.models import DetectorSpec, viewed
 from networks import engines
 from networks.engines import Engine
 from tests.detection.test_detector import drawn_photos
+from tests.networks.test_cuda_graphs import OutOfMemory, StandIn
 
 TINY = Path(detector.__file__).parents[1] / "weights" / "tiny"
 
@@ -53,6 +54,33 @@ def test_a_second_start_compiles_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     for found, before in zip(detector.load(spec, "cpu", **how).detect(photos), want, strict=True):
         np.testing.assert_array_equal(found.boxes, before.boxes)
         assert found.masks == before.masks
+
+
+@pytest.mark.parametrize("spec", [models.ATSS_TINY, models.CASCADE_MASK_RCNN_TINY], ids=lambda spec: spec.name)
+def test_from_graphs_a_detector_finds_what_torch_finds(spec: DetectorSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = drawn_photos(2)
+    photos = [first, second, np.ascontiguousarray(first[:, : first.shape[1] // 2])]
+    torchs = detector.load(spec, "cpu", weights=TINY / spec.weights)
+    monkeypatch.setattr(families, "GraphedNetwork", StandIn)
+    ours = detector.load(spec, "cpu", weights=TINY / spec.weights, engine=Engine("cudagraph"))
+    flip = viewed(spec, "flip")
+    for theirs, mine in ((torchs, ours), (torchs.view(flip), ours.view(flip))):
+        for want, found in zip(theirs.detect(photos), mine.detect(photos), strict=True):
+            np.testing.assert_array_equal(found.boxes, want.boxes)
+            np.testing.assert_array_equal(found.scores, want.scores)
+            assert found.masks == want.masks
+        assert (mine.engine, mine.notes) == ("cudagraph", [])
+    shapes = ours._family.dense.captured
+    assert len(shapes) == len({*shapes}) == 3  # a graph for each shape, which the views share
+
+
+def test_a_detector_that_cannot_be_captured_stays_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families, "GraphedNetwork", OutOfMemory)
+    spec = models.RETINANET_LITE0_TINY
+    ours = detector.load(spec, "cpu", weights=TINY / spec.weights, engine=Engine("cudagraph"))
+    photo = drawn_photos(2)[0]
+    ours.detect([photo, np.zeros((700, 9, 3), np.uint8)])
+    assert ours.engine == "torch" and ours.notes[0].startswith("retinanet-lite0-tiny: torch runs it")
 
 
 def test_a_model_without_weights_stays_with_torch() -> None:

@@ -69,11 +69,13 @@ class Refusing(nn.Module):
         ("openvino", "cpu", True, "openvino"),
         ("openvino", "cuda", True, "the device is cuda"),
         ("openvino", "cpu", False, "it is not installed"),
+        ("cudagraph", "cuda", True, "cudagraph"),
+        ("cudagraph", "cpu", True, "cudagraph runs networks on a GPU and device is cpu"),
     ],
 )
 def test_the_engine_of_a_device(setting, device, installed, want, monkeypatch) -> None:
     monkeypatch.setattr(engines.util, "find_spec", lambda _: object() if installed else None)
-    if want in ("torch", "openvino"):
+    if want in ("torch", "openvino", "cudagraph"):
         assert choose(setting, device, 3) == Engine(want, 3)
     else:
         with pytest.raises(UserError, match=want):

@@ -14,10 +14,11 @@ from safetensors.torch import save_file
 
 from networks.engines import TORCH, Engine
 from networks.weight_files import WeightsError
-from retrieval import cgd_networks, embedder
+from retrieval import cgd_networks, crop_networks, embedder
 from retrieval.cgd_networks import build
 from retrieval.embedder import load
 from retrieval.models import LITE0_SG, PROFILES, viewed
+from tests.networks.test_cuda_graphs import StandIn
 
 WEIGHTS = Path(embedder.__file__).parents[1] / "weights" / "tiny"
 SMALL = dataclasses.replace(LITE0_SG, name="small", input_size=48, dim=16, stride=32, sha256="")
@@ -227,3 +228,12 @@ def test_a_view_mirrors_its_crops_and_shares_the_network(weights, crops):
     assert mirror.model is ours.model
     np.testing.assert_array_equal(mirror.embed(crops), ours.embed(np.ascontiguousarray(crops[:, :, ::-1])))
     assert np.abs(mirror.embed(crops) - ours.embed(crops)).max() > 1e-3
+
+
+def test_from_graphs_an_embedder_makes_torchs_rows(weights, crops, monkeypatch):
+    monkeypatch.setattr(crop_networks, "GraphedNetwork", StandIn)
+    ours = load(SMALL, "cpu", weights=weights, engine=Engine("cudagraph"))
+    torchs = load(SMALL, "cpu", weights=weights)
+    for some in (crops, crops[:2], crops[::-1]):  # a batch each: rows stay on the CPU, where the next would spoil them
+        np.testing.assert_array_equal(ours.embed(some), torchs.embed(some))
+    assert (ours.engine, ours.notes, ours.view(viewed(SMALL, "flip")).engine) == ("cudagraph", [], "cudagraph")

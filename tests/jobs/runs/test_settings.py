@@ -80,7 +80,7 @@ def test_truth_values_are_those_of_yaml(text: str, value: bool) -> None:
     ("limit=3000000000", ["limit", "a whole number"]),
     ("allow_random_weights=1", ["true or false"]),
     ("device=tpu", ["auto or cpu or cuda"]),
-    ("engine=onnx", ["engine", "auto or torch or openvino"]),
+    ("engine=onnx", ["engine", "auto or torch or openvino or cudagraph"]),
     ("search.steps=[{step: magic}]", ["search.steps[0]", "{step: NAME}", "k_reciprocal"]),
     ("search.steps=[]", ["search.steps", "3 embedders", "add concat or rank_fusion"]),  # nothing joins them
     ("detectors=[{name: '../x'}]", ["detectors[0]", "file names", "'../x'"]),
@@ -104,10 +104,11 @@ def test_mistakes_are_refused_and_say_what_is_allowed(override: str, words: list
     assert "\n" not in str(refused.value)
 
 
-def test_openvino_on_a_gpu_is_refused() -> None:
-    assert load_line("--set", "engine=openvino").engine == "openvino"  # a device found later may refuse it
-    with pytest.raises(UserError, match=r"engine: openvino runs networks on a CPU and device is cuda"):
-        load_line("--set", "engine=openvino", "--set", "device=cuda")
+@pytest.mark.parametrize("engine, place, device", [("openvino", "CPU", "cuda"), ("cudagraph", "GPU", "cpu")])
+def test_an_engine_is_refused_on_the_other_device(engine: str, place: str, device: str) -> None:
+    assert load_line("--set", f"engine={engine}").engine == engine  # a device found later may refuse it
+    with pytest.raises(UserError, match=f"engine: {engine} runs networks on a {place} and device is {device}"):
+        load_line("--set", f"engine={engine}", "--set", f"device={device}")
 
 
 @pytest.mark.parametrize("text, word", [
