@@ -32,6 +32,9 @@ from networks.weight_files import WeightsError
 from store.files import file_sha256
 
 TRAINER = "jobs/train_detector.py"
+# OpenVINO takes so many pixels at once, or one photo. More would cost no less each, and a network keeps the memory of its
+# largest batch.
+COMPILED_PIXELS = 4 * 320 * 256
 ALL_BOXES = 1_000_000  # of a photo: more than any head proposes
 
 
@@ -203,9 +206,12 @@ class Detector:
         prepared = [self._prepare(image) for image in images]
         detections: list[Detections | None] = [None] * len(images)
         for shape, members in _alike([self._padded(photo) for photo in prepared]):
-            for start in range(0, len(members), batch_size):
-                rows = members[start : start + batch_size]
-                n = min(_power_of_two(len(rows)), batch_size) if self._few_sizes else len(rows)
+            size = batch_size
+            if self.engine == "openvino":
+                size = min(batch_size, max(1, COMPILED_PIXELS // (shape[0] * shape[1])))
+            for start in range(0, len(members), size):
+                rows = members[start : start + size]
+                n = min(_power_of_two(len(rows)), size) if self._few_sizes else len(rows)
                 batch = rows + rows[-1:] * (n - len(rows))
                 results = self._run([prepared[r] for r in batch], [images[r].shape[:2] for r in batch], shape)
                 for row, result in zip(rows, results, strict=False):  # drops the copies that filled the batch
