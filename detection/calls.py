@@ -5,6 +5,7 @@ The class has `detect(images)`: a list of upright photos (H, W, 3) uint8 RGB in,
 gives is checked here: a photo whose boxes are none is a failure of that photo.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,7 @@ def from_fields(entry: Mapping[str, Any]) -> CalledDetectorSpec:
         raise ValueError(
             f"detector {entry['name']!r}: classes want a mapping of its names to the run's, got {classes!r}"
         )
-    if type(weight) not in (int, float) or not weight >= 0:
+    if type(weight) not in (int, float) or not 0 <= weight < math.inf:
         raise ValueError(f"detector {entry['name']!r}: fusion_weight wants a number from 0 up, got {weight!r}")
     told = calls.describe(fields["call"], fields["args"], "detect")
     names = tuple(told.get("class_names", ()))

@@ -6,6 +6,7 @@ detector of the same weights, for mirrored photos; NAME@0.8 is one for smaller p
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, TypeVar
@@ -166,7 +167,7 @@ def _check(spec: DetectorSpec) -> None:
         raise ValueError(f"{who}: scale_px wants 2 sides in pixels, above 0, got {sides!r}")
     if type(spec.pad_multiple_px) is not int or spec.pad_multiple_px < 1:
         raise ValueError(f"{who}: pad_multiple_px wants a whole number of at least 1, got {spec.pad_multiple_px!r}")
-    if type(spec.fusion_weight) not in (int, float) or not spec.fusion_weight >= 0:
+    if type(spec.fusion_weight) not in (int, float) or not 0 <= spec.fusion_weight < math.inf:
         raise ValueError(f"{who}: fusion_weight wants a number from 0 up, got {spec.fusion_weight!r}")
     if not isinstance(spec.categories, tuple):
         raise ValueError(f"{who}: categories want a list of names, got {spec.categories!r}")

@@ -58,10 +58,13 @@ class Once(argparse.Action):
 
 
 class _Output:
-    """Standard output that is full, or closed, costs what is printed and not the work that prints it."""
+    """Standard output or error that is full, or closed, costs what is printed and not the work that prints it.
 
-    def __init__(self, stream: TextIO | None) -> None:
-        self.stream, self.failed = stream or io.StringIO(), ""
+    `reader_ends_work`: a reader that closes the pipe, as `| head` does, ends the work with a BrokenPipeError.
+    """
+
+    def __init__(self, stream: TextIO | None, *, reader_ends_work: bool) -> None:
+        self.stream, self.failed, self.reader_ends_work = stream or io.StringIO(), "", reader_ends_work
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a path need not be valid Unicode
 
@@ -76,9 +79,9 @@ class _Output:
         try:
             if not self.failed:
                 work(*arguments)
-        except BrokenPipeError:
-            raise
         except OSError as error:
+            if self.reader_ends_work and isinstance(error, BrokenPipeError):
+                raise
             self.failed = error.strerror or str(error)
 
     def __getattr__(self, name: str) -> Any:
@@ -97,8 +100,9 @@ def run(main: Callable[[list[str] | None], int | None]) -> NoReturn:
     something about it: a bad argument (`store.errors.UserError`), storage out of reach, a folder that is no image set.
     """
     name = Path(sys.argv[0]).name
-    output = _Output(sys.stdout)
+    output = _Output(sys.stdout, reader_ends_work=True)
     sys.stdout = cast(TextIO, output)
+    sys.stderr = cast(TextIO, _Output(sys.stderr, reader_ends_work=False))
     try:
         os.getcwd()
     except FileNotFoundError:

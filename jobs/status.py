@@ -13,7 +13,7 @@ if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "c
 
 from jobs import cli
 from jobs.runs import lock
-from jobs.runs.marks import expected, read_json, read_marks
+from jobs.runs.marks import expected, has_parts, read_json, read_marks
 from jobs.runs.progress import say
 from jobs.runs.run_record import read_record
 from store.errors import UserError
@@ -43,8 +43,9 @@ def status_lines(store: ObjectStore, run: Mapping) -> Iterator[str]:
     marks = read_marks(store)
     for stage, units in expected(run).items():
         yield _stage_line(stage, units, {path: mark for path, mark in marks.items() if path.startswith(f"{stage}/")})
-    summary = (read_json(store, "metrics.json") or {}).get("summary", {})
-    yield from (f"  {name}: {value:.3f}" for name, value in summary.items() if isinstance(value, float))
+    metrics = read_json(store, "metrics.json") or {}
+    if has_parts(metrics, {"summary": dict}):
+        yield from (f"  {name}: {value:.3f}" for name, value in metrics["summary"].items() if isinstance(value, float))
 
 
 def _stage_line(stage: str, units: set[str], marks: Mapping[str, Mapping]) -> str:
@@ -63,13 +64,13 @@ def _stage_line(stage: str, units: set[str], marks: Mapping[str, Mapping]) -> st
 
 
 def _worker_state(store: ObjectStore) -> str:
-    holder = read_json(store, lock.KEY)
-    if holder is None:
+    holder = lock.holder_of(store)
+    if not holder:
         return "nobody is at work"
-    if holder.get("host") == lock.host():
+    if holder["host"] == lock.host():
         state = "is at work" if lock.alive(holder) else "was killed; the same line again continues"
     else:
-        state = f"last gave a sign of life at {holder.get('beat', 0):.0f} (seconds since 1970)"
+        state = f"last gave a sign of life at {holder['beat']:.0f} (seconds since 1970)"
     return f"{lock.described(holder)} {state}"
 
 

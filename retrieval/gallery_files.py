@@ -29,6 +29,8 @@ ITEMS = pa.schema(
         ("score", pa.float32()), ("product_id", pa.string()), ("file_name", pa.string()), ("digest", pa.binary(16)),
     ]
 )  # fmt: skip
+# What every version.json holds, as far as it is read before the version is opened; `gate` comes last and may be absent.
+PARTS: dict[str, type] = {"name": str, "files": dict, "index": dict, "rows": int, "results": str}
 COPY_BYTES = 1 << 24  # read at once while fetching
 KEPT = 2  # versions of a bucket's gallery on this machine: the one that serves, and the one a rollback goes to
 LOCK = ".lock"  # in the folder of a fetched version
@@ -50,7 +52,7 @@ def current(store: ObjectStore) -> tuple[str, bytes]:
         data = store.read(CURRENT)
     except ObjectMissing:
         raise GalleryError(f"{store.uri}: no gallery is published there; run jobs/reindex_gallery.py") from None
-    with suppress(ValueError, TypeError, KeyError):
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
         name = json.loads(data)["version"]
         if isinstance(name, str) and name and "/" not in name:
             return name, data
@@ -58,7 +60,7 @@ def current(store: ObjectStore) -> tuple[str, bytes]:
 
 
 def read_record(store: ObjectStore, name: str) -> dict[str, Any]:
-    """version.json of one version; raises GalleryError where it does not exist or is not readable."""
+    """version.json of one version; raises GalleryError where it does not exist or has another shape."""
     try:
         record = json.loads(store.read(f"{VERSIONS}/{name}/{RECORD}"))
     except ObjectMissing:
@@ -68,7 +70,23 @@ def read_record(store: ObjectStore, name: str) -> dict[str, Any]:
     schema = record.get("schema") if isinstance(record, dict) else "?"
     if schema != 1:
         raise GalleryError(f"{store.uri}/{VERSIONS}/{name}: schema {schema}; this version reads 1")
+    if wrong := _wrong_part(record):
+        advice = "`--rollback` or publish anew"
+        raise GalleryError(f"{store.uri}/{VERSIONS}/{name}/{RECORD}: not readable: {wrong}; {advice}")
     return record
+
+
+def _wrong_part(record: Mapping[str, Any]) -> str:
+    """What of a record is not what a version has, with the value; "" where nothing is."""
+    for part, kind in PARTS.items():
+        if not isinstance(record.get(part), kind):
+            return f"{part} is {str(record.get(part))[:40]!r}"
+    gate = record.get("gate", {})
+    if not isinstance(gate, dict) or not all(isinstance(figure, dict) for figure in gate.values()):
+        return f"gate is {str(gate)[:40]!r}"
+    if not isinstance(kind := record["index"].get("kind"), str):
+        return f"the kind of its index is {str(kind)[:40]!r}"
+    return ""
 
 
 @contextmanager

@@ -52,14 +52,17 @@ class QueryDetections(NamedTuple):
 
 
 def detections_of(results: Results | Records) -> QueryDetections:
+    """The consumer side of a submission; raises ValueError for a box or a score that is not finite, with its entry."""
     keys = ("query_image_id", "query_bbox", "query_cls", "query_score")
     if isinstance(results, Results):
         detections = QueryDetections(*(getattr(results, key) for key in keys))
         detections = detections._replace(bbox=detections.bbox.astype(np.float64))
     else:
         detections = QueryDetections(*columns_of(results, keys, "results"))
-    if (nan := np.isnan(detections.score)).any():
-        raise ValueError(f"results: entry {int(nan.argmax())} has query_score NaN, want a number")
+    for name, values in (("query_score", detections.score[:, None]), ("query_bbox", detections.bbox)):
+        if not (finite := np.isfinite(values).all(axis=1)).all():  # a box of NaN would stand for the photo's first item
+            row = int(finite.argmin())
+            raise ValueError(f"results: entry {row} has {name} {values[row].tolist()}, want finite numbers")
     return detections
 
 

@@ -149,6 +149,9 @@ class _File:
         category: Any = annotation.get("category_id")
         if not _is_id(category) or category not in self._category_names:
             raise ValueError(f"category_id {str(category)[:40]} is none of the file's")
+        crowd = annotation.get("iscrowd")
+        if crowd is not None and crowd not in (0, 1):  # the text "0" would count as true
+            raise ValueError(f"iscrowd is {str(crowd)[:40]!r}, want 0 or 1")
         more = annotation.get("attributes")
         style = annotation.get("style", more.get("style", 0) if isinstance(more, dict) else 0)
         box = box_of(annotation.get("bbox"), with_size=True)
@@ -196,7 +199,7 @@ class _File:
             if not _is_id(image) or image not in known:
                 reason = f"annotation {number} is of image {str(image)[:40]}, which is not taken from the list"
                 self.failures.append(Failure(-1, self.name, reason))
-            elif annotation.get("iscrowd"):
+            elif annotation.get("iscrowd") == 1:  # or true
                 self.skipped["annotations of crowds"] += 1
             else:
                 found[image].append((number, annotation))

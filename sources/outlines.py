@@ -20,7 +20,7 @@ def polygons_of(segmentation: Any, width: int, height: int) -> Polygons:
     The outline of a mask runs through the centres of its outermost pixels; parts too thin to have an area are left out.
     Raises ValueError for what is neither form, and for a mask of another size.
     """
-    if not segmentation:
+    if segmentation is None:
         return ()
     if isinstance(segmentation, dict):
         return _outer_outlines(_mask(segmentation, width, height))

@@ -33,6 +33,7 @@ from store.objects import HIDDEN, ObjectStore
 
 GRACE_S = 24 * 3600.0  # a reader may hold a version this long after it was superseded
 HISTORY = 200  # publications that CURRENT records
+YEAR_9999 = 253_370_764_800  # seconds since 1970; no date can be shown after it
 BUILD_PREFIX = f"{HIDDEN}gallery-"  # of the folder a version is built in: on the gallery's disk, or this machine's
 # Settings that version.json keeps: those that decide what the models answer, and where the weights are.
 KEPT_SETTINGS = (
@@ -112,11 +113,19 @@ def point_to(store: ObjectStore, name: str, expected: bytes | None, *, why: str)
 
 
 def _history(data: bytes | None) -> list[dict[str, Any]]:
+    """The publications that CURRENT records, oldest first; what has another shape counts as none."""
     try:
         entries = json.loads(data or b"{}").get("history", [])
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return []
-    return [entry for entry in entries if isinstance(entry, dict) and isinstance(entry.get("at"), int | float)]
+    return [entry for entry in entries if _is_publication(entry)] if isinstance(entries, list) else []
+
+
+def _is_publication(entry: Any) -> bool:
+    """Whether an entry of the history names a version and a time that can be shown."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("version"), str):
+        return False
+    return isinstance(entry.get("at"), int | float) and 0 <= entry["at"] < YEAR_9999
 
 
 def version_rows(store: ObjectStore) -> list[VersionRow]:
@@ -136,8 +145,7 @@ def version_rows(store: ObjectStore) -> list[VersionRow]:
             continue
         good = all(figure.get("good") for figure in record.get("gate", {}).values())
         state = "current" if now and now[0] == name else "earlier" if name in came else "ready" if good else "refused"
-        kind = record.get("index", {}).get("kind", "")
-        rows.append(VersionRow(name, state, record.get("rows", 0), kind, size, since, until))
+        rows.append(VersionRow(name, state, record["rows"], record["index"]["kind"], size, since, until))
     return rows
 
 
@@ -261,12 +269,12 @@ def prune(
 
 def _remove(store: ObjectStore, row: VersionRow) -> None:
     """version.json goes first, so that half a version is never taken for a whole one."""
-    results = None if row.state == "broken" else read_record(store, row.name).get("results")
+    results = None if row.state == "broken" else read_record(store, row.name)["results"]
     keys = [info.key for info in store.list(f"{VERSIONS}/{row.name}/")]
     for key in sorted(keys, key=lambda key: not key.endswith(f"/{RECORD}")):
         store.delete(key)
     others = [other.name for other in version_rows(store) if other.state != "broken"]
-    if results and results not in {read_record(store, other).get("results") for other in others}:
+    if results and results not in {read_record(store, other)["results"] for other in others}:
         for info in store.list(f"{FOLDER}/{results}/")[::-1]:  # a part's photos before its items
             store.delete(info.key)
 

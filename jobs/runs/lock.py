@@ -15,10 +15,12 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from jobs.runs.marks import has_parts, read_json
 from store.errors import UserError
-from store.objects import ObjectMissing, ObjectStore
+from store.objects import ObjectStore
 
 KEY = "lock.json"
+PARTS = {"token": str, "host": str, "beat": float}  # without which a lock is none; `alive` judges the others
 BEAT_S = 10.0  # between signs of life
 SILENCE_S = 60.0  # without one, an owner on another host is taken for dead
 
@@ -84,12 +86,7 @@ class Lock:
                 )
 
     def holder(self) -> dict[str, Any]:
-        """What lock.json says; {} where there is none, or one that no run of ours wrote."""
-        try:
-            holder = json.loads(self.store.read(KEY))
-        except (ObjectMissing, ValueError, RecursionError):
-            return {}
-        return holder if isinstance(holder, dict) else {}
+        return holder_of(self.store)
 
     def _content(self) -> bytes:
         pid = os.getpid()
@@ -106,6 +103,12 @@ class Lock:
                 self.store.write(KEY, self._content())
             except OSError:
                 continue  # storage is away for a moment; the next beat tries again
+
+
+def holder_of(store: ObjectStore) -> dict[str, Any]:
+    """What lock.json says; {} where there is none, or one that no run of ours wrote."""
+    holder = read_json(store, KEY)
+    return holder if holder is not None and has_parts(holder, PARTS) else {}
 
 
 def host() -> str:

@@ -25,6 +25,9 @@ STAGES = tuple(CODES)
 FOLDERS = ("detections/", "fused/", "items/", "embeddings/", "index/", "rankings/", "report/")
 FILES = ("submission.json", "metrics.json", "failures.parquet")
 WHOLE = "shard-00000"  # the last part of the mark's name where a stage takes the whole set at once
+MARK = {"fingerprint": str, "basis": dict, "outputs": dict, "seconds": dict, "failures": list, "finished": str}
+LATER_PARTS = {"stamps": dict, "replaced": list}  # marks of earlier releases have none
+FAILURE = {"image_id": int, "reason": str}
 CHANGES = {  # parts of a basis, and how a change of each is told
     "settings": "settings changed: ",
     "model": "model changed: ",
@@ -170,8 +173,12 @@ def read_marks(store: ObjectStore, paths: Iterable[str] = ()) -> dict[str, dict]
 
 def _is_mark(content: Mapping[str, Any]) -> bool:
     """Whether the parts that are read of a mark are what a mark has; another program's JSON counts as no mark."""
-    parts = {"basis": dict, "outputs": dict, "stamps": dict, "replaced": list, "failures": list}.items()
-    return all(isinstance(content.get(name, kind()), kind) for name, kind in parts)
+    return (
+        has_parts(content, MARK)
+        and all(isinstance(content.get(name, kind()), kind) for name, kind in LATER_PARTS.items())
+        and all(isinstance(seconds, int | float) for seconds in content["seconds"].values())
+        and all(has_parts(failure, FAILURE) for failure in content["failures"])
+    )
 
 
 def read_listing(store: ObjectStore, marks: Mapping[str, Mapping]) -> dict[str, str]:
@@ -201,9 +208,14 @@ def read_json(store: ObjectStore, key: str) -> dict | None:
     """A JSON object; None where there is none or it cannot be read."""
     try:
         content = json.loads(store.read(key))
-    except (ObjectMissing, ValueError):
+    except (ObjectMissing, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def has_parts(content: Any, parts: Mapping[str, type]) -> bool:
+    """Whether something read from JSON is an object that has each of these parts, of its type."""
+    return isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in parts.items())
 
 
 # ---------------------------------------------------------------------------------------------------------------------

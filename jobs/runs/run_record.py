@@ -10,12 +10,17 @@ Schema 1 had one set, "imageset": {"uri", "digest", "images", "shards", "selecte
 from collections.abc import Mapping
 from typing import Any
 
-from jobs.runs.marks import read_json
+from jobs.runs.marks import has_parts, read_json
 from store.errors import UserError
 from store.imageset import ImageSet
 from store.objects import ObjectStore
 
 SCHEMA = 2
+RECORD = {
+    "imagesets": list, "selected": dict, "settings": dict, "detectors": list, "embedders": list, "boxes": list,
+    "versions": dict, "recorded": str,
+}  # fmt: skip
+IMAGESET = {"uri": str, "digest": str, "images": int, "shards": int}
 
 
 def read_record(store: ObjectStore) -> dict[str, Any]:
@@ -23,21 +28,22 @@ def read_record(store: ObjectStore) -> dict[str, Any]:
     record = read_json(store, "run.json") or {}
     if "imageset" in record:
         older = record.pop("imageset")
-        if not isinstance(older, dict):
-            raise _refusal(store)
-        selected = older.get("selected")
-        record["imagesets"] = [{name: value for name, value in older.items() if name != "selected"}] if older else []
-        record |= {"schema": SCHEMA} | ({} if selected is None else {"selected": selected})
-    sets, selected = record.get("imagesets", []), record.get("selected", {})
-    if not isinstance(sets, list) or not all(isinstance(entry, dict) for entry in sets):
-        raise _refusal(store)
-    if not isinstance(selected, dict) or not isinstance(record.get("versions", {}), dict):
-        raise _refusal(store)
+        selected = older.pop("selected", None) if isinstance(older, dict) else None
+        record |= {"schema": SCHEMA, "imagesets": [older], "selected": selected}
+    if record and not _is_record(record):
+        raise UserError(f"{store.uri}/run.json is no record of a run; choose another --output")
     return record
 
 
-def _refusal(store: ObjectStore) -> UserError:
-    return UserError(f"{store.uri}/run.json is no record of a run; choose another --output")
+def _is_record(content: Mapping[str, Any]) -> bool:
+    """Whether every part that is read of a record has the shape that a run gives it."""
+    return (
+        has_parts(content, RECORD)
+        and all(has_parts(entry, IMAGESET) for entry in content["imagesets"])
+        and all(has_parts(model, {"name": str}) for model in [*content["detectors"], *content["embedders"]])
+        and all(isinstance(kind, str) for kind in content["boxes"])
+        and isinstance(content["selected"].get("rows"), dict | None)
+    )
 
 
 def is_over(record: Mapping[str, Any], images: ImageSet) -> bool:

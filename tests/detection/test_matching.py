@@ -93,6 +93,18 @@ def test_more_boxes_than_count() -> None:
         np.testing.assert_array_equal(got[category]["right"], columns["right"])
 
 
+@pytest.mark.parametrize("box", [[np.nan] * 4, [0, 0, 10, np.nan], [np.nan, 0, 10, 10]])
+def test_a_box_of_nan_is_wrong_and_takes_no_item(box: list[float]) -> None:
+    """pycocotools takes a box of NaN for right at every IoU."""
+    true = {"image_id": np.array([7]), "category_id": np.array([1]), "bbox": np.array([[0.0, 0, 10, 10]])}
+    found = {
+        "image_id": np.array([7, 7]), "category_id": np.array([1, 1]), "score": np.array([0.9, 0.8]),
+        "bbox": np.array([box, [0.0, 0, 10, 10]]),
+    }  # fmt: skip
+    right = TrueBoxes(true, np.array([7]), 1).matches(found)[1]["right"]
+    assert right.tolist() == 10 * [[False, True]]
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_its_aps_are_the_metrics(seed: int) -> None:
     true, found = scene(seed, 40, 90)

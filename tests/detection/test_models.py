@@ -41,6 +41,10 @@ def test_ap10_leaves_out_three() -> None:
         ({"name": "mine", "base": "atss"}, "no detector named 'atss'; there are: atss-tiny"),
         ({"name": "mine", "base": "atss-tiny", "categories": ["hat", "hat"]}, "category 'hat' is named twice"),
         ({"name": "mine", "base": "atss-tiny", "scale_px": [320]}, "scale_px wants 2 sides in pixels"),
+        *[
+            ({"name": "mine", "base": "atss-tiny", "fusion_weight": weight}, f"fusion_weight wants .*, got {weight}")
+            for weight in (-1.0, float("nan"), float("inf"))
+        ],
     ],
 )
 def test_a_wrong_model_of_ones_own_is_refused(fields: dict, reason: str) -> None:

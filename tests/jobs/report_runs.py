@@ -165,7 +165,12 @@ METRICS: dict[str, Any] = {
     "seconds": {"detect": 90.0, "fuse": 0.5},
 }
 RUN: dict[str, Any] = {
+    "imagesets": [],
+    "selected": {"rows": None},
     "settings": {"profile": "tiny"},
+    "detectors": [{"name": "atss"}],
+    "embedders": [{"name": "lite"}],
+    "boxes": ["detected"],
     "recorded": "2030-01-02T03:04:05+00:00",
     "versions": {"driver": {"torch": "9.9.9", "numpy": "2.0"}, "node-<b>": {"torch": "9.9.8"}},
 }

@@ -118,6 +118,24 @@ def test_work_goes_on_when_standard_output_is_full_or_closed(
     assert (tmp_path / "done").exists() is (status == 0)
 
 
+@pytest.mark.parametrize("shell", ["{0} 2> /dev/full", "{0} > /dev/full 2> /dev/full", "{0} 2>&-", "{0} 2> >(true)"])
+@pytest.mark.parametrize("ending, status", [
+    ("return 0", 0),
+    ("raise Mine('a mistake of the user')", 2),
+    ("raise ValueError('a mistake of ours')", 1),
+])  # fmt: skip
+def test_standard_error_that_is_full_or_closed_changes_nothing(
+    tmp_path: Path, shell: str, ending: str, status: int
+) -> None:
+    script = tmp_path / "job.py"
+    told = "print('told'); [print('x' * 100_000, file=sys.stderr, flush=True) for _ in range(3)]"
+    script.write_text(SCRIPT.format(body=f"    {told}; open('done', 'w').close(); {ending}"))
+    line = shell.format(f"{sys.executable} {script}")
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env={"PYTHONPATH": str(REPO)}, stdout=subprocess.PIPE)
+    assert (done.returncode, done.stdout) == (status, b"" if "> /dev/full 2" in shell else b"told\n")
+    assert (tmp_path / "done").exists()
+
+
 @pytest.mark.parametrize("command", [train_detector, train_embedder])
 def test_one_image_set_beside_several_is_refused_twice(command: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     sets = ["--imageset", "a", "--imageset", "b", "--validation", "c", "--validation", "d"]

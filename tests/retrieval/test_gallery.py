@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -139,7 +140,8 @@ def test_what_cannot_be_opened_says_so_in_one_line(where: str) -> None:
     store = open_store(where)
     with pytest.raises(GalleryError, match=r"no gallery is published there; run jobs/reindex_gallery.py"):
         open_gallery(where)
-    for spoiled in (b"", b"[]", b'{"version": ""}', b'{"version": "../x"}', b'{"version": 3}'):
+    deep = b"[" * 100_000
+    for spoiled in (b"", b"[]", b'{"version": ""}', b'{"version": "../x"}', b'{"version": 3}', deep):
         store.write("CURRENT", spoiled)
         with pytest.raises(GalleryError, match=rf"CURRENT: {len(spoiled)} bytes that name no version"):
             open_gallery(where)
@@ -181,14 +183,24 @@ def test_a_record_that_lies_is_refused_as_the_gallerys_fault(tmp_path: Path) -> 
         {"models": [{}]},
         {"search": None},
         {"search": {"steps": 3}},
-        {"index": []},
-        {"files": []},
-        {"files": None},
         {"files": {"vectors.npy": 7}},
         {"parameters": 3},
     ):
         store.write("versions/000001-x/version.json", json.dumps(record | wrong).encode())
         with pytest.raises(GalleryError, match=r"versions/000001-x.*(cannot be opened \(\w+Error: |published as 7)"):
+            open_gallery(tmp_path)
+    for part, value, said in (
+        ("files", [], "files is '[]'"),
+        ("files", None, "files is 'None'"),
+        ("index", [], "index is '[]'"),
+        ("index", {"kind": []}, "the kind of its index is '[]'"),
+        ("rows", "x", "rows is 'x'"),
+        ("results", ["x"], "results is "),
+        ("gate", 3, "gate is '3'"),
+        ("gate", {"a": 3}, "gate is "),
+    ):
+        store.write("versions/000001-x/version.json", json.dumps(record | {part: value}).encode())
+        with pytest.raises(GalleryError, match=rf"versions/000001-x/version.json: not readable: {re.escape(said)}"):
             open_gallery(tmp_path)
     for missing in record.keys() - {"schema"}:
         rest = {name: value for name, value in record.items() if name != missing}

@@ -205,7 +205,10 @@ def test_hits_mark_results_that_do_not_stand_too():
     "change, message",
     [
         (lambda r: r.pop("query_cls"), "results: entry 0 has no 'query_cls'"),
-        (lambda r: r.update(query_score=float("nan")), "entry 0 has query_score NaN"),
+        (lambda r: r.update(query_score=float("nan")), r"entry 0 has query_score \[nan\], want finite numbers"),
+        (lambda r: r.update(query_score=float("inf")), r"entry 0 has query_score \[inf\]"),
+        (lambda r: r.update(query_bbox=[float("nan")] * 4), r"entry 0 has query_bbox \[nan, nan, nan, nan\]"),
+        (lambda r: r.update(query_bbox=[0, 0, 10, float("inf")]), r"entry 0 has query_bbox \[0.0, 0.0, 10.0, inf\]"),
         (lambda r: r.update(query_bbox=[1, 2, 3]), r"query_bbox \[1, 2, 3\]"),
         (lambda r: r.update(gallery_bbox=[]), "entry 0 has 1 gallery_image_id and 0 gallery_bbox"),
     ],
@@ -215,6 +218,13 @@ def test_what_is_wrong_is_named(change, message):
     change(submission[0])
     with pytest.raises(ValueError, match=message):
         consumer_to_shop_accuracy(submission, [query()], [shop()])
+
+
+@pytest.mark.parametrize("wrong", [{"score": float("inf")}, {"bbox": [float("nan")] * 4}])
+def test_numbers_that_are_not_finite_are_named_in_columns_too(wrong):
+    columns = in_columns([result([RIGHT]), result([RIGHT], **wrong)])
+    with pytest.raises(ValueError, match=r"entry 1 has query_\w+ .*want finite numbers"):
+        consumer_to_shop_accuracy(columns, [query()], [shop()])
 
 
 def test_k_below_one_is_refused():

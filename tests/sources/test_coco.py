@@ -102,6 +102,9 @@ def test_product_pair_and_attributes(tmp_path: Path, pictures: Path) -> None:
         (annotation(category_id=None), "annotation 1 is left out: category_id None is none of the file's"),
         (annotation(bbox=[1, 2, 3]), "annotation 1 is left out: box [1, 2, 3] is not a list of four numbers"),
         (annotation(style="x"), "annotation 1 is left out: style x is no whole number"),
+        (annotation(iscrowd="0"), "annotation 1 is left out: iscrowd is '0', want 0 or 1"),
+        (annotation(iscrowd="false"), "annotation 1 is left out: iscrowd is 'false', want 0 or 1"),
+        (annotation(iscrowd=[]), "annotation 1 is left out: iscrowd is '[]', want 0 or 1"),
         (
             annotation(segmentation="x"),
             "annotation 1 is left out: segmentation is neither a list of polygons nor run lengths",
@@ -115,6 +118,17 @@ def test_a_bad_annotation_is_a_failure_and_the_photo_stays(
     photo, failure = coco.read(pictures, file, "user")
     assert isinstance(photo, Photo) and len(photo.items) == 1
     assert failure == Failure(photo.image_id, "1.png", reason)
+
+
+@pytest.mark.parametrize(
+    ("crowd", "items", "skipped"), [(0, 1, 0), (False, 1, 0), (None, 1, 0), (1, 0, 1), (True, 0, 1)]
+)
+def test_crowds_are_counted_and_left_out(tmp_path: Path, pictures: Path, crowd: Any, items: int, skipped: int) -> None:
+    file = written(tmp_path, [{"id": 1, "file_name": "1.png"}], [annotation(iscrowd=crowd)])
+    reading = coco.read(pictures, file, "user")
+    (photo,) = reading
+    assert isinstance(photo, Photo) and len(photo.items) == items
+    assert reading.skipped["annotations of crowds"] == skipped
 
 
 def test_bad_boxes_are_refused_by_the_set(tmp_path: Path, pictures: Path) -> None:

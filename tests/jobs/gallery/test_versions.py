@@ -72,7 +72,9 @@ def test_every_version_is_listed_with_its_state(store: ObjectStore) -> None:
     assert states(store) == {1: "ready", 2: "ready", 3: "ready", 4: "refused", 5: "broken"}
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"schema": 2}', b"\xff"], ids=str)
+@pytest.mark.parametrize("content", [
+    b"", b"{", b'{"schema": 2}', b"\xff", b'{"schema": 1, "name": "a", "index": {}, "rows": 1, "results": ""}',
+], ids=str)  # fmt: skip
 def test_an_unreadable_version_json_is_one_broken_version(content: bytes, tmp_path: Path) -> None:
     store = open_store(tmp_path)
     published(store, 1, 2, 3)
@@ -87,6 +89,33 @@ def test_an_unreadable_version_json_is_one_broken_version(content: bytes, tmp_pa
     version(store, name_of(5), [5])
     assert versions.prune(store, 1, grace_s=0) == [name_of(4)]
     assert states(store) == {1: "current", 2: "broken", 3: "broken", 5: "ready"}, "what nobody can read stays"
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"gate": 3}, {"gate": {"a": 3}}, {"index": []}, {"rows": "x"}, {"files": None}, {"results": []}], ids=str
+)
+def test_a_version_json_of_another_shape_is_one_broken_version(wrong: dict[str, Any], tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    published(store, 1, 2)
+    version(store, name_of(3), [3], **wrong)
+    assert [line.split()[1] for line in versions.table(store)[1:]] == ["earlier", "current", "broken"]
+    with pytest.raises(GalleryError, match=r"version.json: not readable: \w+ is "):
+        versions.point_to(store, name_of(3), versions.pointer(store)[1], why="published")  # type: ignore[index]
+    assert versions.prune(store, 1, grace_s=0) == [name_of(1)] and states(store) == {2: "current", 3: "broken"}
+
+
+@pytest.mark.parametrize("history", [
+    3, None, {"version": "a"}, [3], [{"at": 1.0}], [{"version": [], "at": 1.0}], [{"version": "a", "at": "x"}],
+    [{"version": name_of(2), "at": 1e300}], [{"version": name_of(2), "at": float("nan")}],
+], ids=str)  # fmt: skip
+def test_a_history_of_another_shape_counts_as_none(history: Any, tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    published(store, 1, 2)
+    store.write("CURRENT", json.dumps({"version": name_of(2), "history": history}).encode())
+    assert [line.split()[1] for line in versions.table(store)[1:]] == ["ready", "current"]
+    assert versions.prune(store, 2, grace_s=0) == []
+    assert versions.roll_back(store) == (name_of(2), name_of(1))
+    assert [entry["version"] for entry in json.loads(store.read("CURRENT"))["history"]] == [name_of(1)]
 
 
 # ------------------------------------------------------------------------------------------------ rolling back
@@ -121,8 +150,8 @@ def test_what_the_gate_refused_is_never_gone_back_to(store: ObjectStore) -> None
 
 def test_a_spoiled_pointer_is_mended_by_a_rollback(store: ObjectStore) -> None:
     published(store, 1, 2)
-    store.write("CURRENT", b"\0\0")
-    with pytest.raises(GalleryError, match="2 bytes that name no version"):
+    store.write("CURRENT", b'{"history":' * 100_000)
+    with pytest.raises(GalleryError, match="1100000 bytes that name no version"):
         open_gallery(store.uri)
     left, now = versions.roll_back(store)
     assert left == "nothing readable" and now in (name_of(1), name_of(2))

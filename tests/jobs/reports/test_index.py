@@ -43,12 +43,20 @@ def test_final_lists_are_compared_whatever_made_them(four, tmp_path):
     assert figures.colours({"retrieval": retrieval})["concat"] == -1  # dashed beside the steps
 
 
+def part(digit: str) -> dict[str, Any]:
+    """An image set as run.json has it."""
+    return {"uri": "runs/set", "digest": 32 * digit, "images": 3, "shards": 1}
+
+
+SCHEMA_1 = {"imageset": part("0") | {"selected": {"rows": None}}}
+
+
 @pytest.mark.parametrize(
     "more, words",
     [
-        ({"imageset": {"digest": "0" * 32}}, "ran on another image set (digest 000000000000, here none)"),  # schema 1
-        ({"imagesets": [{"digest": "0" * 32}]}, "ran on another image set (digest 000000000000, here none)"),
-        ({"imagesets": [{"digest": 32 * digit} for digit in "01"]}, "other image sets (digest 000000000000, 1111"),
+        (SCHEMA_1, "ran on another image set (digest 000000000000, here none)"),
+        ({"imagesets": [part("0")]}, "ran on another image set (digest 000000000000, here none)"),
+        ({"imagesets": [part(digit) for digit in "01"]}, "other image sets (digest 000000000000, 1111"),
         ({"selected": {"rows": {"shard-00000": [0]}}}, "took other photos"),
     ],
 )

@@ -327,7 +327,7 @@ def test_true_boxes_stand_in_where_nothing_was_detected(four):
 def test_a_limited_run_asks_only_for_the_photos_it_took(four):
     output, images = four
     taken = {"shard-00000": [0, 2], "shard-00001": [0]}
-    output.write("run.json", json.dumps({"imageset": {"selected": {"rows": taken}}}).encode())
+    output.write("run.json", json.dumps(RUN | {"selected": {"rows": taken}}).encode())
     write_rows(output, "rankings/detected.parquet", tables.RANKINGS, [ranking_row(1, [21])])
     assert {one["photo"] for one in build(output, images).queries} == {"1", "3"}
 

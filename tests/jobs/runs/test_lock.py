@@ -61,7 +61,10 @@ def test_a_number_that_no_process_has_is_a_dead_holder(store: LocalStore, pid: o
     mine.release()
 
 
-@pytest.mark.parametrize("content", [b"[]", b"3", b"null", b'"a"', b"", b"{", b"[" * 100_000, b"\xff"])
+@pytest.mark.parametrize(
+    "content",
+    [b"[]", b"3", b"null", b'"a"', b"", b"{", b"[" * 100_000, b"\xff", b'{"token": "a", "host": "b", "beat": "now"}'],
+)
 def test_a_file_that_no_run_wrote_is_watched_and_taken_over(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:
