@@ -32,7 +32,7 @@ from networks.weight_files import WeightsError
 from store.files import file_sha256
 
 TRAINER = "jobs/train_detector.py"
-# OpenVINO takes so many pixels at once, or one photo. More would cost no less each, and each network keeps the memory of
+# OpenVINO takes so many pixels at once, or one photo. More would cost no less each, and a network keeps the memory of
 # its largest batch.
 COMPILED_PIXELS = 4 * 320 * 256
 ALL_BOXES = 1_000_000  # of a photo: more than any head proposes
