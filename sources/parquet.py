@@ -61,7 +61,7 @@ def read(
 
     One batch is in memory, and some 60 bytes a photo. A row without a picture, with a value that cannot be taken or
     with a name that an earlier one has is a failure; so is the rest of a file that is damaged. Raises ValueError for a
-    file that is missing or no parquet file, and for one without the columns asked for.
+    file that is missing or no parquet file, for one without the columns asked for and for two columns of one name.
     """
     tables = [PhotoTable(file, image, endpoint_url) for file in files]
     for table in tables:
@@ -92,6 +92,8 @@ class PhotoTable:
             raise
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{uri} is no parquet file: {' '.join(str(error).split())[:200]}") from error
+        if twice := [name for name, count in Counter(self.schema.names).items() if count > 1]:
+            raise ValueError(f"{uri} has two columns {twice[0]!r}; write it again with one")
         self.want(image)
         kind = self.schema.field(image).type
         if not _is_bytes(kind.field("bytes").type if _has_bytes(kind) else kind):

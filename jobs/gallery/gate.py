@@ -168,7 +168,7 @@ def copied_photos(
         table = images.read(shard, columns=["image_id", "image"]).take(rows.column("row"))
         for image_id, data in zip(table.column("image_id").to_pylist(), table.column("image"), strict=True):
             copy = copy_of(data.as_py(), boxes[image_id], max_pixels)
-            height, width = decode(copy).shape[:2]
+            height, width = decode(copy, max_pixels=max_pixels).shape[:2]
             yield Photo(image_id, copy, width, height, "shop", 0, "", f"{image_id}.jpg", False, tuple[Item, ...]())
 
 

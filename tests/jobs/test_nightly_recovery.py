@@ -113,6 +113,8 @@ def test_results_are_lost(shop):
 def test_a_part_of_the_results_is_damaged(shop):
     (part,) = (shop.gallery / "results").rglob("part-*.photos.parquet")
     part.write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"part-00000.photos.parquet: 4 bytes that are no Parquet table .*; delete it"):
+        shop.night()
     for file in (part, part.with_name(part.name.replace("photos", "items"))):
         file.unlink()
     assert shop.night() > 0 and shop.serves() and shop.night() == 0

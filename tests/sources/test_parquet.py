@@ -183,6 +183,15 @@ def test_files_with_other_columns(tmp_path: Path, rows: list[dict[str, Any]], ho
         parquet.read([written(tmp_path / "t.parquet", rows)], "user", **how)
 
 
+@pytest.mark.parametrize("name", ["image", "product_id", "colour"])
+def test_a_column_named_twice_is_refused(tmp_path: Path, name: str) -> None:
+    names = ["image", "product_id", "colour", name]
+    columns = [pa.array([b"x"] if column == "image" else ["x"]) for column in names]
+    pq.write_table(pa.Table.from_arrays(columns, names=names), tmp_path / "t.parquet")
+    with pytest.raises(ValueError, match=f"t.parquet has two columns '{name}'; write it again with one"):
+        parquet.read([tmp_path / "t.parquet"], "user")
+
+
 def test_no_parquet_file(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(b"PAR1 and nothing more")
     for place, reason in (
