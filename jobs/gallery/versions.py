@@ -244,13 +244,17 @@ def prune(
         lock: held, and checked before every version is removed; None: nobody else can be at work.
 
     Raises:
-        GalleryError: CURRENT cannot be read, so nobody knows what serves.
+        GalleryError: CURRENT or its history cannot be read, so nobody knows what serves, or what did lately.
         UserError: another run took the lock over; what is left stays.
     """
     now = time.time() if now is None else now
     rows = version_rows(store)
     good = [row.name for row in rows if row.state not in ("broken", "refused")]
-    kept = {*good[-keep:], *(pointer(store) or ())[:1]}
+    serving = pointer(store)
+    if serving and json.loads(serving[1]).get("history", []) != _history(serving[1]):
+        reason = "its history has entries of another shape, so when a version was superseded is not known"
+        raise GalleryError(f"{store.uri}/{CURRENT}: {reason}; `--rollback` or publish anew first")
+    kept = {*good[-keep:], *(serving or ())[:1]}
     removed = []
     for row in [row for row in rows if row.name not in kept]:
         if row.state == "broken":

@@ -108,14 +108,16 @@ def test_a_version_json_of_another_shape_is_one_broken_version(wrong: dict[str, 
     3, None, {"version": "a"}, [3], [{"at": 1.0}], [{"version": [], "at": 1.0}], [{"version": "a", "at": "x"}],
     [{"version": name_of(2), "at": 1e300}], [{"version": name_of(2), "at": float("nan")}],
 ], ids=str)  # fmt: skip
-def test_a_history_of_another_shape_counts_as_none(history: Any, tmp_path: Path) -> None:
+def test_a_history_of_another_shape_counts_as_none_and_nothing_is_pruned(history: Any, tmp_path: Path) -> None:
     store = open_store(tmp_path)
     published(store, 1, 2)
     store.write("CURRENT", json.dumps({"version": name_of(2), "history": history}).encode())
     assert [line.split()[1] for line in versions.table(store)[1:]] == ["ready", "current"]
-    assert versions.prune(store, 2, grace_s=0) == []
+    with pytest.raises(GalleryError, match="its history has entries of another shape"):
+        versions.prune(store, 1, grace_s=0)
     assert versions.roll_back(store) == (name_of(2), name_of(1))
     assert [entry["version"] for entry in json.loads(store.read("CURRENT"))["history"]] == [name_of(1)]
+    assert versions.prune(store, 1, grace_s=0) == [], "the rollback wrote the history anew; 2 is the newest"
 
 
 # ------------------------------------------------------------------------------------------------ rolling back
