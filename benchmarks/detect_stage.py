@@ -22,7 +22,7 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 
 from jobs import cli
 from jobs.runs import cluster
-from jobs.runs.catalogue import SHIPPED, choose_models
+from jobs.runs.catalogue import SHIPPED, choose_models, engine_of
 from jobs.runs.photos import DETECT_BATCHES
 from jobs.runs.pool import Pool, Share
 from jobs.runs.retries import Job
@@ -72,9 +72,11 @@ def main() -> None:
             ]
             photos = sum(len(job.rows) for job in jobs[1:])
             worker = DetectWorker(run.settings, run.catalogue, run.detectors, run.images, run.store)
-            batch = settings.detect.batch_size
+            batch, engine = settings.detect.batch_size, engine_of(settings, "cpu")
             loaded = {
-                model.name: detector.load(model.spec, "cpu", weights=Path(ROOT / "weights/tiny" / model.spec.weights))
+                model.name: detector.load(
+                    model.spec, "cpu", weights=Path(ROOT / "weights/tiny" / model.spec.weights), engine=engine
+                )
                 for model in run.detectors
             }
             bare_loop(args.imageset, [jobs[0].name], loaded, batch)  # both warm
