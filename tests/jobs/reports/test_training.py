@@ -1,17 +1,16 @@
 """The page beside a checkpoint: what it says, draws and leaves out. Logs are made by hand, pictures drawn here."""
 
-import html.parser
 import io
 import math
 import subprocess
 import sys
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from report_runs import Page
 
 from jobs.reports import pages
 from jobs.reports import training as training_report
@@ -20,32 +19,6 @@ from store.objects import ObjectStore, open_store
 
 REPO = Path(__file__).parents[3]
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)>'
-
-
-@dataclass
-class Page(html.parser.HTMLParser):
-    """A page as lists: tags with attributes, visible text with single spaces."""
-
-    source: str
-    tags: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
-    words: str = ""
-
-    def __post_init__(self) -> None:
-        super().__init__()
-        self.feed(self.source)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.words += data
-
-    @property
-    def text(self) -> str:
-        return " ".join(self.words.split())
-
-    def of(self, tag: str) -> list[dict[str, str | None]]:
-        return [attrs for name, attrs in self.tags if name == tag]
 
 
 def picture(seed: int, shape: tuple[int, int] = (40, 30)) -> np.ndarray:
@@ -127,14 +100,14 @@ def test_the_page_holds_facts_curves_tables_and_mistakes(store: ObjectStore) -> 
         '<td class="n">4</td><td class="n">1</td>',  # cross_entropy
     ):
         assert line in page.source
-    assert "queries 45." in page.text  # the same at every step: said, not drawn
+    assert "queries 45." in page.words  # the same at every step: said, not drawn
     assert charts(page) == [
         "Losses over steps 10 to 20: triplet from 0.9 to 0.5; cross_entropy from 4 to 1",
         "Learning rate over steps 10 to 20: rate from 0.001 to 0.0005",
         "Held out over steps 10 to 20: acc@1 from 0.25 to 0.375; acc@10 from 0.5 to 0.625",
         "Speed over steps 10 to 20: steps_per_s from 2 to 2.5",
     ]
-    assert "the skirt of another look" in page.text and "found first" in page.text
+    assert "the skirt of another look" in page.words and "found first" in page.words
 
 
 def test_the_page_needs_nothing_but_its_own_folder(store: ObjectStore) -> None:
@@ -185,12 +158,12 @@ def test_nothing_hostile_becomes_markup(local: ObjectStore) -> None:
     (curve,) = plots(local)["losses"]["choices"][0]["series"]
     assert curve["name"] == HOSTILE and b"<" not in local.read("report/data/charts-index.js")
     assert not [attrs for _, attrs in page.tags if any(name.startswith("on") for name in attrs)]
-    shown = page.text.count("<script>alert(1)</script>")
+    shown = page.words.count("<script>alert(1)</script>")
     assert shown == 2 + 2 + 1 + 3 + 2  # titles; fact; curve; table, head, cell; caption, label
 
 
 def test_half_a_surrogate_pair_in_a_caption_is_no_error(local: ObjectStore) -> None:
-    assert "photo ?.jpg" in page_of(local, mistakes=[Mistake("photo \udcff.jpg", ())]).text
+    assert "photo ?.jpg" in page_of(local, mistakes=[Mistake("photo \udcff.jpg", ())]).words
 
 
 # ------------------------------------------------------------------------------------------------ writing again
@@ -200,7 +173,7 @@ def test_the_same_training_gives_the_same_bytes_in_any_process(local: ObjectStor
     page_of(local)
     first = written(local)
     code = (
-        "import sys; sys.path.insert(0, 'tests/jobs/reports'); import test_training as t\n"
+        "import sys; sys.path[:0] = ['tests/jobs/reports', 'tests/jobs']; import test_training as t\n"
         "from store.objects import open_store\n"
         f"t.training_report.write(open_store({str(tmp_path / 'again')!r}), **t.WHOLE)"
     )
@@ -237,16 +210,16 @@ def test_an_empty_training_has_a_page(store: ObjectStore) -> None:
     page = page_of(store, facts={}, log=[], tables={}, mistakes=[])
     assert written(store).keys() == {"report/index.html", "report/assets/report.css", "report/assets/charts.js"}
     assert not page.of("img") and not page.of("script")
-    assert page.text.count("Nothing of it in the log") == 3  # losses, learning rate, held out
+    assert page.words.count("Nothing of it in the log") == 3  # losses, learning rate, held out
     for words in ("Nothing was noted", "No tables", "None to show"):
-        assert words in page.text
-    assert "No rows" in page_of(store, tables={"Per category": []}).text
+        assert words in page.words
+    assert "No rows" in page_of(store, tables={"Per category": []}).words
 
 
 def test_one_measurement_is_said_not_drawn(local: ObjectStore) -> None:
     page = page_of(local, log=[*LOG[:1], held_out(10, AP10=0.29, images=189)])
-    assert not charts(page) and page.text.count("Too few points for a curve") == 4
-    assert '</th><td class="n">10</td><td class="n">0.29</td>' in page.source and "images 189." in page.text
+    assert not charts(page) and page.words.count("Too few points for a curve") == 4
+    assert '</th><td class="n">10</td><td class="n">0.29</td>' in page.source and "images 189." in page.words
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None, "high", True])
@@ -255,12 +228,12 @@ def test_what_is_no_finite_number_is_not_drawn(local: ObjectStore, bad: Any) -> 
     page = page_of(local, log=log)
     assert charts(page) == ["Losses over steps 10 to 30: loss from 1 to 1"]
     assert drawn_points(local, "losses") == [2]
-    assert "1 value is no finite number and not drawn" in page.text
+    assert "1 value is no finite number and not drawn" in page.words
 
 
 def test_a_figure_that_was_never_finite_leaves_no_empty_chart(local: ObjectStore) -> None:
     page = page_of(local, log=[train(step, loss=math.nan) for step in (1, 2)])
-    assert not charts(page) and "2 values are no finite number and not drawn" in page.text
+    assert not charts(page) and "2 values are no finite number and not drawn" in page.words
 
 
 # ------------------------------------------------------------------------------------------------ curves
@@ -302,7 +275,7 @@ def test_losses_that_fall_fifty_fold_get_a_logarithmic_axis(
     local: ObjectStore, losses: tuple[float, float], logarithmic: bool
 ) -> None:
     page = page_of(local, log=[train(step, loss=value) for step, value in enumerate(losses)])
-    assert ("logarithmic axis" in page.text) is logarithmic
+    assert ("logarithmic axis" in page.words) is logarithmic
 
 
 def test_each_loss_has_a_colour_of_its_own_and_their_sum_is_the_boldest(local: ObjectStore) -> None:
@@ -336,13 +309,13 @@ def test_columns_of_numbers_and_gaps_stand_at_the_right() -> None:
 
 def test_forty_mistakes_are_shown_and_the_rest_counted(local: ObjectStore) -> None:
     page = page_of(local, mistakes=[Mistake(f"mistake {i}.", ()) for i in range(57)])
-    assert "The 40 worst, 17 more not shown" in page.text
-    assert "mistake 39." in page.text and "mistake 40." not in page.text
+    assert "The 40 worst, 17 more not shown" in page.words
+    assert "mistake 39." in page.words and "mistake 40." not in page.words
 
 
 def test_a_picture_without_area_leaves_a_gap(local: ObjectStore) -> None:
     page = page_of(local, mistakes=[Mistake("a box of no width", (("query", picture(1, (40, 0))),))])
-    assert "no picture: it has no area" in page.text
+    assert "no picture: it has no area" in page.words
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3))])
