@@ -14,12 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.reports import figures
+from jobs.reports import expected, figures, reasons
+from jobs.reports.expected import Expected, Key
 from jobs.reports.pictures import Crop, Mark, Marked, Shot, Shots, Wanted, colour_of
 from jobs.reports.standings import LIST_LENGTH, judge, similarities
 from jobs.reports.truth import Box, GroundTruth, Source, Sources, as_box, of_photos
 from jobs.runs import tables
 from jobs.runs.reader import read_judged
+from store.imageset import ImageSet
 from store.objects import ObjectStore
 
 MOST_MISTAKES = 6  # on the first page
@@ -74,6 +76,8 @@ class QueryList:
         self.photos = np.r_[self.rankings.results.query_image_id, missed_photos]
         self.boxes = photo_boxes(output, kind, truth, self.photos.tolist())
         self.photo_of_box = self.boxes["image_id"].to_numpy()
+        self.expected: dict[int, Expected | None] = {}  # by place, of the queries that `expect` looked at
+        self.gallery_size = 0  # 0 where it was not counted
 
     def query(self, place: int) -> Query:
         """One query with its first `top` results, judged."""
@@ -107,6 +111,26 @@ class QueryList:
             results=shown,
         )
 
+    def expect(self, output: ObjectStore, imageset: ImageSet, kind: str, places: Iterable[int]) -> None:
+        """Find what would have been right for those of some queries that do not show it."""
+        unanswered = [place for place in places if self._lacks_answer(self.query(place))]
+        asked = {int(self.standings.truth_row[place]): self._searched(place) for place in unanswered}
+        found, self.gallery_size = expected.find(output, imageset, kind, self.truth, asked)
+        self.expected = {place: found.get(int(self.standings.truth_row[place])) for place in unanswered}
+
+    def _lacks_answer(self, query: Query) -> bool:
+        """Whether the set knows a right answer and the page shows none."""
+        return self.truth.rankings.kind is not None and not 0 < query.first_right <= self.top
+
+    def _searched(self, place: int) -> list[Key]:
+        """The items that stand for a query: one, by photo all; for a missed garment the box of another category."""
+        query = self.query(place)
+        boxes = self.boxes_of(query.image_id)  # by falling score, as items are numbered
+        if self.truth.rankings.kind == "photo":
+            return [(query.image_id, item) for item in range(len(boxes))]
+        item = query.item if query.item is not None else reasons.nearest_box(boxes, query.bbox)
+        return [] if item is None else [(query.image_id, item)]
+
     def boxes_of(self, image_id: int) -> list[dict[str, Any]]:
         """One photo's boxes by falling score, a dictionary of BOX_COLUMNS each."""
         start, end = (int(np.searchsorted(self.photo_of_box, image_id, side)) for side in ("left", "right"))
@@ -118,15 +142,20 @@ class QueryList:
         shops = results.gallery_image_id[rows, : self.top]
         listed = shops[np.arange(shops.shape[1]) < np.minimum(results.gallery_count[rows], self.top)[:, None]]
         missed = self.photos[len(results) :]
-        return np.unique(np.r_[results.query_image_id[rows], listed, missed]).tolist()
+        right = np.array([answer.image_id for answer in self.expected.values() if answer], np.int64)
+        return np.unique(np.r_[results.query_image_id[rows], listed, missed, right]).tolist()
 
     def want(self, places: Iterable[int], wanted: Wanted) -> None:
         """Ask for the pictures of some queries; a shop crop that several of them show is one picture."""
-        for query in map(self.query, places):
+        for place in places:
+            query, answer = self.query(place), self.expected.get(place)
             marks = tuple(mark for mark, _, _ in legend(query, self.boxes_of(query.image_id)))
             wanted.setdefault(query.image_id, {})[photo_name(query)] = Marked(marks)
             for result in query.results:
                 wanted.setdefault(result.image_id, {})[crop_name(result)] = Crop(result.bbox)
+            if answer:
+                part = Crop(answer.bbox) if answer.bbox else Marked(())
+                wanted.setdefault(answer.image_id, {})[answer_name(answer)] = part
 
     def mistakes(self, shots: Shots) -> list[tuple[Query, Shot | None, Shot | None]]:
         """The most confident mistakes that have pictures: the query's photo, and the shop item ranked first for it."""
@@ -171,13 +200,14 @@ class QueryList:
             "text": "\n".join(name for name in dict.fromkeys(names) if name),
         }
 
-    def chunks(self, sources: Sources, shots: Shots) -> Iterator[list[dict[str, Any]]]:
+    def chunks(self, sources: Sources, shots: Shots, categories: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
         """The details, CHUNK queries at a time, in the order of the index."""
         for start in range(0, len(self.standings), CHUNK):
             places = range(start, min(start + CHUNK, len(self.standings)))
-            yield [self._details(query, sources, shots) for query in map(self.query, places)]
+            yield [self._details(place, sources, shots, categories) for place in places]
 
-    def _details(self, query: Query, sources: Sources, shots: Shots) -> dict[str, Any]:
+    def _details(self, place: int, sources: Sources, shots: Shots, categories: Sequence[str]) -> dict[str, Any]:
+        query = self.query(place)
         own = sources.get(query.image_id, NOWHERE)
         marks, results = [], []
         for mark, score, votes in legend(query, self.boxes_of(query.image_id)):
@@ -186,7 +216,7 @@ class QueryList:
         for result in query.results:
             sold, crop = sources.get(result.image_id, NOWHERE), _picture(crop_name(result), shots)
             judged = [str(result.image_id), round(result.similarity, 4), result.right]
-            results.append([*judged, sold.product_id, crop, list(map(list, sold.attributes))])
+            results.append([*judged, sold.sold_as, crop, list(map(list, sold.attributes))])
         return {
             "file": own.file_name,
             "product": own.product_id,
@@ -195,6 +225,29 @@ class QueryList:
             "picture": _picture(photo_name(query), shots),
             "marks": marks,
             "results": results,
+            "reason": self._reason(place, query, categories),
+            "answer": self._answer(place, query, sources, shots),
+        }
+
+    def _reason(self, place: int, query: Query, categories: Sequence[str]) -> str:
+        """Why the page shows no right result; "" where it does, or where the rank says it all."""
+        if not self._lacks_answer(query):
+            return ""
+        if query.missed:
+            return reasons.missed(query.category_id, query.bbox, self.boxes_of(query.image_id), categories)
+        return reasons.unranked(self.expected[place], self.standings.length) if place in self.expected else ""
+
+    def _answer(self, place: int, query: Query, sources: Sources, shots: Shots) -> dict[str, Any] | None:
+        """What would have been right, for the queries that were looked at."""
+        if (answer := self.expected.get(place)) is None:
+            return None
+        box = reasons.nearest_box(self.boxes_of(query.image_id), query.bbox) if query.missed else None
+        return {
+            "photo": str(answer.image_id),
+            "name": sources.get(answer.image_id, NOWHERE).sold_as,
+            "place": reasons.place(answer, self.gallery_size, box),
+            "similarity": None if answer.similarity is None else round(answer.similarity, 4),
+            "picture": _picture(answer_name(answer), shots),
         }
 
 
@@ -243,6 +296,14 @@ def photo_name(query: Query) -> str:
 
 def crop_name(result: Result) -> str:
     return f"shop-{result.image_id}-{result.item}"
+
+
+def answer_name(answer: Expected) -> str:
+    """Name of the picture of a right answer: that of the run's box, so that results share it, or of the true one."""
+    if answer.item is not None:
+        return f"shop-{answer.image_id}-{answer.item}"
+    corner = "" if answer.bbox is None else f"-{answer.bbox[0]:.0f}-{answer.bbox[1]:.0f}"
+    return f"shop-{answer.image_id}-true{corner}"
 
 
 def _picture(name: str, shots: Shots) -> Any:

@@ -109,6 +109,7 @@ def test_nothing_hostile_becomes_markup(four, tmp_path):
     assert not found.all.of("img") and {tag.get("src") for tag in found.all.of("script")} == {
         "data/queries.js",
         "assets/queries.js",
+        "assets/pictures.js",
     }
     assert found.text.count("<script>alert(1)</script>") == 2  # reason, run.json
     assert found.query(1)["file"] == HOSTILE and found.query(1)["results"][0][3] == HOSTILE
@@ -260,11 +261,11 @@ def test_a_run_that_has_only_begun_still_has_pages(tmp_path):
     images = make_set(tmp_path / "set", [photo(1, "user", garment(1), pair_id=5)])
     found = build(open_store(tmp_path / "run"), images)
     for words in (
-        "no metrics.json yet",
+        "no figures yet",
         "No detection figures",
         "No retrieval figures",
         "no rankings yet",
-        "no failures.parquet yet",
+        "no list of failures yet",
         "No logs",
     ):
         assert words in found.text
@@ -355,9 +356,10 @@ def test_only_shards_with_something_to_show_are_read_for_pictures(four, monkeypa
 
     monkeypatch.setattr(ImageSet, "read", spy)
     build(output, images, queries=1)
-    assert read == ["shard-00000", "shard-00002"]  # photo 1 and shop photo 25, not shop photos 21 to 24
+    # photo 1; shop photo 21, which would have been right; shop photo 25
+    assert read == ["shard-00000", "shard-00001", "shard-00002"]
     build(output, images, queries=1)
-    assert len(read) == 2  # again: nothing to draw
+    assert len(read) == 3  # again: nothing to draw
 
 
 def test_ids_of_63_bits_arrive_whole(four, tmp_path):
