@@ -1,16 +1,13 @@
-"""How sure the main figures are: 95 % intervals over photos, the level of chance, single models that beat the rest.
+"""How sure the main figures are: 95 % intervals over photos, the level of chance.
 
-In: ranks of right results, matched boxes, metrics.json. Out: fractions in [0, 1] and sentences. Photos are drawn with
-replacement, all of a photo's queries and boxes together (`postproc.bootstrap`).
+In: ranks of right results, matched boxes. Out: fractions in [0, 1]. Photos are drawn with replacement, all
+of a photo's queries and boxes together (`postproc.bootstrap`).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from jobs.reports.figures import COMBINED, accuracy_at, detectors, judged_models
-from jobs.reports.pages import percent
 from postproc.bootstrap import paired_interval
 
 Interval = tuple[float, float]
@@ -74,8 +71,9 @@ def ap50_intervals(
     intervals = {}
     for name, ids in means.items():
         if known := [drawn[category] for category in ids if category in drawn]:
-            values = np.nanmean(known, axis=0)  # a draw may hold no item of a category
-            low, high = np.nanquantile(values, [0.025, 0.975])
+            values = np.stack(known)
+            values = values[:, ~np.isnan(values).all(axis=0)]  # without the draws that hold no item at all
+            low, high = np.quantile(np.nanmean(values, axis=0), [0.025, 0.975])
             intervals[name] = float(low), float(high)
     return intervals
 
@@ -98,32 +96,3 @@ def _average_precisions(times: np.ndarray, photo: np.ndarray, right: np.ndarray,
                 reached = place < len(hits)
                 values[start + row] = np.where(reached, best[row, np.minimum(place, len(hits) - 1)], 0.0).mean()
     return values
-
-
-# ---- single models that are better than all together -----------------------------------------------------------------
-
-
-def better_alone(metrics: dict[str, Any], final: Mapping[str, str | None]) -> list[str]:
-    """A sentence for every single model that beats what is made of all: in AP50 or AP10_50 the fused boxes, in Acc@10
-    the final list. `final` names it for each kind of boxes; a model alone is not compared with itself."""
-    rows = detectors(metrics)
-    found = [
-        _sentence(measure, "the fused boxes", {name: row.get(measure) for name, row in rows.items()}, "fused")
-        for measure in ("AP50", "AP10_50")
-    ]
-    for boxes, name in final.items():
-        models = {model: accuracy_at(row, "10") for model, row in judged_models(metrics, boxes).items()}
-        if name in COMBINED:
-            found.append(_sentence(f"Acc@10 with {boxes} boxes", "the final list", models, name))
-    return [sentence for sentence in found if sentence]
-
-
-def _sentence(measure: str, whole: str, values: Mapping[str, float | None], combined: str | None) -> str:
-    single = {name: value for name, value in values.items() if value is not None and name not in COMBINED}
-    together = values.get(combined or "")
-    if not single or together is None:
-        return ""
-    best = max(single, key=lambda name: single[name])
-    if round(single[best], 3) <= round(together, 3):
-        return ""
-    return f"{best} alone is better than {whole}: {measure} {percent(single[best])} against {percent(together)}."

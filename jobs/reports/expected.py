@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jobs.reports.reasons import IOU, Expected, Key
 from jobs.reports.truth import Box, GroundTruth, as_box, of_photos
 from jobs.runs import tables
 from jobs.runs.reader import consumers, read_items
@@ -23,27 +24,6 @@ from store.errors import UserError
 from store.imageset import ImageSet
 from store.objects import ObjectMissing, ObjectStore
 
-IOU = 0.5  # overlap from which a shop's box is its true one, as in the benchmark
-
-Key = tuple[int, int]  # image_id and number of an item
-
-
-@dataclass(frozen=True)
-class Expected:
-    """The right garment of the shop that comes first in the whole ranking.
-
-    Attributes:
-        bbox: px x1 y1 x2 y2; the true box where the run has none there; None where nobody drew one.
-        item: number of the run's box; None where the run has none there.
-        rank: 1-based among the shop's items, by photo among its photos; None where unknown. similarity: a cosine.
-    """
-
-    image_id: int
-    bbox: Box | None
-    item: int | None = None
-    rank: int | None = None
-    similarity: float | None = None
-
 
 class _Candidate(NamedTuple):
     query: int
@@ -53,7 +33,7 @@ class _Candidate(NamedTuple):
 
 def find(
     output: ObjectStore, imageset: ImageSet, kind: str, truth: GroundTruth, asked: Mapping[int, Sequence[Key]]
-) -> tuple[dict[int, Expected], int]:
+) -> tuple[dict[int, Expected | None], int]:
     """The right answers of some queries, and how many items (by photo: photos) the gallery has; 0 where not counted.
 
     Args:
@@ -61,10 +41,11 @@ def find(
         asked: number of a query of the truth -> the items that were searched with for it; there may be none.
 
     Returns:
-        A query without a right answer in the set is absent.
+        An entry for each query of `asked`, None where the set has no right answer; and the size.
     """
     shops = _right_shops(truth, asked)
-    expected = {query: Expected(*found[0]) for query, found in shops.items()}
+    expected: dict[int, Expected | None] = dict.fromkeys(asked)
+    expected |= {query: Expected(*found[0]) for query, found in shops.items()}
     candidates = list(_candidates(output, kind, truth, shops))
     for one in reversed(candidates):
         expected[one.query] = Expected(one.key[0], one.bbox, one.key[1])

@@ -1,7 +1,7 @@
 """The figures of metrics.json, in whole or in part, as the pages show them: tables with the best figure marked, the
 order of names, a colour for each model."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jobs.reports.pages import Cell, Table, count, percent
@@ -166,6 +166,32 @@ def parts(
         levels = [(f"{level} {word}", [p.get(str(level)) or {} for p in per]) for level, word in enumerate(meanings, 1)]
         split.append((attribute.replace("_", " "), [row for row in levels if any(row[1])]))
     return split
+
+
+def better_alone(metrics: dict[str, Any], final: Mapping[str, str | None]) -> list[str]:
+    """A sentence for every single model that beats what is made of all: in AP50 or AP10_50 the fused boxes, in Acc@10
+    the final list. `final` names it for each kind of boxes; a model alone is not compared with itself."""
+    rows = detectors(metrics)
+    found = [
+        _beaten(measure, "the fused boxes", {name: row.get(measure) for name, row in rows.items()}, "fused")
+        for measure in ("AP50", "AP10_50")
+    ]
+    for boxes, name in final.items():
+        models = {model: accuracy_at(row, "10") for model, row in judged_models(metrics, boxes).items()}
+        if name in COMBINED:
+            found.append(_beaten(f"Acc@10 with {boxes} boxes", "the final list", models, name))
+    return [sentence for sentence in found if sentence]
+
+
+def _beaten(measure: str, whole: str, values: Mapping[str, float | None], combined: str | None) -> str:
+    single = {name: value for name, value in values.items() if value is not None and name not in COMBINED}
+    together = values.get(combined or "")
+    if not single or together is None:
+        return ""
+    best = max(single, key=lambda name: single[name])
+    if round(single[best], 3) <= round(together, 3):
+        return ""
+    return f"{best} alone is better than {whole}: {measure} {percent(single[best])} against {percent(together)}."
 
 
 def _table(names: Iterable[str], columns: dict[str, list[float | None]]) -> Table:

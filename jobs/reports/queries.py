@@ -14,14 +14,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.reports import expected, figures, reasons
-from jobs.reports.expected import Expected, Key
+from jobs.reports import figures, reasons
 from jobs.reports.pictures import Crop, Mark, Marked, Shot, Shots, Wanted, colour_of
+from jobs.reports.reasons import Expected, Key
 from jobs.reports.standings import LIST_LENGTH, judge, similarities
 from jobs.reports.truth import Box, GroundTruth, Source, Sources, as_box, of_photos
 from jobs.runs import tables
 from jobs.runs.reader import read_judged
-from store.imageset import ImageSet
 from store.objects import ObjectStore
 
 MOST_MISTAKES = 6  # on the first page
@@ -76,7 +75,8 @@ class QueryList:
         self.photos = np.r_[self.rankings.results.query_image_id, missed_photos]
         self.boxes = photo_boxes(output, kind, truth, self.photos.tolist())
         self.photo_of_box = self.boxes["image_id"].to_numpy()
-        self.expected: dict[int, Expected | None] = {}  # by place, of the queries that `expect` looked at
+        # What `expected.find` says of queries that show no right result, by their number in the truth
+        self.expected: dict[int, Expected | None] = {}
         self.gallery_size = 0  # 0 where it was not counted
 
     def query(self, place: int) -> Query:
@@ -111,12 +111,13 @@ class QueryList:
             results=shown,
         )
 
-    def expect(self, output: ObjectStore, imageset: ImageSet, kind: str, places: Iterable[int]) -> None:
-        """Find what would have been right for those of some queries that do not show it."""
-        unanswered = [place for place in places if self._lacks_answer(self.query(place))]
-        asked = {int(self.standings.truth_row[place]): self._searched(place) for place in unanswered}
-        found, self.gallery_size = expected.find(output, imageset, kind, self.truth, asked)
-        self.expected = {place: found.get(int(self.standings.truth_row[place])) for place in unanswered}
+    def unanswered(self, places: Iterable[int]) -> dict[int, list[Key]]:
+        """Those of some queries that show no right result, by their number in the truth, with the items searched."""
+        chosen = [place for place in places if self._lacks_answer(self.query(place))]
+        return {int(self.standings.truth_row[place]): self._searched(place) for place in chosen}
+
+    def _expected(self, place: int) -> Expected | None:
+        return self.expected.get(int(self.standings.truth_row[place]))
 
     def _lacks_answer(self, query: Query) -> bool:
         """Whether the set knows a right answer and the page shows none."""
@@ -148,7 +149,7 @@ class QueryList:
     def want(self, places: Iterable[int], wanted: Wanted) -> None:
         """Ask for the pictures of some queries; a shop crop that several of them show is one picture."""
         for place in places:
-            query, answer = self.query(place), self.expected.get(place)
+            query, answer = self.query(place), self._expected(place)
             marks = tuple(mark for mark, _, _ in legend(query, self.boxes_of(query.image_id)))
             wanted.setdefault(query.image_id, {})[photo_name(query)] = Marked(marks)
             for result in query.results:
@@ -234,18 +235,19 @@ class QueryList:
         if not self._lacks_answer(query):
             return ""
         if query.missed:
-            return reasons.missed(query.category_id, query.bbox, self.boxes_of(query.image_id), categories)
-        return reasons.unranked(self.expected[place], self.standings.length) if place in self.expected else ""
+            return reasons.why_missed(query.category_id, query.bbox, self.boxes_of(query.image_id), categories)
+        looked_at = int(self.standings.truth_row[place]) in self.expected
+        return reasons.why_unranked(self._expected(place), self.standings.length) if looked_at else ""
 
     def _answer(self, place: int, query: Query, sources: Sources, shots: Shots) -> dict[str, Any] | None:
         """What would have been right, for the queries that were looked at."""
-        if (answer := self.expected.get(place)) is None:
+        if (answer := self._expected(place)) is None:
             return None
         box = reasons.nearest_box(self.boxes_of(query.image_id), query.bbox) if query.missed else None
         return {
             "photo": str(answer.image_id),
             "name": sources.get(answer.image_id, NOWHERE).sold_as,
-            "place": reasons.place(answer, self.gallery_size, box),
+            "place": reasons.rank_in_words(answer, self.gallery_size, box),
             "similarity": None if answer.similarity is None else round(answer.similarity, 4),
             "picture": _picture(answer_name(answer), shots),
         }

@@ -14,6 +14,7 @@ from jobs.reports import (
     ablation,
     certainty,
     detection,
+    expected,
     figures,
     index,
     pages,
@@ -133,7 +134,9 @@ def _gather(output: ObjectStore, imageset: ImageSet, n: int, top: int, compare: 
     if contents.boxes:
         contents.queries = QueryList(output, contents.boxes, contents.truth, top)
         chosen = standings.pick(contents.queries.standings, n).tolist()
-        contents.queries.expect(output, imageset, contents.boxes, chosen)
+        asked = contents.queries.unanswered(chosen)
+        found = expected.find(output, imageset, contents.boxes, contents.truth, asked)
+        contents.queries.expected, contents.queries.gallery_size = found
         contents.sources = truth.read_sources(imageset, contents.truth, contents.queries.image_ids())
         contents.queries.want(chosen, wanted)
         contents.drawn = len(chosen)
@@ -240,14 +243,8 @@ def _remove_stale(output: ObjectStore, kept: set[str]) -> None:
 
 def _values(output: ObjectStore, imageset: ImageSet, contents: Contents) -> dict[str, Any]:
     """What the templates are filled with: first what several pages show, then page by page."""
-    metrics, queries, comparison = contents.metrics, contents.queries, contents.comparison
+    metrics = contents.metrics
     charts = [chart for drawn in contents.charts.values() for chart in drawn]
-    parts = ((boxes, figures.accuracy_parts(metrics, boxes)) for boxes in figures.BOXES)
-    shown = index.tiles(metrics, contents.sure)
-    tiles = [(tile, comparison and comparison.difference(tile.owner, tile.measure)) for tile in shown]
-    final = {boxes: figures.final_name(figures.judged_models(metrics, boxes)) for boxes in figures.BOXES}
-    logs = run.log_keys(output)
-    settings = json.dumps(contents.run, indent=2, sort_keys=True, ensure_ascii=False) if contents.run else ""
     return {
         "title": " + ".join(pages.title_of(part.uri) for part in imageset.sets),
         "profile": contents.settings.get("profile"),
@@ -259,42 +256,68 @@ def _values(output: ObjectStore, imageset: ImageSet, contents: Contents) -> dict
         "boxes": contents.boxes,
         "drawn": contents.drawn,
         "shots": contents.shots,
+        "truth": contents.truth.rankings.kind,
         "chart_names": {page: [chart["id"] for chart in drawn] for page, drawn in contents.charts.items()},
         "chart_titles": {chart["id"]: chart["title"] for chart in charts},
         "detection": figures.ap_table(metrics),
         "retrieval": figures.accuracy_tables(metrics),
         "links": [(key, words) for key, words in LINKED.items() if output.exists(key)],
-        # index
-        "tiles": tiles,
-        "comparison": comparison,
-        "notes": (metrics.get("summary") or {}).get("notes") or [],
+        **_of_index(contents),
+        **_of_detection_and_retrieval(contents),
+        **_of_queries_and_ablation(contents),
+        **_of_run(output, contents),
+    }
+
+
+def _of_index(contents: Contents) -> dict[str, Any]:
+    metrics, queries, comparison = contents.metrics, contents.queries, contents.comparison
+    shown = index.tiles(metrics, contents.sure)
+    final = {boxes: figures.final_name(figures.judged_models(metrics, boxes)) for boxes in figures.BOXES}
+    return {
+        "tiles": [(tile, comparison and comparison.difference(tile.owner, tile.measure)) for tile in shown],
         "sure_shown": any("95 %" in words for words in contents.sure.values()),
         "chance_shown": any("chance" in words for words in contents.sure.values()),
-        "better_alone": certainty.better_alone(metrics, final),
-        "sure": {boxes: contents.sure.get((figures.final_list(boxes), "Acc@10"), "") for boxes in figures.BOXES},
+        "better_alone": figures.better_alone(metrics, final),
+        "comparison": comparison,
+        "notes": (metrics.get("summary") or {}).get("notes") or [],
         "mistakes": queries.mistakes(contents.shots) if queries else [],
-        # detection
+    }
+
+
+def _of_detection_and_retrieval(contents: Contents) -> dict[str, Any]:
+    metrics = contents.metrics
+    parts = ((boxes, figures.accuracy_parts(metrics, boxes)) for boxes in figures.BOXES)
+    return {
         "categories": figures.ap_categories(metrics),
         "has_ten": contents.categories == DEEPFASHION2,
         "images": figures.judged_images(metrics),
         "result": contents.detection,
         "min_score": detection.MIN_SCORE,
         "picture_name": detection.picture_name,
-        # retrieval
         "graded": figures.graded_tables(metrics),
         "parts": {boxes: tables for boxes, tables in parts if tables},
+        "sure": {boxes: contents.sure.get((figures.final_list(boxes), "Acc@10"), "") for boxes in figures.BOXES},
         "queries_per_photo": metrics.get("queries_per_photo"),
-        # queries
+    }
+
+
+def _of_queries_and_ablation(contents: Contents) -> dict[str, Any]:
+    queries = contents.queries
+    return {
         "n_queries": len(queries.standings) if queries else 0,
-        "truth": contents.truth.rankings.kind,
         "top": queries.top if queries else 0,
         "confident_share": standings.CONFIDENT_SHARE,
-        # ablation
         "studies": contents.studies,
         "moved": ablation.moved,
         "steps_in_words": ablation.steps_in_words,
-        # run
-        "times": run.stage_times(metrics),
+    }
+
+
+def _of_run(output: ObjectStore, contents: Contents) -> dict[str, Any]:
+    logs = run.log_keys(output)
+    settings = json.dumps(contents.run, indent=2, sort_keys=True, ensure_ascii=False) if contents.run else ""
+    return {
+        "times": run.stage_times(contents.metrics),
         "logs": logs,
         "log_rows": run.stage_logs(output, logs),
         "failures": contents.failures,

@@ -100,8 +100,17 @@ def attribute(attributes: Iterable[tuple[str, str]], names: Sequence[str]) -> st
     >>> attribute([("colour", "red"), ("Title", "Midi skirt")], TITLES)
     'Midi skirt'
     """
-    texts = {name.casefold().replace(" ", "_"): text for name, text in attributes if text}
+    texts = {plain_name(name): text for name, text in attributes if text}
     return next((texts[name] for name in names if name in texts), "")
+
+
+def plain_name(name: str) -> str:
+    """An attribute's name as it is compared.
+
+    >>> plain_name("Product Title")
+    'product_title'
+    """
+    return name.strip().casefold().replace(" ", "_")
 
 
 def _cut(text: str) -> str:

@@ -8,7 +8,7 @@ import report_runs as runs
 
 from detection.matching import TrueBoxes
 from detection.metrics import evaluate_boxes
-from jobs.reports import certainty
+from jobs.reports import certainty, figures
 
 
 def test_chance_is_the_share_of_orders_that_begin_with_a_right_item():
@@ -70,7 +70,7 @@ def test_an_interval_of_ap_holds_the_figure():
 def test_a_single_model_that_is_better_is_named():
     detection = {"atss": runs.figures(0.625), "fused": runs.figures(0.5)}
     retrieval = {"detected": {"lite": runs.accuracy(0.75), "b": runs.accuracy(0.1), "concat": runs.accuracy(0.5)}}
-    said = certainty.better_alone({"detection": detection, "retrieval": retrieval}, {"detected": "concat"})
+    said = figures.better_alone({"detection": detection, "retrieval": retrieval}, {"detected": "concat"})
     assert said == [
         "atss alone is better than the fused boxes: AP50 62.5 against 50.0.",
         "atss alone is better than the fused boxes: AP10_50 62.5 against 50.0.",
@@ -81,4 +81,4 @@ def test_a_single_model_that_is_better_is_named():
 @pytest.mark.parametrize("single", [0.5, 0.5004, None])
 def test_equal_as_printed_is_not_better(single):
     detection = {"atss": runs.figures(single), "fused": runs.figures(0.5)}
-    assert certainty.better_alone({"detection": detection}, {}) == []
+    assert figures.better_alone({"detection": detection}, {}) == []

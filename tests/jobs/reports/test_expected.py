@@ -9,8 +9,8 @@ import pytest
 import report_runs as runs
 from report_runs import BOX, build, garment, make_set, photo, ranking_row, write_rows
 
-from jobs.reports import reasons
-from jobs.reports.expected import Expected
+from jobs.reports.pages import ordinal
+from jobs.reports.reasons import Expected, why_missed, why_unranked
 from jobs.runs import tables
 from postproc.neighbours import nearest
 from store.categories import DEEPFASHION2
@@ -71,7 +71,7 @@ def test_the_rank_is_that_of_the_whole_ranking(tmp_path, answer):
     wrong = next(i for i in SHOPS if i != answer)
     write_rows(output, "rankings/detected.parquet", tables.RANKINGS, [ranking_row(1, [wrong])])
     said = build(output, images).query(1)["answer"]
-    assert said["place"] == f"ranked {reasons.ordinal(place + 1)} of 40" and said["name"] == f"000{answer}.jpg"
+    assert said["place"] == f"ranked {ordinal(place + 1)} of 40" and said["name"] == f"000{answer}.jpg"
     assert said["similarity"] == pytest.approx(similarity[0, place], abs=1e-4)
     assert said["picture"][0] == f"pictures/shop-{answer}-0.jpg"
 
@@ -85,7 +85,7 @@ def test_by_photo_the_best_of_its_garments_counts(tmp_path):
     similarity = np.stack([rows[i] for i in SHOPS]) @ rows[1]
     rank = 1 + int((similarity > similarity[SHOPS.index(103)]).sum())
     write_rows(output, "rankings/detected.parquet", tables.RANKINGS, [ranking_row(1, [100])])
-    assert build(output, images).query(1)["answer"]["place"] == f"ranked {reasons.ordinal(rank)} of 40"
+    assert build(output, images).query(1)["answer"]["place"] == f"ranked {ordinal(rank)} of 40"
 
 
 def test_what_re_ranking_orders_has_no_rank_beyond_its_list(tmp_path):
@@ -118,7 +118,7 @@ def test_a_missed_garment_is_searched_with_its_box_of_another_category(tmp_path)
     write_rows(output, "rankings/detected.parquet", tables.RANKINGS, [ranking_row(1, [103], category_id=8)])
     one = build(output, images).query(1)
     assert one["first"] == "missed"
-    assert one["answer"]["place"] == f"ranked {reasons.ordinal(rank)} of 40, searched with box 1"
+    assert one["answer"]["place"] == f"ranked {ordinal(rank)} of 40, searched with box 1"
     assert one["reason"].startswith("Box of category trousers only (80.0)")
 
 
@@ -146,7 +146,7 @@ def box(bbox: tuple, category_id: int, score: float = 0.625) -> dict[str, Any]:
     ],
 )
 def test_a_missed_garment_has_a_reason(bbox, boxes, words):
-    assert reasons.missed(9, bbox, boxes, DEEPFASHION2).startswith(words)
+    assert why_missed(9, bbox, boxes, DEEPFASHION2).startswith(words)
 
 
 @pytest.mark.parametrize(
@@ -159,4 +159,4 @@ def test_a_missed_garment_has_a_reason(bbox, boxes, words):
     ],
 )
 def test_a_list_without_a_right_result_has_a_reason(expected, words):
-    assert reasons.unranked(expected, 20) == words
+    assert why_unranked(expected, 20) == words
