@@ -16,6 +16,7 @@ from jobs.runs import tables
 from jobs.runs.selection import ShardTaken
 from postproc.hypotheses import Hypotheses
 from postproc.places import places
+from retrieval.hypotheses import read_hypotheses
 from retrieval.limit import without_unjudged
 from retrieval.rankings import Rankings
 from retrieval.results import Results
@@ -118,7 +119,7 @@ def read_items(store: ObjectStore, kind: str, shards: Sequence[str], models: Seq
         embeddings[name] = np.zeros((len(items), stored.shape[1]), np.float32)
         embeddings[name][rows >= 0] = stored[rows[rows >= 0]]
     columns = {name: items.column(name).to_numpy() for name in ("image_id", "item", "score", "category_id", "votes")}
-    boxes, hypotheses = tables.rows_of(items.column("bbox")), tables.hypotheses_of(items)
+    boxes, hypotheses = tables.rows_of(items.column("bbox")), read_hypotheses(items)
     found = EmbeddedItems(**columns, bbox=boxes, hypotheses=hypotheses, embeddings=embeddings)
     return found if complete.all() else found.split(complete)[0]
 
@@ -167,6 +168,18 @@ def facts_of(gallery: EmbeddedItems, photos: pa.Table) -> GalleryFacts:
     return GalleryFacts(gallery.category_id, gallery.score, photo, number.astype(np.int64))
 
 
+def ranked_hypotheses(store: ObjectStore, kind: str, queries: EmbeddedItems) -> Hypotheses:
+    """The hypotheses that the rankings have of these queries, by which the run's figures were made."""
+    columns = ["query_image_id", "query_item", "query_category_id", "query_score", "query_hypotheses"]
+    ranked = tables.read(store, f"rankings/{kind}.parquet", columns)
+    asked = pa.table({"image_id": queries.image_id, "item": queries.item})
+    rows = matching_rows(asked, ranked.rename_columns([name.removeprefix("query_") for name in ranked.column_names]))
+    if (rows < 0).any():
+        place = f"{store.uri}: rankings/{kind}.parquet"
+        raise UserError(f"{place} lacks a query of photo {queries.image_id[rows.argmin()]}; run jobs/rank.py again")
+    return read_hypotheses(ranked, "query_")[rows]
+
+
 def read_rankings(store: ObjectStore, name: str, length: int | None = None) -> Rankings:
     """rankings/NAME.parquet, its lists padded to one length.
 
@@ -211,7 +224,7 @@ def _rankings_of(table: pa.Table, length: int | None) -> Rankings:
         query_bbox=tables.rows_of(table.column("query_bbox")).astype(np.float64),
         query_cls=table.column("query_category_id").to_numpy().astype(np.int64),
         query_score=table.column("query_score").to_numpy().astype(np.float64),
-        hypotheses=tables.hypotheses_of(table, "query_"),
+        hypotheses=read_hypotheses(table, "query_"),
         gallery_image_id=padded("gallery_image_id", np.int64),
         gallery_bbox=padded("gallery_bbox", np.float64, 4),
         gallery_count=counts,

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from detection.detections import Detections
 from postproc.hypotheses import Hypotheses
+from retrieval.hypotheses import HYPOTHESES, as_column
 from store.errors import UserError
 from store.files import digest
 from store.objects import ObjectStore, StorageError
@@ -18,8 +18,6 @@ from store.objects import ObjectStore, StorageError
 BOX = pa.list_(pa.float32(), 4)  # px, x1 y1 x2 y2 of the upright image
 # COCO run-length encoding, size: height, width; null: none. Parquet cannot hold the null of a fixed list
 MASK = pa.struct([("size", pa.list_(pa.int32())), ("counts", pa.binary())])
-# categories that an item may have, its own first, with their scores; null or empty: its own alone
-HYPOTHESES = pa.list_(pa.struct([("category_id", pa.int16()), ("score", pa.float32())]))
 
 DETECTIONS = pa.schema(
     [("image_id", pa.int64()), ("bbox", BOX), ("score", pa.float32()), ("category_id", pa.int16()), ("mask", MASK)]
@@ -56,7 +54,7 @@ def _column(values: Any, kind: pa.DataType, n: int) -> pa.Array:
         flat = np.ascontiguousarray(values, kind.value_type.to_pandas_dtype()).reshape(-1)
         return pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), kind.list_size)
     if isinstance(values, Hypotheses):
-        return hypotheses_column(values)
+        return as_column(values)
     if isinstance(values, np.ndarray):
         return pa.array(values.astype(kind.to_pandas_dtype()), kind)
     return pa.array(values, kind)
@@ -83,32 +81,6 @@ def rows_of(column: pa.ChunkedArray) -> np.ndarray:
     whole = column.combine_chunks()
     whole = pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
     return whole.flatten().to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
-
-
-def hypotheses_column(hypotheses: Hypotheses) -> pa.Array:
-    """As a column of the type HYPOTHESES."""
-    real = hypotheses.real
-    category_id, score = pa.array(hypotheses.category_id[real], pa.int16()), pa.array(hypotheses.score[real])
-    flat = pa.StructArray.from_arrays([category_id, score], fields=list(HYPOTHESES.value_type))
-    return pa.ListArray.from_arrays(pa.array(np.r_[0, np.cumsum(real.sum(axis=1))], pa.int32()), flat)
-
-
-def hypotheses_of(rows: pa.Table, prefix: str = "") -> Hypotheses:
-    """A table's column `hypotheses` as arrays; a row without any, and a table without the column: its own alone.
-
-    `prefix` is that of the columns' names: "query_" in rankings.
-    """
-    own = Hypotheses.own(*(rows.column(f"{prefix}{name}").to_numpy() for name in ("category_id", "score")))
-    if f"{prefix}hypotheses" not in rows.column_names:
-        return own
-    column = rows.column(f"{prefix}hypotheses").combine_chunks()
-    column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) else column
-    counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
-    real, flat = np.arange(max([*counts.tolist(), 1])) < counts[:, None], column.flatten()
-    category_id, score = np.zeros(real.shape, np.int64), np.zeros(real.shape, np.float32)
-    category_id[real], score[real] = flat.field("category_id").to_numpy(), flat.field("score").to_numpy()
-    category_id[counts == 0, :1], score[counts == 0, :1] = own.category_id[counts == 0], own.score[counts == 0]
-    return Hypotheses(category_id, score)
 
 
 def write(store: ObjectStore, key: str, rows: pa.Table) -> str:

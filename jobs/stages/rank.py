@@ -21,6 +21,7 @@ from jobs.runs.run import Run
 from jobs.runs.settings import record
 from postproc.hypotheses import Hypotheses
 from retrieval import steps
+from retrieval.hypotheses import read_hypotheses
 from retrieval.search_plan import SearchPlan
 
 SUBMITTED = 20  # results of a query in the benchmark's format
@@ -149,7 +150,7 @@ def submission(rankings: pa.Table) -> bytes:
     The hypotheses of a query follow each other and have one list. A query whose category nobody knows has one entry, of
     category 0.
     """
-    known, lists = tables.hypotheses_of(rankings, "query_"), ["gallery_image_id", "gallery_bbox"]
+    known, lists = read_hypotheses(rankings, "query_"), ["gallery_image_id", "gallery_bbox"]
     columns = ["query_image_id", "query_bbox", "query_category_id", "query_score", *lists]
     entries = []
     for row, query in enumerate(
