@@ -10,6 +10,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.gallery.answers import Answer
+from jobs.gallery.answers import Answer, likely_names
 from jobs.reports.pages import environment, title_of
 from jobs.reports.pictures import Mark, Picture, crop_garment, photo_with_marks
 from jobs.reports.truth import TITLES, attribute, plain_name, shown
@@ -64,7 +65,9 @@ def write(
     wanted = {hit.item["id"]: hit.item for hits in lists for hit in hits}
     crops, offers, note = crops_of(record, list(wanted.values()), settings)
     photos = [(answer, _photo(answer, settings.max_pixels)) for answer in answers]
-    env = environment(recorded(record))
+    categories = recorded(record)
+    env = environment(categories)
+    env.globals["likely"] = partial(likely_names, categories)
     env.filters |= {"inline": _inline, "colour": _colour, "file": lambda name: Path(name).name or name}
     text = env.get_template("search.html.j2").render(
         gallery=title_of(gallery), version=record["name"], rows=record.get("rows", 0), photos=photos, crops=crops,

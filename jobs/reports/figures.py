@@ -13,6 +13,7 @@ AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP10", "AP10_50")
 EXTRA_AP_COLUMNS = (("consumers", "AP10"), ("masks", "AP10_50"))  # consumer photos alone; masks instead of boxes
 LIST_FIGURES = {"mAP": "map", "MRR": "mrr"}  # title -> name in metrics.json; nDCG@10 beside them
 OTHER_TOPS = {"own category": "top_one_category", "any category": "top_any_category"}  # title -> name in metrics.json
+OTHER_KS = ("1", "10")  # lengths at which they are shown
 COMBINED = ("fused", "concat", "steps")  # made of several models
 N_COLOURS = 6  # of single models, in assets/report.css; a seventh has the first colour again, dotted
 # DeepFashion2's meanings of the levels 1, 2, 3
@@ -107,18 +108,30 @@ def accuracy_tables(metrics: dict[str, Any]) -> list[tuple[str, Table]]:
     for boxes in BOXES:
         if models := judged_models(metrics, boxes):
             columns = {f"Acc@{k}": [accuracy_at(row, k) for row in models.values()] for k in KS}
-            for title, key in OTHER_TOPS.items():  # of detected boxes; with true ones they are no others
-                tops = [row.get(key) or {} for row in models.values()]
-                if tops != [row.get("top") for row in models.values()]:
-                    columns |= {f"Acc@{k}, {title}": [top.get(k) for top in tops] for k in ("1", "10")}
+            groups = [("", len(KS))]
+            for title, key in other_tops(metrics, boxes).items():
+                columns |= {f"Acc@{k}, {title}": [row[key].get(k) for row in models.values()] for k in OTHER_KS}
+                groups.append((title, len(OTHER_KS)))
             extra = {title: [row.get(name) for row in models.values()] for title, name in LIST_FIGURES.items()}
             extra["nDCG@10"] = [(row.get("ndcg") or {}).get("10") for row in models.values()]
-            columns |= {title: values for title, values in extra.items() if any(v is not None for v in values)}
-            table = _table(models, columns)
+            extra = {title: values for title, values in extra.items() if any(v is not None for v in values)}
+            table = _table(models, columns | extra)
             for (_, cells), row in zip(table.rows, models.values(), strict=True):
                 cells += [Cell(count(row.get("missed"))), Cell(count(row.get("queries")))]
-            tables.append((boxes, Table([*table.head, "missed", "queries"], table.rows)))
+            head = [*(title.partition(",")[0] for title in table.head), "missed", "queries"]
+            several = (*groups, ("", len(extra) + 2)) if len(groups) > 1 else ()
+            tables.append((boxes, Table(head, table.rows, several)))
     return tables
+
+
+def other_tops(metrics: dict[str, Any], boxes: str) -> dict[str, str]:
+    """Those of OTHER_TOPS that say more than `top`: with detected boxes, where boxes may have several categories."""
+    rows = judged_models(metrics, boxes).values()
+    return {
+        title: key
+        for title, key in OTHER_TOPS.items()
+        if all(row.get(key) for row in rows) and any(row[key] != row.get("top") for row in rows)
+    }
 
 
 def graded_tables(metrics: dict[str, Any]) -> list[tuple[str, Table]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from detection.metrics import AP10_IDS
-from jobs.reports.figures import BOXES, accuracy_at, final_list, final_name, judged_models
+from jobs.reports.figures import BOXES, accuracy_at, final_list, final_name, judged_models, other_tops
 from jobs.reports.pages import count, duration, percent, title_of
 from jobs.runs.run_record import digests, read_record
 from store.categories import DEEPFASHION2, recorded
@@ -103,6 +103,8 @@ def tiles(metrics: dict[str, Any], sure: Mapping[tuple[str, str], str]) -> list[
         name = final_name(models)
         figures: dict[str, Any] = models[name] if name else {}
         note = f"{name}, {count(figures.get('queries'))} queries" if name else "not measured"
+        others = [f"{title} {percent(figures[key].get('10'))}" for title, key in other_tops(metrics, boxes).items()]
+        note = ", ".join([note, *others])
         value = percent(accuracy_at(figures, "10"))
         owner = final_list(boxes)
         main.append(Tile(f"Acc@10, {boxes} boxes", value, note, owner, "Acc@10", sure.get((owner, "Acc@10"), "")))

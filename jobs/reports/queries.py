@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.reports import figures, reasons
-from jobs.reports.pictures import Crop, Mark, Marked, Shot, Shots, Wanted, colour_of
+from jobs.reports.pictures import Crop, Mark, Marked, Shot, Shots, Wanted
 from jobs.reports.reasons import Expected, Key
 from jobs.reports.standings import LIST_LENGTH, judge, similarities
 from jobs.reports.truth import Box, GroundTruth, Source, Sources, as_box, of_photos
@@ -28,6 +28,7 @@ CHUNK = 250  # queries in one data file
 MIN_FUSED_SCORE = 0.3  # fused boxes under it are not drawn; items/ has its own threshold already
 NOT_CHOSEN, NOT_DECODED = 0, 1  # instead of a picture
 NOWHERE = Source("", "", "")  # of a photo that the set does not have
+Other = tuple[int, float]  # category id and score of what else a box may be
 BOX_COLUMNS = ["image_id", "bbox", "score", "category_id", "votes"]
 
 
@@ -88,6 +89,8 @@ class QueryList:
             box = as_box(entry["bbox"]) if entry else None
             return Query(int(self.truth.rankings.photo[asked]), None, box, entry.get("cls", 0), None, 0, 0, ())
         rankings, results = self.rankings, self.rankings.results
+        truth_row = int(self.standings.truth_row[place])
+        true: Mapping[str, Any] = self.truth.rankings.entry(truth_row) if truth_row >= 0 else {}
         n = int(results.gallery_count[row])
         right = np.zeros(n, bool) if self.standings.right is None else self.standings.right[row, :n]
         shown = tuple(
@@ -104,7 +107,7 @@ class QueryList:
             image_id=int(results.query_image_id[row]),
             item=int(rankings.query_item[row]),
             bbox=as_box(results.query_bbox[row]),
-            category_id=int(results.query_cls[row]),
+            category_id=int(true.get("cls", results.query_cls[row])),
             score=float(results.query_score[row]),
             first_right=int(right.argmax()) + 1 if right.any() else 0,
             ranked=n,
@@ -133,7 +136,7 @@ class QueryList:
         return [] if item is None else [(query.image_id, item)]
 
     def boxes_of(self, image_id: int) -> list[dict[str, Any]]:
-        """One photo's boxes by falling score, a dictionary of BOX_COLUMNS each."""
+        """One photo's boxes by falling score, a dictionary of BOX_COLUMNS each, and `hypotheses` where there are."""
         start, end = (int(np.searchsorted(self.photo_of_box, image_id, side)) for side in ("left", "right"))
         return self.boxes.slice(start, end - start).to_pylist()
 
@@ -150,7 +153,7 @@ class QueryList:
         """Ask for the pictures of some queries; a shop crop that several of them show is one picture."""
         for place in places:
             query, answer = self.query(place), self._expected(place)
-            marks = tuple(mark for mark, _, _ in legend(query, self.boxes_of(query.image_id)))
+            marks = tuple(mark for mark, *_ in legend(query, self.boxes_of(query.image_id)))
             wanted.setdefault(query.image_id, {})[photo_name(query)] = Marked(marks)
             for result in query.results:
                 wanted.setdefault(result.image_id, {})[crop_name(result)] = Crop(result.bbox)
@@ -211,9 +214,9 @@ class QueryList:
         query = self.query(place)
         own = sources.get(query.image_id, NOWHERE)
         marks, results = [], []
-        for mark, score, votes in legend(query, self.boxes_of(query.image_id)):
-            colour, score = colour_of(mark.category_id), score and round(score, 4)
-            marks.append([mark.label, mark.category_id, colour, score, votes, mark.strong, mark.dashed])
+        for mark, score, votes, others in legend(query, self.boxes_of(query.image_id)):
+            shown = [mark.label, mark.category_id, mark.colour, score and round(score, 4), votes]
+            marks.append([*shown, mark.strong, mark.dashed, [(i, round(value, 4)) for i, value in others]])
         for result in query.results:
             sold, crop = sources.get(result.image_id, NOWHERE), _picture(crop_name(result), shots)
             judged = [str(result.image_id), round(result.similarity, 4), result.right]
@@ -259,33 +262,38 @@ def photo_boxes(output: ObjectStore, kind: str, truth: GroundTruth, image_ids: I
     for shard, ids in truth.shards_of(image_ids).items():
         keys = (f"items/{kind}/{shard}.parquet", f"fused/{shard}.parquet")
         if key := next((key for key in keys if output.exists(key)), None):
-            table = of_photos(tables.read(output, key, BOX_COLUMNS), ids)
+            table = of_photos(tables.read(output, key), ids)
+            table = table.select([name for name in (*BOX_COLUMNS, "hypotheses") if name in table.column_names])
             strong = pc.greater_equal(table["score"], MIN_FUSED_SCORE)
             parts.append(table.filter(strong) if key.startswith("fused/") else table)
     if not parts:
         return tables.ITEMS.empty_table()
-    whole = pa.concat_tables(parts)
+    whole = pa.concat_tables(parts, promote_options="default")  # not every shard may have hypotheses
     return whole.take(np.lexsort((-whole["score"].to_numpy(), whole["image_id"].to_numpy()))).combine_chunks()
 
 
-def legend(query: Query, boxes: list[dict[str, Any]]) -> list[tuple[Mark, float | None, int | None]]:
-    """What is drawn on a query's photo, each mark with its score and votes for the legend beside it.
+def legend(query: Query, boxes: list[dict[str, Any]]) -> list[tuple[Mark, float | None, int | None, Sequence[Other]]]:
+    """What is drawn on a query's photo, each mark with score, votes and what else it may be, for the legend beside it.
 
-    The photo's boxes are numbered from 1, the query's one is strong; a missed garment's true box is dashed.
+    The photo's boxes are numbered from 1, the query's one is strong; a missed garment's true box is dashed. What else
+    it may be is told of the query's box, and of the one that lies on a missed garment.
     """
     detected = None if query.missed else query.bbox
     own = [detected is not None and np.allclose(row["bbox"], detected, atol=0.5) for row in boxes]
     strong = own.index(True) if any(own) else -1
-    marks: list[tuple[Mark, float | None, int | None]] = []
+    told = reasons.nearest_box(boxes, query.bbox) if query.missed else strong
+    marks: list[tuple[Mark, float | None, int | None, Sequence[Other]]] = []
     for i, row in enumerate(boxes):
         mark = Mark(tuple(row["bbox"]), row["category_id"], str(i + 1), strong=i == strong)
-        marks.append((mark, row["score"], row["votes"]))
+        hypotheses = (row.get("hypotheses") or []) if i == told else []
+        others = [(one["category_id"], one["score"]) for one in hypotheses[1:]]
+        marks.append((mark, row["score"], row["votes"], others))
     if query.bbox is None:
         return marks
     if query.missed:
-        marks.append((Mark(query.bbox, query.category_id, "?", strong=True, dashed=True), None, None))
+        marks.append((Mark(query.bbox, query.category_id, "?", strong=True, dashed=True), None, None, ()))
     elif strong < 0:
-        marks.append((Mark(query.bbox, query.category_id, str(len(marks) + 1), strong=True), query.score, None))
+        marks.append((Mark(query.bbox, query.category_id, str(len(marks) + 1), strong=True), query.score, None, ()))
     return marks
 
 

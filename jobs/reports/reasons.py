@@ -54,10 +54,11 @@ def why_missed(
     if nearest is None:
         return "No box: nothing was detected where the garment is."
     box = boxes[nearest]
-    if box["category_id"] == category_id:
+    others = [one["category_id"] for one in (box.get("hypotheses") or [])[1:]]
+    if category_id in (box["category_id"], *others):
         return f"Box {nearest + 1} is taken: it overlaps another garment more than this one."
-    name = category_name(categories, box["category_id"])
-    return f"Box of category {name} only ({percent(box['score'])}), and the benchmark wants the right category, too."
+    names = " or ".join(category_name(categories, one) for one in (box["category_id"], *others))
+    return f"Box of category {names} only ({percent(box['score'])}), and the benchmark wants the right category, too."
 
 
 def why_unranked(expected: Expected | None, length: int) -> str:

@@ -261,6 +261,7 @@ def _values(output: ObjectStore, imageset: ImageSet, contents: Contents) -> dict
         "chart_titles": {chart["id"]: chart["title"] for chart in charts},
         "detection": figures.ap_table(metrics),
         "retrieval": figures.accuracy_tables(metrics),
+        "other_tops": [title for boxes in figures.BOXES for title in figures.other_tops(metrics, boxes)],
         "links": [(key, words) for key, words in LINKED.items() if output.exists(key)],
         **_of_index(contents),
         **_of_detection_and_retrieval(contents),

@@ -67,7 +67,7 @@
     return known.length ? make("span", { class: "file levels" }, known.join(" · ")) : null;
   };
 
-  const legendEntry = ([label, category, colour, score, votes, query, missed]) => {
+  const legendEntry = ([label, category, colour, score, votes, query, missed, others]) => {
     const words = [categoryOf(category)];
     if (missed) words.push(", true box, not detected");
     else {
@@ -75,7 +75,9 @@
       if (votes) words.push(` · ${votes} ${votes === 1 ? "vote" : "votes"}`);
       if (query) words.push(" · query");
     }
-    return make("li", {}, make("span", { class: "key", style: `background: ${colour}` }, label), make("span", query ? { class: "is" } : {}, words.join("")));
+    const entry = make("span", query ? { class: "is" } : {}, words.join(""));
+    const rest = others.map(([id, value]) => `${categoryOf(id)} ${percent(value)}`).join(", ");
+    return make("li", {}, make("span", { class: "key", style: `background: ${colour}` }, label), make("span", {}, entry, rest ? `; or ${rest}` : ""));
   };
 
   const attribute = ([name, text]) => make("span", { class: "id", title: text }, make("bdi", {}, `${name} `), make("bdi", { class: "is" }, text));

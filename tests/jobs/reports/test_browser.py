@@ -73,6 +73,79 @@ def test_a_page_loads_whole_and_fits_a_phone(report, tab, name):
     assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 
+ORPHANS = """() => [...document.querySelectorAll("main :is(h2, h3, .note)")].filter((one) => {
+    const next = one.nextElementSibling;
+    const heading = one.matches("h2") ? "h2" : "h2, h3";
+    return !next || next.matches(heading) || !next.textContent.trim() && !next.querySelector("img, svg");
+}).map((one) => one.textContent)"""
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_is_announced_that_does_not_follow(report, tab, name):
+    assert tab(report).open(f"{name}.html").evaluate(ORPHANS) == []
+
+
+def test_nothing_is_announced_where_half_of_a_run_is_missing(tmp_path, tab):
+    """Figures without rankings: no curves, no similarities."""
+    output = open_store(tmp_path / "run")
+    images = runs.four(tmp_path / "set", output)
+    runs.with_figures(output)
+    for entry in list(output.list("rankings/")):
+        output.delete(entry.key)
+    build(output, images)
+    for name in ("index", "detection", "retrieval", "queries", "run"):
+        assert tab(tmp_path / "run" / "report").open(f"{name}.html").evaluate(ORPHANS) == []
+
+
+@pytest.mark.parametrize("name, link", [("queries", "article .photo a.opens"), ("index", ".mistakes a.opens")])
+def test_a_picture_opens_large_by_keyboard_and_closes_by_escape(report, tab, name, link):
+    page = tab(report, viewport={"width": 390, "height": 844}).open(f"{name}.html")
+    page.locator(link).first.focus()
+    words = page.locator(link).first.locator("img").get_attribute("alt")
+    page.keyboard.press("Enter")
+    dialog = page.locator("dialog[open]")
+    assert words in dialog.inner_text() and page.evaluate("document.activeElement.textContent") == "Close"
+    box = dialog.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 390 and box["height"] <= 844
+    assert dialog.locator("img").bounding_box()["height"] > 400  # of a photo of 100 px
+    page.keyboard.press("n")  # belongs to the queries, not to the dialog
+    assert page.evaluate("document.activeElement.textContent") == "Close"
+    page.keyboard.press("Escape")
+    assert page.locator("dialog").count() == 0
+    assert page.evaluate(f"document.activeElement === document.querySelector({link!r})"), "focus is where it was"
+    page.locator(link).first.click()
+    page.get_by_role("button", name="Close").click()
+    assert page.locator("dialog").count() == 0 and page.url.partition("#")[0].endswith(f"{name}.html")
+
+
+def test_what_would_have_been_right_stands_above_the_wrong_results(tmp_path, tab):
+    """Photo 3 has a right answer with photo 22, that its list lacks; photo 2 is missed: its box is of trousers."""
+    output = open_store(tmp_path / "run")
+    users = [photo(2, "user", garment(1), pair_id=5), photo(3, "user", garment(1), pair_id=6)]
+    shops = [photo(21, "shop", garment(1), pair_id=5), photo(22, "shop", garment(1), pair_id=6, product_id=HOSTILE)]
+    images = make_set(tmp_path / "set", users + shops)
+    rows = [ranking_row(2, [21], category_id=8), ranking_row(3, [21])]
+    write_rows(output, "rankings/detected.parquet", tables.RANKINGS, rows)
+    items = [*runs.item_rows([2, 3, 21, 22])]
+    items[0]["category_id"] = 8
+    write_rows(output, "items/detected/shard-00000.parquet", tables.ITEMS, items)
+    build(output, images)
+    page = tab(tmp_path / "run" / "report").open("queries.html")
+    wrong, missed = page.locator(".answer").all()
+    assert wrong.inner_text() == f"Would have been right: {HOSTILE}. Not among the first 20."
+    assert missed.inner_text().startswith("Would have been right: 000021.jpg. Box of category trousers only (80.0)")
+    assert page.locator(".answer img").first.get_attribute("alt") == f"would have been right: {HOSTILE}"
+    order = page.locator("article").first.evaluate(
+        "one => one.innerHTML.indexOf('answer') < one.innerHTML.indexOf('shops')"
+    )
+    assert order and page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_nothing_moves(report):
+    css = (report / "assets" / "report.css").read_text()
+    assert "transition" not in css and "animation" not in css and "smooth" not in css
+
+
 def test_queries_say_how_they_ended(report, tab):
     page = tab(report).open("queries.html")
     articles = {text.split(" ·")[0]: text for text in page.locator("article").all_inner_texts()}
