@@ -130,14 +130,16 @@ def _one_a_product(items: Sequence[tuple[float, dict[str, Any]]]) -> list[tuple[
     boxes: dict[int, list[Sequence[float]]] = {}
     kept = []
     for value, item in items:
-        if item["product_id"]:
-            new = item["product_id"] not in products
-            products.add(item["product_id"])
+        product, bbox, shown = item["product_id"], item["bbox"], boxes.setdefault(item["image_id"], [])
+        if product in products:
+            continue
+        if product:
+            products.add(product)
+        elif shown and iou_with(np.array(shown), np.array(bbox)).max() > SAME_GARMENT:
+            continue
         else:
-            shown = boxes.setdefault(item["image_id"], [])
-            new = not shown or iou_with(np.array(shown), np.array(item["bbox"])).max() <= SAME_GARMENT
-            shown += [item["bbox"]] * new
-        kept += [(value, item)] * new
+            shown.append(bbox)
+        kept.append((value, item))
     return kept
 
 
