@@ -27,6 +27,8 @@ FILES = ("submission.json", "metrics.json", "failures.parquet")
 WHOLE = "shard-00000"  # the last part of the mark's name where a stage takes the whole set at once
 MARK = {"fingerprint": str, "basis": dict, "outputs": dict, "seconds": dict, "failures": list, "finished": str}
 LATER_PARTS = {"stamps": dict, "replaced": list, "notes": dict}  # marks of earlier releases may have none
+# in the notes of a mark of fuse: key of the items -> digest of that table without hypotheses, which embedding ignores
+EMBEDDED = "embedded"
 FAILURE = {"image_id": int, "reason": str}
 CHANGES = {  # parts of a basis, and how a change of each is told
     "settings": "settings changed: ",

@@ -21,7 +21,6 @@ from jobs.runs.retries import Job
 from jobs.runs.run import Run
 from jobs.runs.settings import Settings, record
 from jobs.runs.versions import versions
-from jobs.stages.fuse import embedded_digests
 from jobs.stages.stored import StoredEmbedWorker
 from store.decode import VERSION as DECODER
 from store.imageset import ImageSet
@@ -39,7 +38,7 @@ def units(run: Run) -> list[Unit]:
     units = []
     for kind in run.box_kinds:
         fused = [run.units["fuse"][f"fuse/{shard.name}"] for shard in run.selected.shards]
-        items = [embedded_digests(run, unit, kind) for unit in fused]
+        items = [run.embedded_digests(unit, below=f"items/{kind}/") for unit in fused]
         for model in run.embedders:
             for shard, digests in zip(run.selected.shards, items, strict=True):
                 inputs = {"model": model.basis, "inputs": shard.basis() | {"items": digests}}

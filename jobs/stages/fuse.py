@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from detection import rle
 from detection.detections import Rle
 from jobs.runs import shards, tables
-from jobs.runs.marks import CODES, Outcome, Unit
+from jobs.runs.marks import CODES, EMBEDDED, Outcome, Unit
 from jobs.runs.retries import Job
 from jobs.runs.run import Run
 from jobs.runs.settings import Settings, record
@@ -27,9 +27,6 @@ from postproc.places import places
 from store.errors import UserError
 from store.imageset import ImageSet
 from store.objects import ObjectStore
-
-# In the notes of a mark: key of the items -> digest of that table without hypotheses, of which embedding reads nothing
-EMBEDDED = "embedded"
 
 
 def units(run: Run) -> list[Unit]:
@@ -44,16 +41,6 @@ def units(run: Run) -> list[Unit]:
         outputs = (f"fused/{shard.name}.parquet", *(f"items/{kind}/{shard.name}.parquet" for kind in run.box_kinds))
         units.append(Unit(f"fuse/{shard.name}", outputs, basis, shard.images))
     return units
-
-
-def embedded_digests(run: Run, unit: Unit, kind: str) -> dict[str, str] | None:
-    """Key -> digest of what embedding reads of a unit's items; None when the unit is unfinished."""
-    if (digests := run.digests([unit], below=f"items/{kind}/")) is None:
-        return None
-    mark = run.marks[unit.path]
-    own = mark.get("notes", {}).get(EMBEDDED, {})
-    replaced = mark.get("replaced", ())  # by another program, which may have moved boxes
-    return {key: own.get(key, digest) if key not in replaced else digest for key, digest in digests.items()}
 
 
 def run_unfinished(run: Run) -> None:
