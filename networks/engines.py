@@ -57,15 +57,21 @@ def choose(setting: str, device: str, threads: int) -> Engine:
     `auto` is OpenVINO on a CPU, where it is installed, and torch on a GPU. UserError: OpenVINO was asked for where
     there is a GPU or no OpenVINO, or CUDA graphs where there is no GPU.
     """
+    refuse_device(setting, device)
     installed = util.find_spec("openvino") is not None
     if setting == "auto":
         setting = "openvino" if device == "cpu" and installed else "torch"
-    elif setting == "openvino" and (device != "cpu" or not installed):
-        reason = "it is not installed" if device == "cpu" else f"the device is {device}"
-        raise UserError(f"engine: openvino runs networks on a CPU, and {reason}; set engine=auto or device=cpu")
-    elif setting == "cudagraph" and device == "cpu":
-        raise UserError("engine: cudagraph runs networks on a GPU and device is cpu; set engine=auto or device=cuda")
+    elif setting == "openvino" and not installed:
+        raise UserError("engine: openvino is not installed; install it, or set engine=auto")
     return Engine(setting, threads)
+
+
+def refuse_device(setting: str, device: str) -> None:
+    """UserError: the engine does not run on such a device; "auto", of either, may yet fit."""
+    for engine, place, fitting, other in (("openvino", "CPU", "cpu", "cuda"), ("cudagraph", "GPU", "cuda", "cpu")):
+        if setting == engine and device == other:
+            want = f"set engine=auto or device={fitting}"
+            raise UserError(f"engine: {engine} runs networks on a {place} and device is {device}; {want}")
 
 
 def describe(spec: Any, weights: Path | None) -> dict[str, Any] | None:
