@@ -94,8 +94,7 @@ def load(
         category_ids: the category id that each of `spec.categories` becomes, 0 where its boxes are left out; they take
             no other box's place. None: 1, 2, 3 …
         engine: what runs the network. OpenVINO and CUDA graphs do where its outputs are read by `detection.families`,
-            OpenVINO only where its weights are of a file; of a Cascade R-CNN OpenVINO runs all but the heads that look
-            at single boxes, CUDA graphs all but the heads.
+            OpenVINO only where its weights are of a file; of a Cascade R-CNN CUDA graphs run all but the heads.
 
     Raises:
         WeightsError: no weights, another digest, or tensors that do not fit.
