@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe
 from typing import Any
 
-from jobs.runs import photos
 from jobs.runs.pool import Host, Worker, thread_limits
 from jobs.runs.retries import Job
 from jobs.runs.versions import our_code
@@ -77,7 +76,8 @@ class OneProcess:
 
         Args:
             deadline_s: after so many seconds the process is ended.
-            tick: called about once a second. photos_done: called with the number of photos that were done meanwhile.
+            tick: called about once a second.
+            photos_done: called with the number of the job's photos that are done, whenever it has grown.
 
         Raises:
             ProcessLost: the process ended, or did not answer in time.
@@ -186,13 +186,12 @@ def serve(pipe: Connection) -> None:
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     sys.path[:] = pipe.recv()
     threading.Thread(target=_receive, args=(pipe, requests), name="receive", daemon=True).start()
-    photos.tell_done = lambda n: pipe.send(("photos", n))
     host: Host | None = None
     while True:
         try:
             method, argument = pickle.loads(requests.get())
             if method == "load":
-                host = Host(argument, "cpu")
+                host = Host(argument, "cpu", lambda n: pipe.send(("photos", n)))
                 gc.collect()  # the models of the worker before refer to themselves
             assert host is not None
             reply: tuple[str, Any] = "answer", host.load() if method == "load" else host.run(argument, {}, False)

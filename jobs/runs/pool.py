@@ -5,6 +5,7 @@ An actor owns a device (a GPU, a share of one, or CPU cores) and loads its model
 follows a death. A call that outlasts its deadline has its process ended and counts as a death.
 """
 
+import contextlib
 import ctypes
 import functools
 import math
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from jobs.runs import events, gpu, versions
+from jobs.runs import events, gpu, photos, versions
 from jobs.runs.retries import Job, Trial
 from store.errors import UserError
 
@@ -24,8 +25,13 @@ LOADING_DEATHS = 5  # in a row, of one actor, before it is given up
 RESTARTING = "The actor is restarting"  # Ray's words for a call between two processes of an actor
 UNREACHABLE = "failed to connect"  # Ray's words for a call to a process that does not answer
 RESIZE_EVERY_S = 5.0  # how often nodes that have joined are looked for
+COUNT_EVERY_S = 5.0  # how often an actor is asked for the photos that it has done
 IO_ATTEMPTS = 3  # of a shard whose storage fails
 NOTHING_BEGUN: Mapping[str, Trial] = types.MappingProxyType({})
+
+
+def _ignore(*_: Any, **__: Any) -> None:
+    pass
 
 
 class Worker(Protocol):
@@ -51,10 +57,13 @@ class Host:
     the actor has a GPU.
     """
 
-    def __init__(self, worker: Worker, device: str) -> None:
-        self.worker, self.device = worker, device
+    def __init__(self, worker: Worker, device: str, tell: Callable[[float], None] = _ignore) -> None:
+        """`tell` is called in the worker's thread with `photos_done` whenever that grows."""
+        self.worker, self.device, self.tell = worker, device, tell
+        self.done = 0.0
         self.ended: float | None = None
         self.gpu: gpu.GpuBusy | None = None
+        photos.tell_done = self._count
 
     def load(self) -> tuple[dict[str, Any], dict[str, float]]:
         """What the worker's `load` returned, with node and process."""
@@ -66,10 +75,21 @@ class Host:
     def probe(self, job: Job, row: int) -> tuple[None, dict[str, float]]:
         return self._timed(lambda: self.loaded.probe(job, row))
 
+    def photos_done(self) -> float:
+        """How many photos of the call at work are done; 0 between two calls. On Ray it has a thread of its own."""
+        return self.done
+
+    def _count(self, n: float) -> None:
+        self.done += n
+        self.tell(self.done)
+
     def _timed(self, call: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
         began, start = time.time(), time.monotonic()
         waited = 0.0 if self.ended is None else start - self.ended
-        answer = call()
+        try:
+            answer = call()
+        finally:
+            self.done = 0.0
         self.ended = time.monotonic()
         facts = {"began": round(began, 3), "wall_s": round(self.ended - start, 3), "waited_s": round(waited, 3)}
         if self.gpu and (busy := self.gpu.mean()) is not None:
@@ -128,6 +148,8 @@ class Slot:
     number: int  # of the actor in the stage, from 0
     account: Mapping[str, Any] = field(default_factory=dict)  # what its `load` returned
     call: Any = None
+    count: Any = None  # pending answer of `photos_done`, asked during this call
+    asked: float = 0.0  # when `photos_done` was last called, or the call was made
     trial: Trial | None = None  # the shard it works on; None while it loads
     loaded: bool = False
     since: float = 0.0  # the call's start
@@ -139,10 +161,6 @@ class Slot:
         import ray
 
         ray.kill(self.actor, no_restart=not restart)
-
-
-def _ignore(*_: Any, **__: Any) -> None:
-    pass
 
 
 @dataclass
@@ -162,6 +180,7 @@ class Pool:
     tick: Callable[[], None] = _ignore  # called about once a second
     say: Callable[[str], None] = _ignore
     report: Callable[..., None] = _ignore
+    photos_done: Callable[[str, float], None] = _ignore  # called with a shard at work and its photos done so far
     node_wait_s: float = math.inf  # how long there may be no actor at all: at the start, or after all have died
     accounts: list[dict[str, Any]] = field(default_factory=list)  # what each actor's `load` returned
     slots: list[Slot] = field(default_factory=list)
@@ -177,8 +196,12 @@ class Pool:
         import ray
 
         share = self.share
-        options = {"num_gpus": share.gpus, "num_cpus": share.cpus, "max_restarts": -1, "max_task_retries": 0}
-        host = ray.remote(Host).options(runtime_env=versions.our_code(thread_limits(share.cpus)), **options)
+        options: dict[str, Any] = {"num_gpus": share.gpus, "num_cpus": share.cpus, "max_restarts": -1}
+        options |= {"max_task_retries": 0, "concurrency_groups": {"count": 1}}
+        # Ray calls an actor with such groups in threads. In an arena of its own, a thread gives freed blocks back in
+        # spite of `keep_freed_memory`, which costs a detector in torch 8 % more time.
+        environment = thread_limits(share.cpus) | {"MALLOC_ARENA_MAX": "1"}
+        host: Any = ray.remote(**options, runtime_env=versions.our_code(environment))(Host)
         self.slots += [Slot(host.remote(self.worker, share.device), self.started + i) for i in range(n)]
         self.started += n
 
@@ -203,7 +226,7 @@ class Pool:
                 time.sleep(0.1)  # all shards that are left pause after a death
             for call in ray.wait(list(calls), num_returns=1, timeout=1.0)[0] if calls else ():
                 slot = calls[call]
-                trial, slot.call, slot.trial = slot.trial, None, None
+                trial, slot.call, slot.trial, slot.count = slot.trial, None, None, None
                 try:
                     answer, facts = ray.get(call)
                 except ray.exceptions.RayTaskError as error:
@@ -226,6 +249,7 @@ class Pool:
                         self._report("shard", slot, **shard, **facts)
                         yield trial.job, answer
             self._end_the_hung()
+            self._count_photos()
             self.tick()
 
     def _report(self, event: str, slot: Slot, **facts: Any) -> None:
@@ -263,7 +287,7 @@ class Pool:
         for slot in self.slots:
             if slot.call is not None or now < slot.not_before:
                 continue
-            slot.since = now
+            slot.since = slot.asked = now
             if not slot.loaded:
                 slot.call = slot.actor.load.remote()
                 continue
@@ -273,6 +297,7 @@ class Pool:
                 method, arguments = trial.next_call()
                 call = getattr(slot.actor, method).options(name=f"{method} {trial.job.name}")
                 slot.trial, slot.call = trial, call.remote(trial.job, *arguments)
+                self.photos_done(trial.job.name, 0.0)  # it may have died on some before
 
     def _died(self, slot: Slot, trial: Trial | None, waiting: list[Trial], error: Exception) -> None:
         """A process ended: Ray restarts the actor, and its shard is tried again."""
@@ -327,3 +352,21 @@ class Pool:
                 slot.hung = True
                 self.say(f"{slot.trial.job.name}: no answer for {limit:g} s; ending the worker")
                 slot.kill(restart=True)
+
+    def _count_photos(self) -> None:
+        """Ask the actors at work for the photos they have done, and pass on what has come, without waiting.
+
+        An actor that dies does not answer; its death is seen by its call.
+        """
+        import ray
+
+        now = time.monotonic()
+        for slot in self.slots:
+            if slot.trial is None:
+                continue
+            if slot.count is None and now - slot.asked >= COUNT_EVERY_S:
+                slot.count, slot.asked = slot.actor.photos_done.options(concurrency_group="count").remote(), now
+            elif slot.count is not None and ray.wait([slot.count], timeout=0)[0]:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    self.photos_done(slot.trial.job.name, ray.get(slot.count))
+                slot.count = None

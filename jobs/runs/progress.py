@@ -36,7 +36,7 @@ class Progress:
     say: Callable[[str], None] = say
     clock: Callable[[], float] = time.monotonic
     images_done: int = 0
-    images_begun: float = 0.0  # of shards that are not finished: photos done, and shares of photos
+    begun: dict[str, float] = field(default_factory=dict)  # unfinished shard -> photos done, and shares of photos
     failed: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     gpu_seconds: float = 0.0  # of shards whose actor told how busy its GPU was,
@@ -51,14 +51,14 @@ class Progress:
         if not self.ready:
             self.ready, self.started = True, self.clock()
 
-    def photos(self, n: float) -> None:
-        """So many photos of a shard are done that is not finished; 0.2 where one of five models is done with one."""
-        self.images_begun += n
+    def photos(self, shard: str, n: float) -> None:
+        """`n` photos of an unfinished shard are done so far; one that one of five models has done counts 0.2."""
+        self.begun[shard] = n
 
-    def add(self, images: int, seconds: Mapping[str, float], failed: int) -> None:
+    def add(self, shard: str, images: int, seconds: Mapping[str, float], failed: int) -> None:
         """A shard is finished."""
         self.done += 1
-        self.images_begun = 0.0
+        self.begun.pop(shard, None)
         self.images_done += images
         self.failed += failed
         for name, value in seconds.items():
@@ -82,10 +82,11 @@ class Progress:
     def line(self) -> str:
         elapsed = self.clock() - self.started
         head = f"{self.stage}: shard {self.done}/{self.total}"
-        done = self.images_done + self.images_begun
+        begun = sum(self.begun.values())
+        done = self.images_done + begun
         if not self.ready and not done:
             return f"{head}, loading models, {elapsed:.0f} s"
-        if self.images_begun:
+        if begun:
             head += f", photo {done:.0f}/{self.images}"
         if not done:
             return f"{head}, models loaded, at work for {elapsed:.0f} s"

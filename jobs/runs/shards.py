@@ -1,5 +1,6 @@
 """A stage's shards through its workers, each finished one marked and counted: what detect, fuse and embed share."""
 
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -100,10 +101,10 @@ def _run_one_process(run: Run, shards: Shards, worker: Worker) -> tuple[Shards, 
     settings, progress = run.settings, new_progress(shards)
     reporter = _Reporter(run, shards.stage, progress)
     process = one_process.kept(settings.threads_per_actor)
-    how: dict[str, Any] = {"tick": reporter.tick, "photos_done": progress.photos}
+    how: dict[str, Any] = {"tick": reporter.tick}
     say(f"{shards.stage}: {progress.images} photos in one process, {settings.threads_per_actor} CPU")
     try:
-        account, facts = process.load(worker, deadline_s=settings.node_wait_s, **how)
+        account, facts = process.load(worker, deadline_s=settings.node_wait_s, photos_done=lambda n: None, **how)
     except ProcessLost as lost:
         reporter.report(lost.how, actor=0, reason=str(lost))
         say(f"the process {lost.how} while it loaded its models; going on with Ray")
@@ -112,7 +113,7 @@ def _run_one_process(run: Run, shards: Shards, worker: Worker) -> tuple[Shards, 
     where: dict[str, Any] = {"actor": 0, "node": account["node"], "pid": account["pid"]}
     reporter.report("loaded", **where, device=account.get("device"), **facts)
     for number, job in enumerate(shards.jobs):
-        trial = Trial(job)
+        trial, how["photos_done"] = Trial(job), functools.partial(progress.photos, job.name)
         try:
             answer, facts = _run_patiently(process, trial, reporter, deadline_s=settings.shard_deadline_s, **how)
         except ProcessLost as lost:
@@ -171,6 +172,7 @@ def _run_pool(
 
     deadline_s, node_wait_s = run.settings.shard_deadline_s, run.settings.node_wait_s
     calls: dict[str, Any] = {"tick": reporter.tick, "say": say, "report": reporter.report}
+    calls["photos_done"] = progress.photos
     pool = Pool(worker, share, deadline_s, target_actors, node_wait_s=node_wait_s, **calls)
     with ThreadPoolExecutor(WRITERS) as writers, pool:
         for job, answer in pool.run(shards.jobs, begun):
@@ -247,7 +249,7 @@ def write_marks(run: Run, shards: Shards, job: Job, answer: Mapping[Any, Outcome
 
 
 def count_shard(progress: Progress, job: Job, answer: Mapping[Any, Outcome]) -> None:
-    progress.add(len(job.rows), seconds_of(answer), len(failed_images(answer)))
+    progress.add(job.name, len(job.rows), seconds_of(answer), len(failed_images(answer)))
 
 
 def seconds_of(answer: Mapping[Any, Outcome]) -> dict[str, float]:

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 from jobs.runs import cluster as ray_cluster
+from jobs.runs import photos, pool
 from jobs.runs import shards as engine
 from jobs.runs.events import RunLog
 from jobs.runs.marks import Outcome
 from jobs.runs.pool import Pool, Share
+from jobs.runs.progress import Progress
 from jobs.runs.retries import Job, Trial
 from jobs.runs.settings import Settings
 from store.objects import open_store
@@ -282,6 +284,55 @@ class SlowStore:
         self.marked.append(unit)
 
     def record(self) -> None: ...
+
+
+@dataclass
+class Counting:
+    """A worker that ends a shard of four photos when `told` exists, after three of them; shard-1 kills it once."""
+
+    told: Path
+    died: Path
+
+    def load(self, device: str) -> dict[str, Any]:
+        return {}
+
+    def run(self, job: Job, skip: dict[int, str], single: bool) -> dict[str, Outcome]:
+        for _ in range(3):
+            photos.tell_done(1)
+        if job.name == "shard-1" and not self.died.exists():
+            self.died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        end = time.monotonic() + 120  # a guard against hanging
+        while not self.told.exists():
+            assert time.monotonic() < end, "no photo is counted before its shard ends"
+            time.sleep(0.05)
+        return {"all": Outcome({})}
+
+    def probe(self, job: Job, row: int) -> None: ...
+
+
+@pytest.mark.slow
+def test_photos_of_actors_count_before_their_shards_are_finished(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of two actors waits with three photos of four done until the line has named all six; one of them died."""
+    lines, told = list[str](), tmp_path / "told"
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if "shard 0/2, photo 6/8" in line:
+            told.touch()
+
+    monkeypatch.setattr(pool, "COUNT_EVERY_S", 0.0)
+    monkeypatch.setattr(engine, "new_progress", lambda *_, **__: Progress("detect", 2, 0, 8, interval_s=0.0, say=say))
+    run: Any = SlowStore(RunLog(open_store(tmp_path)), tmp_path, 0)
+    jobs = [Job(f"shard-{i}", (0, 1, 2, 3)) for i in range(2)]
+    shards: Any = engine.Shards("detect", jobs, 2, {job.name: {"all": job.name} for job in jobs})
+    engine._run_pool(run, shards, Counting(told, tmp_path / "died"), lambda n_jobs: Share(2, "cpu", 0.0, 1))
+    assert sorted(run.marked) == ["shard-0", "shard-1"] and (tmp_path / "died").exists()
+    assert lines[-1].startswith("detect: 8 images in")
+    counts = [int(line.partition(", photo ")[2].partition("/")[0]) for line in lines if ", photo " in line]
+    assert max(counts) <= 7  # four of a finished shard and three; those of the process that died are not counted twice
 
 
 @pytest.mark.slow

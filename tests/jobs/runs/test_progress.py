@@ -28,13 +28,13 @@ def test_what_an_earlier_start_did_is_done_and_no_speed_and_loading_is_not_slown
     clock.now = 20.0
     progress.began()
     clock.now = 30.0
-    progress.add(10, {"read": 1.0, "infer": 8.0, "write": 1.0}, failed=2)
+    progress.add("shard-4", 10, {"read": 1.0, "infer": 8.0, "write": 1.0}, failed=2)
     assert said == [
         "detect: shard 4/10, loading models, 12 s",
         "detect: shard 5/10, 1.0 images/s, read 10% infer 80% write 10%, bad 2, 50 s to go",  # 10 photos in 10 s
     ]
     clock.now = 80.0
-    progress.add(50, {"read": 5.0, "infer": 40.0, "write": 5.0}, failed=0)
+    progress.add("shard-5", 50, {"read": 5.0, "infer": 40.0, "write": 5.0}, failed=0)
     progress.finish()
     assert said[-1] == "detect: 60 images in 60 s, 1.0 images/s, bad 2"
 
@@ -46,11 +46,13 @@ def test_photos_count_before_their_shard_is_finished() -> None:
     progress.began()
     clock.now = 11.0
     progress.tick()
-    progress.photos(8 / 2)
-    progress.photos(8 / 2)
+    progress.photos("shard-4", 4.0)
+    progress.photos("shard-4", 8.0)
+    progress.photos("shard-5", 1.0)
+    progress.photos("shard-5", 0.0)  # its process died
     clock.now = 22.0
     progress.tick()
-    progress.add(10, {"read": 1.0, "infer": 1.0}, failed=0)
+    progress.add("shard-4", 10, {"read": 1.0, "infer": 1.0}, failed=0)
     clock.now = 33.0
     progress.tick()
     assert said == [
@@ -75,7 +77,7 @@ def test_an_idle_gpu_is_called_out_with_what_it_waits_for(
     progress, _ = stage(clock, on_gpu=on_gpu)
     progress.waited(waited)
     clock.now = 10.0
-    progress.add(10, seconds, failed=0)
+    progress.add("shard-4", 10, seconds, failed=0)
     assert progress.idle().removeprefix("; ").startswith(told) and bool(told) == bool(progress.idle())
 
 
@@ -91,5 +93,5 @@ def test_a_gpu_that_idles_while_its_actors_are_in_the_models_is_called_out(
     progress, _ = stage(Clock(), on_gpu=on_gpu)
     for share, seconds in busy:
         progress.gpu(share, seconds)
-    progress.add(10, {"read": 1.0, "infer": 9.0}, failed=0)
+    progress.add("shard-4", 10, {"read": 1.0, "infer": 9.0}, failed=0)
     assert progress.idle().removeprefix("; ").startswith(told) and bool(told) == bool(progress.idle())
