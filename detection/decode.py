@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchvision.ops import batched_nms, nms
+
+from networks.packages import torchvision
 
 MAX_LOG_RATIO = abs(math.log(16 / 1000))  # between a box and its anchor: mmdetection's `wh_ratio_clip`
 
@@ -57,6 +58,21 @@ def places(groups: Tensor) -> Tensor:
 def as_rows(maps: Sequence[Tensor], width: int) -> Tensor:
     """Maps (B, A * width, h, w) of all levels as one (B, N, width): by level, place and anchor."""
     return torch.cat([one.permute(0, 2, 3, 1).reshape(len(one), -1, width) for one in maps], 1)
+
+
+def anchors_of(base: Tensor | list[list[float]], stride: Sequence[int], shape: Sequence[int], like: Tensor) -> Tensor:
+    """The anchors of a pyramid level, (h * w * A, 4) float32: by place, row by row, and anchor.
+
+    Args:
+        base: (A, 4), those of the first place.
+        stride: pixels between places, x and y.
+        shape: h and w of the level's map.
+        like: its device is the answer's.
+    """
+    y, x = (torch.arange(n, device=like.device, dtype=torch.float32) for n in shape)
+    y, x = torch.meshgrid(y * stride[1], x * stride[0], indexing="ij")
+    first = torch.as_tensor(base, dtype=torch.float32, device=like.device)
+    return (torch.stack([x, y, x, y], -1).view(-1, 1, 4) + first).view(-1, 4)
 
 
 def levels_of(anchors: Tensor, level_sizes: Sequence[int]) -> Tensor:
@@ -120,7 +136,8 @@ def suppress(found: BatchBoxes, groups: Tensor, iou_threshold: float, most: int)
     found, groups = found.take(solid), groups[solid]
     apart = found.photos * (groups.max() + 1) + groups if len(groups) else groups
     if found.boxes.is_cuda:
-        kept = batched_nms(found.boxes.double(), found.scores.double(), apart, iou_threshold).sort().values
+        doubles = found.boxes.double(), found.scores.double()
+        kept = torchvision.ops.batched_nms(*doubles, apart, iou_threshold).sort().values
     else:
         kept = _kept_of_groups(found, apart, iou_threshold)
     found = found.take(kept)
@@ -133,7 +150,8 @@ def _kept_of_groups(found: BatchBoxes, groups: Tensor, iou_threshold: float) -> 
     rows = best_of_groups(found.scores, groups, len(groups))
     sizes = [size for size in torch.bincount(groups).tolist() if size]
     columns = (column[rows].split(sizes) for column in (found.boxes.double(), found.scores.double()))
-    kept = [part[nms(*of_part, iou_threshold)] for part, *of_part in zip(rows.split(sizes), *columns, strict=True)]
+    nms, parts = torchvision.ops.nms, zip(rows.split(sizes), *columns, strict=True)
+    kept = [part[nms(*of_part, iou_threshold)] for part, *of_part in parts]
     return torch.cat([rows[:0], *kept]).sort().values
 
 

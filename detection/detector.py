@@ -9,25 +9,26 @@ per-image pipeline (tested on real photos).
 """
 
 import copy
+import functools
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detection import backbones, mmcv_ops, rle
+from detection import head_facts, rle
+from detection.batches import alike, fit, normalise, record_of
 from detection.decode import BatchBoxes, visible
 from detection.dense import fold
 from detection.detections import Detections, Rle
 from detection.families import PhotoSizes, family_of
 from detection.models import DetectorSpec
-from networks import weight_files
-from networks.engines import TORCH, Engine
+from networks import plan_files, weight_files
+from networks.engines import TORCH, Engine, surroundings
 from networks.weight_files import WeightsError
 from store.files import file_sha256
 
@@ -40,6 +41,8 @@ ALL_BOXES = 1_000_000  # of a photo: more than any head proposes
 
 def build_config(spec: DetectorSpec) -> Any:
     """The spec's model as mmengine's `ConfigDict`, a copy; every module it names is registered."""
+    from detection import backbones, mmcv_ops  # import timm
+
     mmcv_ops.install()
     from mmengine.config import ConfigDict
 
@@ -99,6 +102,29 @@ def load(
     Raises:
         WeightsError: no weights, another digest, or tensors that do not fit.
     """
+    limits = score_threshold, max_per_image, category_ids
+    facts = _facts_file(spec, weights, limits) if engine.name == "openvino" else None
+    known = None if facts is None else plan_files.read(facts)
+    made = functools.partial(_filled, spec, weights, allow_random_weights)
+    detector = Detector(spec, made if known else made().to(device), device, *limits, facts=known)
+    detector.compile(engine, weights)
+    if facts is not None and known is None and detector.engine == "openvino":
+        plan_files.write(facts, head_facts.facts_of(detector._family, detector.model))
+    return detector
+
+
+def _facts_file(spec: DetectorSpec, weights: Path | None, limits: tuple[Any, ...]) -> Path | None:
+    """Where the facts of a detector with these weights and limits lie, beside its plans; None without weights."""
+    try:
+        digest = file_sha256(weights or "")
+    except OSError:
+        return None
+    key = {"model": spec.model, "weights": digest, "sha256": spec.sha256, "limits": limits}
+    return plan_files.path_of({"facts": key} | surroundings())
+
+
+def _filled(spec: DetectorSpec, weights: Path | None, allow_random_weights: bool) -> nn.Module:
+    """The model with its weights, batch norms folded; raises as `load`."""
     model = build(spec, initialise=weights is None)
     if weights is not None:
         tensors = weight_files.read(Path(weights), model=spec.name, sha256=spec.sha256, trainer=TRAINER)
@@ -106,9 +132,7 @@ def load(
     elif not allow_random_weights:
         raise WeightsError(f"{spec.name}: no weights given; train them with {TRAINER}, or set allow_random_weights")
     fold(model.eval())
-    detector = Detector(spec, model.to(device), device, score_threshold, max_per_image, category_ids)
-    detector.compile(engine, weights)
-    return detector
+    return model
 
 
 def _set_test_limits(model: nn.Module, score_threshold: float, max_per_image: int, left_out: list[int]) -> None:
@@ -136,24 +160,40 @@ class Detector:
     def __init__(
         self,
         spec: Any,  # a DetectorSpec, or that of another kind for a class after this one
-        model: nn.Module,
+        model: nn.Module | Callable[[], nn.Module],
         device: str,
         score_threshold: float,
         max_per_image: int,
         category_ids: Sequence[int] | None = None,
+        *,
+        facts: bytes | None = None,
     ) -> None:
+        """With `facts` (`detection.head_facts.facts_of`), for OpenVINO, `model` makes the model where it is needed."""
         ids = range(1, len(spec.categories) + 1) if category_ids is None else category_ids
         self._category_ids = np.array(ids, np.int16)
-        self.spec, self.model, self.device = spec, model.eval(), torch.device(device)
+        self.spec, self.device = spec, torch.device(device)
+        self._given, self._facts = model, facts
         self.score_threshold, self.max_per_image = score_threshold, max_per_image
-        left_out = np.flatnonzero(self._category_ids == 0).tolist()
-        self._set_limits(left_out)
-        self._family = family_of(self.model, left_out)
+        self._left_out = np.flatnonzero(self._category_ids == 0).tolist()
+        self._family = self._whole() if facts is None else head_facts.from_facts(facts, self._left_out)
         self.path = "mmdetection" if self._family is None else "batched"
         self.notes: list[str] = []
         self._few_sizes = self.device.type == "cuda"  # cuDNN plans each convolution again for every new shape
-        self._layout, self._half = self._choose_layout()
-        self.model.to(memory_format=self._layout)  # type: ignore[call-overload]
+        self._layout, self._half = torch.contiguous_format, False
+        if facts is None:
+            self._layout, self._half = self._choose_layout()
+            self.model.to(memory_format=self._layout)  # type: ignore[call-overload]
+
+    @functools.cached_property
+    def model(self) -> nn.Module:
+        """The mmdetection model; with facts it is made when it is first asked for."""
+        model: Any = self._given if self._facts is None else self._given()
+        return model.eval()
+
+    def _whole(self) -> Any:
+        """How its outputs are read, around the model."""
+        self._set_limits(self._left_out)
+        return family_of(self.model, self._left_out)
 
     def compile(self, engine: Engine, weights: Path | None) -> None:
         """Have OpenVINO or CUDA graphs run the network, where the engine is one of them.
@@ -169,7 +209,8 @@ class Detector:
             return
         description = {"kind": "detector", "model": self.spec.model, "weights": file_sha256(weights)}
         own_code = bool(getattr(self.spec, "imports", ()))  # of the user's, which no digest covers
-        self.notes += self._family.compile(self.spec.name, None if own_code else description, engine)
+        whole = None if self._facts is None else self._whole
+        self.notes += self._family.compile(self.spec.name, None if own_code else description, engine, whole)
         self._layout = torch.contiguous_format
 
     @property
@@ -191,7 +232,9 @@ class Detector:
     def view(self, spec: Any) -> "Detector":
         """Another view of the same detector (`detection.models.viewed`), around the same network."""
         limits = self.score_threshold, self.max_per_image
-        other = type(self)(spec, self.model, str(self.device), *limits, self._category_ids.tolist())
+        given: Any = self.model if self._facts is None else (lambda: self.model)
+        more: dict[str, Any] = {} if self._facts is None else {"facts": self._facts}
+        other = type(self)(spec, given, str(self.device), *limits, self._category_ids.tolist(), **more)
         other._family, other._layout = self._family, self._layout
         return other
 
@@ -204,7 +247,7 @@ class Detector:
         """
         prepared = [self._prepare(image) for image in images]
         detections: list[Detections | None] = [None] * len(images)
-        for shape, members in _alike([self._padded(photo) for photo in prepared]):
+        for shape, members in alike([self._padded(photo) for photo in prepared]):
             size = batch_size
             if self.engine == "openvino":
                 size = min(batch_size, max(1, COMPILED_PIXELS // (shape[0] * shape[1])))
@@ -261,7 +304,8 @@ class Detector:
     ) -> tuple[Tensor, list[Any]]:
         """The batch that the network takes, (B, 3, H, W), and mmdetection's record of each photo."""
         batch = normalise(photos, shape, self.spec, self.device).to(memory_format=self._layout)
-        samples = [_sample(photo.shape[:2], original, shape) for photo, original in zip(photos, originals, strict=True)]
+        sample = _sample if self._facts is None else record_of
+        samples = [sample(photo.shape[:2], original, shape) for photo, original in zip(photos, originals, strict=True)]
         return batch, samples
 
     def _as_records(
@@ -326,54 +370,8 @@ def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def fit(image: np.ndarray, scale_px: tuple[int, int]) -> np.ndarray:
-    """Resize a photo to fit `scale_px` (long, short side), up or down, proportions kept, bilinear as in mmdetection.
-
-    Raises ValueError for anything but an (H, W, 3) uint8 array.
-    """
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise ValueError(
-            f"detecting: want an (H, W, 3) uint8 photo, got {image.shape} {image.dtype}; decode it with store.decode"
-        )
-    height, width = fitted_size(image.shape[0], image.shape[1], scale_px)
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-
-
-def fitted_size(height: int, width: int, scale_px: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) that `fit` resizes a photo of that size to."""
-    scale = min(max(scale_px) / max(height, width), min(scale_px) / min(height, width))
-    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
-
-
-def _alike(shapes: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], list[int]]]:
-    """Groups of photos that pad to one shape, ordered by first member: (padded height, width), rows of `shapes`."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for row, shape in enumerate(shapes):
-        groups.setdefault(shape, []).append(row)
-    yield from groups.items()
-
-
-def normalise(photos: list[np.ndarray], shape: tuple[int, int], spec: DetectorSpec, device: torch.device) -> Tensor:
-    """Photos of (h, w, 3) uint8 to one (B, 3, H, W) float32 batch on the device: (x - mean) / std, zeros as padding."""
-    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (spec.mean, spec.std))
-    pixels = torch.zeros((len(photos), 3, *shape), dtype=torch.uint8, pin_memory=device.type == "cuda")
-    for slot, photo in zip(pixels, photos, strict=True):
-        slot[:, : photo.shape[0], : photo.shape[1]] = torch.from_numpy(photo).permute(2, 0, 1)
-    batch = (pixels.to(device, non_blocking=True) - mean).div_(std)  # one copy, for which the CPU does not wait
-    for slot, photo in zip(batch, photos, strict=True):
-        slot[:, photo.shape[0] :] = 0
-        slot[:, :, photo.shape[1] :] = 0
-    return batch
-
-
 def _sample(fitted: tuple[int, ...], original: tuple[int, int], padded: tuple[int, int]) -> Any:
     """mmdetection's record of a photo: its place in the batch and its original size."""
     from mmdet.structures import DetDataSample
 
-    scale = fitted[1] / original[1], fitted[0] / original[0]  # width, height
-    meta = dict(
-        img_shape=tuple(fitted), ori_shape=original, scale_factor=scale, pad_shape=padded, batch_input_shape=padded,
-        # CenterNet's own pipeline centres a photo; ours pads right and below, as for the others
-        border=np.zeros(4, np.float32),
-    )  # fmt: skip
-    return DetDataSample(metainfo=meta)
+    return DetDataSample(metainfo=record_of(fitted, original, padded).metainfo)

@@ -9,6 +9,7 @@ Every limit is read from the head's own `test_cfg`. The results are those of mmd
 so, with two departures: boxes without an area take no other box's place, nor do classes that are left out.
 """
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -64,15 +65,22 @@ class Family:
         """The boxes of all photos, by photo and best first, in pixels of the batch."""
         raise NotImplementedError
 
-    def compile(self, name: str, description: Mapping[str, Any] | None, engine: Engine) -> list[str]:
+    def compile(
+        self,
+        name: str,
+        description: Mapping[str, Any] | None,
+        engine: Engine,
+        whole: "Callable[[], Family] | None" = None,
+    ) -> list[str]:
         """Put compiled networks in the place of torch's modules, and return their notes.
 
-        `name` is the model's; `description` says what decides its outputs, as for `CompiledNetwork`.
+        `name` is the model's; `description` says what decides its outputs, as for `CompiledNetwork`. `whole` makes the
+        same family around a model, where this one is of facts (`detection.head_facts`).
         """
-        notes = []
+        notes, own = [], copy.copy(self)  # with torch's modules
         for part, examples in self._parts().items():
             of_part = description and {**description, "part": part}
-            build = functools.partial(nn.Module.eval, getattr(self, part))
+            build = functools.partial(_module_of, whole or (lambda: own), part)
             network = CompiledNetwork(f"{name}, {part}", build, of_part, examples, engine)
             setattr(self, part, network)
             notes += network.notes
@@ -100,6 +108,11 @@ def family_of(model: nn.Module, left_out: Sequence[int] = ()) -> Family | None:
     return next((kind(model, left_out) for kind in kinds if kind.fits(model)), None)
 
 
+def _module_of(whole: Callable[[], Family], part: str) -> nn.Module:
+    module: nn.Module = getattr(whole(), part)
+    return module.eval()
+
+
 class AnchorFamily(Family):
     """RetinaNet (arXiv:1708.02002) and ATSS (arXiv:1912.02424): scores and deltas for the anchors of each place."""
 
@@ -119,7 +132,7 @@ class AnchorFamily(Family):
         )
 
     def decode(self, outputs: Sequence[Tensor], photos: PhotoSizes) -> BatchBoxes:
-        limits, n_levels = self.head.test_cfg, self.head.prior_generator.num_levels
+        limits, n_levels = self.head.test_cfg, len(self.head.prior_generator.strides)
         logits, deltas, *centerness = (outputs[at : at + n_levels] for at in range(0, len(outputs), n_levels))
         anchors = _Anchors(self.head, deltas)
         scores = decode.as_rows(logits, self.head.cls_out_channels).sigmoid()
@@ -268,8 +281,9 @@ class _Anchors:
 
     def __init__(self, head: Any, maps: Sequence[Tensor]) -> None:
         self.coder, self.deltas = head.bbox_coder, decode.as_rows(maps, 4)
-        shapes = [one.shape[-2:] for one in maps]
-        levels = head.prior_generator.grid_priors(shapes, dtype=torch.float32, device=self.deltas.device)
+        grid = head.prior_generator
+        each = zip(grid.base_anchors, grid.strides, maps, strict=True)
+        levels = [decode.anchors_of(base, stride, one.shape[-2:], one) for base, stride, one in each]
         self.level_sizes, self.anchors = [len(level) for level in levels], torch.cat(levels)
 
     def boxes(self, rows: Tensor, places: Tensor, photos: PhotoSizes) -> Tensor:

@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from detection.detector import build, normalise
+from detection.batches import normalise
+from detection.detector import build
 from detection.models import DetectorSpec, with_categories
 from detection.training_photos import Sample, Shape, corners
 from networks.moving_average import MovingAverage

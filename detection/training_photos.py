@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 from pycocotools import mask as coco_mask
 
-from detection.detector import fit, fitted_size
+from detection.batches import fit, fitted_size
 from detection.models import DetectorSpec
 from store.decode import DecodeError, decode
 

@@ -112,7 +112,7 @@ class CompiledNetwork:
         self.name, self.notes, self._build = name, list[str](), build
         path, plan = None, None
         if description is not None:
-            path = plan_files.path_of({"network": description} | _surroundings())
+            path = plan_files.path_of({"network": description} | surroundings())
             plan = plan_files.read(path)
         if plan is None and (plan := self._compiled(examples())) and path:
             plan_files.write(path, plan)
@@ -229,7 +229,7 @@ def _options(threads: int) -> dict[str, Any]:
 
 
 @functools.cache
-def _surroundings() -> dict[str, Any]:
+def surroundings() -> dict[str, Any]:
     """What decides a plan besides the network: versions of packages, our own code, and the machine."""
     import openvino
 

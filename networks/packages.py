@@ -4,6 +4,7 @@ torchvision imports it for the case that it has no operators of its own, timm to
 functions; nothing here is compiled. Whoever imports the compiler later gets it.
 """
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,8 +25,9 @@ def _nothing_to_disable() -> Iterator[None]:
         torch.compiler.disable = kept
 
 
-with deferred("torch._dynamo"), _nothing_to_disable():
-    import timm
-    import torchvision
-
-__all__ = ["timm", "torchvision"]
+def __getattr__(name: str) -> Any:
+    """`timm` and `torchvision`, each imported when it is first asked for."""
+    if name not in ("timm", "torchvision"):
+        raise AttributeError(name)
+    with deferred("torch._dynamo"), _nothing_to_disable():
+        return importlib.import_module(name)

@@ -14,10 +14,10 @@ def both(detector: Any, photos: Sequence[np.ndarray]) -> Iterator[tuple[Detectio
 
     mmdetection's instances are cut as the detector's: to boxes with an area within the photo, best first.
     """
-    from detection.detector import _alike
+    from detection.batches import alike
 
     prepared = [detector._prepare(photo) for photo in photos]
-    for shape, members in _alike([detector._padded(one) for one in prepared]):
+    for shape, members in alike([detector._padded(one) for one in prepared]):
         batch = [prepared[n] for n in members], [photos[n].shape[:2] for n in members], shape
         found = detector._forward(*batch)
         with torch.inference_mode():

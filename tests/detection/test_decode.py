@@ -177,3 +177,10 @@ def test_nothing_stays_nothing() -> None:
     assert not decode.padded(nothing, 2, 3)[1].any()
     empty: Tensor = torch.zeros(0)
     assert len(decode.best_of_groups(empty, empty.long(), 5)) == 0
+
+
+def test_anchors_go_by_place_row_by_row() -> None:
+    base = [[-1.0, -2.0, 1.0, 2.0], [-0.5, -0.25, 0.5, 0.25]]
+    found = decode.anchors_of(base, (8, 4), (2, 2), torch.zeros(1))
+    moves = [(0, 0), (8, 0), (0, 4), (8, 4)]
+    assert found.tolist() == [[box[0] + x, box[1] + y, box[2] + x, box[3] + y] for x, y in moves for box in base]

@@ -161,7 +161,7 @@ def test_no_photos_no_answers(loaded: dict[str, Any]) -> None:
 def test_photos_are_fitted_with_their_proportions(
     size: tuple[int, int], scale_px: tuple[int, int], want: tuple[int, int]
 ) -> None:
-    from detection.detector import fit
+    from detection.batches import fit
 
     assert fit(np.zeros((*size, 3), np.uint8), scale_px).shape == (*want, 3)
 
@@ -319,7 +319,7 @@ def test_a_detector_of_other_categories_has_heads_of_their_number() -> None:
 def test_a_batch_is_normalised_and_padded_with_zeros() -> None:
     import torch
 
-    from detection.detector import normalise
+    from detection.batches import normalise
 
     spec = models.PROFILES["paper"][0]  # its channels differ in mean and deviation
     rng = np.random.default_rng(0)

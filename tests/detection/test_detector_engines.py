@@ -1,5 +1,7 @@
 """Shipped detectors through other engines: the boxes and masks that torch finds, and views on one network."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,39 @@ def test_a_second_start_compiles_nothing(tmp_path: Path, monkeypatch: pytest.Mon
     for found, before in zip(detector.load(spec, "cpu", **how).detect(photos), want, strict=True):
         np.testing.assert_array_equal(found.boxes, before.boxes)
         assert found.masks == before.masks
+
+
+@pytest.mark.parametrize("spec", models.PROFILES["tiny"], ids=lambda spec: spec.name)
+def test_with_plans_and_facts_on_disk_no_model_is_built(
+    spec: DetectorSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same boxes, also where a category is left out; where the facts are damaged, the model is built."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    photos, built = drawn_photos(2), list[str]()
+    build = detector.build
+    monkeypatch.setattr(detector, "build", lambda spec, **how: built.append(spec.name) or build(spec, **how))
+    wanted = [0, *range(2, len(spec.categories) + 1)]
+    how: dict = {"weights": TINY / spec.weights, "engine": Engine("openvino"), "score_threshold": 0.001}
+
+    def found(**more: list[int]) -> list[list[bytes]]:
+        ours = detector.load(spec, "cpu", **how, **more)
+        answers = [*ours.detect(photos), *ours.view(viewed(spec, "flip")).detect(photos)]
+        return [[part.tobytes() for part in (each.boxes, each.scores, each.categories)] for each in answers]
+
+    whole, partly = found(), found(category_ids=wanted)
+    assert built == [spec.name] * 2 and whole != partly
+    assert found() == whole and found(category_ids=wanted) == partly
+    assert len(built) == 2
+    for file in (tmp_path / "clothes-retrieval" / "plans").iterdir():
+        if file.stat().st_size < 20_000:  # facts, not a plan
+            file.write_bytes(b"damaged")
+    assert found() == whole and len(built) == 3
+
+
+def test_what_only_a_model_needs_is_not_imported_with_the_detector() -> None:
+    code = "import sys, detection.detector; sys.exit(str([m for m in ('timm', 'mmdet', 'mmcv') if m in sys.modules]))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=TINY.parents[1], capture_output=True, text=True)
+    assert done.stderr.strip() == "[]"
 
 
 @pytest.mark.parametrize("spec", [models.ATSS_TINY, models.CASCADE_MASK_RCNN_TINY], ids=lambda spec: spec.name)

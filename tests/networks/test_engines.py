@@ -132,10 +132,10 @@ def test_another_network_has_another_plan(other: dict) -> None:
 
 
 @pytest.mark.parametrize("other", ["versions", "code", "machine"])
-def test_other_surroundings_have_another_plan(other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_othersurroundings_have_another_plan(other: str, monkeypatch: pytest.MonkeyPatch) -> None:
     network(TwoMaps(), {"weights": "a"})
-    here = engines._surroundings()
-    monkeypatch.setattr(engines, "_surroundings", lambda: here | {other: "another"})
+    here = engines.surroundings()
+    monkeypatch.setattr(engines, "surroundings", lambda: here | {other: "another"})
     with pytest.raises(AssertionError, match="is built"):
         network(Refusing(), {"weights": "a"})
 
