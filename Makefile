@@ -24,12 +24,12 @@ COMPILE := $(UV) pip compile --quiet pyproject.toml --generate-hashes --no-emit-
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
 
-# A marker is newer than its lock exactly when the environment holds what the lock says.
+# A marker is newer than its lock exactly when the environment holds what the lock says. Any index may have a package: the hashes decide.
 define sync
 	@command -v uv >/dev/null || { test -x $(VENV)/bin/python || python3 -m venv $(VENV); $(VENV)/bin/python -m pip install --quiet 'uv>=0.9.8,<1'; }
 	@test -x $(PYTHON) && $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 		|| $(UV) venv --quiet --allow-existing --python '>=3.11,<3.14' $(VENV)
-	$(UV) pip sync --quiet --require-hashes --python $(PYTHON) $(1)
+	$(UV) pip sync --quiet --require-hashes --index-strategy unsafe-best-match --python $(PYTHON) $(1)
 endef
 
 $(VENV)/.installed: $(LOCK)
