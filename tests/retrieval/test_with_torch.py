@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 REPO = Path(__file__).resolve().parents[2]
-ROUNDS = 12  # of all the work, in each of four Python threads
+ROUNDS = 6  # of all the work, in each of four Python threads
 CODE = """
 import sys
 from concurrent.futures import ThreadPoolExecutor
