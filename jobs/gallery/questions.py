@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 NOTHING: dict[str, Any] = {  # of `PhotoGarments`, without garments
     "photo": np.zeros(0, np.int64), "bbox": np.zeros((0, 4), np.float32), "score": np.zeros(0, np.float32),
-    "category_id": np.zeros(0, np.int16), "vectors": np.zeros((0, 0), np.float32),
+    "category_id": np.zeros(0, np.int16), "hypothesis_id": np.zeros((0, 1), np.int64),
+    "hypothesis_score": np.zeros((0, 1), np.float32), "vectors": np.zeros((0, 0), np.float32),
 }  # fmt: skip
 
 
@@ -30,6 +31,8 @@ class PhotoGarments:
     bbox: np.ndarray  # (N, 4) float32, px x1 y1 x2 y2 of the upright photo
     score: np.ndarray  # (N,) float32
     category_id: np.ndarray  # (N,) int16
+    hypothesis_id: np.ndarray  # (N, H) int64, categories that each may have, its own first; 0 for none
+    hypothesis_score: np.ndarray  # (N, H) float32, their scores
     vectors: np.ndarray  # (N, D) float32, the embedders' unit rows side by side in the settings' order
     failed: Mapping[int, str]  # number of a photo -> why it has no garments
     # (T, D) float32, of the texts asked with, the embedders' unit rows side by side like `vectors`
@@ -58,7 +61,9 @@ def ask(gallery: "Gallery", queries: PhotoGarments, top: int, category_id: int |
     for row in range(len(queries)):
         bbox, score = tuple(queries.bbox[row].tolist()), float(queries.score[row])
         hits = hits_of(gallery, similarity[row], ids[row])
-        garment = FoundGarment(bbox, score, int(queries.category_id[row]), hits)
+        pairs = zip(queries.hypothesis_id[row].tolist(), queries.hypothesis_score[row].tolist(), strict=True)
+        hypotheses = tuple((id_, value) for id_, value in pairs if id_)
+        garment = FoundGarment(bbox, score, int(queries.category_id[row]), hits, hypotheses)
         garments.setdefault(int(queries.photo[row]), []).append(garment)
     return garments
 

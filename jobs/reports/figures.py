@@ -12,6 +12,7 @@ KS = ("1", "5", "10", "15", "20")
 AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP10", "AP10_50")
 EXTRA_AP_COLUMNS = (("consumers", "AP10"), ("masks", "AP10_50"))  # consumer photos alone; masks instead of boxes
 LIST_FIGURES = {"mAP": "map", "MRR": "mrr"}  # title -> name in metrics.json; nDCG@10 beside them
+OTHER_TOPS = {"own category": "top_one_category", "any category": "top_any_category"}  # title -> name in metrics.json
 COMBINED = ("fused", "concat", "steps")  # made of several models
 N_COLOURS = 6  # of single models, in assets/report.css; a seventh has the first colour again, dotted
 # DeepFashion2's meanings of the levels 1, 2, 3
@@ -106,6 +107,10 @@ def accuracy_tables(metrics: dict[str, Any]) -> list[tuple[str, Table]]:
     for boxes in BOXES:
         if models := judged_models(metrics, boxes):
             columns = {f"Acc@{k}": [accuracy_at(row, k) for row in models.values()] for k in KS}
+            for title, key in OTHER_TOPS.items():  # of detected boxes; with true ones they are no others
+                tops = [row.get(key) or {} for row in models.values()]
+                if tops != [row.get("top") for row in models.values()]:
+                    columns |= {f"Acc@{k}, {title}": [top.get(k) for top in tops] for k in ("1", "10")}
             extra = {title: [row.get(name) for row in models.values()] for title, name in LIST_FIGURES.items()}
             extra["nDCG@10"] = [(row.get("ndcg") or {}).get("10") for row in models.values()]
             columns |= {title: values for title, values in extra.items() if any(v is not None for v in values)}

@@ -82,13 +82,20 @@ class FusionSettings(SettingsRecord):
 
 
 class ItemSettings(SettingsRecord):
-    """Which fused boxes are worth embedding."""
+    """Which fused boxes are worth embedding, and which categories these garments may have."""
 
     score_threshold: Fraction = Field(0.1, description="Fused boxes with a lower score are not embedded.")
     iou_threshold: Fraction = Field(
         0.7, description="Of boxes that overlap by more, whatever their categories, only the best is embedded."
     )
     max_per_image: int = Field(12, ge=1, le=10_000, description="Garments of each photo, best first.")
+    hypotheses: int = Field(
+        5, ge=1, le=100, description="Categories that a garment may have, its own included; 1: its own alone."
+    )
+    hypothesis_iou: Fraction = Field(
+        0.5, description="Fused boxes that overlap a garment by at least this much say what else it may be."
+    )
+    hypothesis_score: Fraction = Field(0.02, description="Fused boxes with a lower score do not say so.")
 
 
 class EmbedSettings(SettingsRecord):

@@ -38,7 +38,7 @@ def units(run: Run) -> list[Unit]:
     units = []
     for kind in run.box_kinds:
         fused = [run.units["fuse"][f"fuse/{shard.name}"] for shard in run.selected.shards]
-        items = [run.digests([unit], below=f"items/{kind}/") for unit in fused]
+        items = [run.embedded_digests(unit, below=f"items/{kind}/") for unit in fused]
         for model in run.embedders:
             for shard, digests in zip(run.selected.shards, items, strict=True):
                 inputs = {"model": model.basis, "inputs": shard.basis() | {"items": digests}}

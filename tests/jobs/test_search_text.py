@@ -9,7 +9,7 @@ import stand_ins
 from small_gallery import ask, publish
 
 from jobs.gallery.answers import Answer, Hit, lines
-from jobs.gallery.questions import PhotoGarments, mixed
+from jobs.gallery.questions import NOTHING, PhotoGarments, mixed
 from retrieval.gallery import Gallery, open_gallery
 from store.categories import DEEPFASHION2
 from store.errors import UserError
@@ -111,8 +111,8 @@ def test_a_text_beside_a_photo_is_averaged_with_its_garment(gallery, tmp_path, c
 def test_the_average_is_of_each_models_part_and_of_unit_length():
     vectors = np.array([[1, 0, 0, 1], [0, 1, 0, 1]], np.float32)  # two models of two numbers each
     texts = np.array([[0, 1, 0, 1]], np.float32)
-    nothing = np.zeros(2)
-    garments = PhotoGarments(nothing, np.zeros((2, 4)), nothing, nothing, vectors, {}, texts)
+    columns = NOTHING | dict.fromkeys(("photo", "score", "category_id"), np.zeros(2)) | {"bbox": np.zeros((2, 4))}
+    garments = PhotoGarments(**columns | {"vectors": vectors}, failed={}, texts=texts)
     half = np.sqrt(0.5)
     np.testing.assert_allclose(mixed(garments, [2, 2], 0.5).vectors, [[half, half, 0, 1], [0, 1, 0, 1]], atol=1e-6)
     # a quarter: (3/4, 1/4), of length sqrt(10)/4
