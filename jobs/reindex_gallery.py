@@ -37,6 +37,7 @@ from jobs.runs.config_text import asked, groups_of_settings
 from jobs.runs.lock import Lock, check_file
 from jobs.runs.models import Catalogue
 from jobs.runs.places import refuse_other_kinds
+from jobs.runs.progress import clear_bar
 from jobs.runs.settings import load
 from sources.arguments import positive
 from store.errors import UserError
@@ -123,6 +124,7 @@ def main(argv: list[str] | None = None, catalogue: Catalogue = SHIPPED) -> int:
             check_file(lock)
         raise
     finally:
+        clear_bar()
         one_process.end()
         leave_ray()
         lock.release()

@@ -11,7 +11,7 @@ from jobs.runs.config_text import asked, groups_of_settings
 from jobs.runs.marks import STAGES, read_json
 from jobs.runs.models import Catalogue, executed
 from jobs.runs.planning import IN_DRIVER, plan, run_stage
-from jobs.runs.progress import say
+from jobs.runs.progress import clear_bar, say
 from jobs.runs.run import Run, open_run
 from jobs.runs.selection import remark_on_pixels
 from jobs.runs.settings import add_arguments, load
@@ -46,6 +46,7 @@ def main(names: Sequence[str], argv: list[str] | None, doc: str | None, catalogu
             say("stopped; what is finished stays, the same line again goes on from here")
             raise
         finally:
+            clear_bar()
             one_process.end()
             cluster.leave_ray()
         if names[-1] in ("evaluate", "report"):
