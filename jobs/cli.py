@@ -21,13 +21,13 @@ import io
 import os
 import signal
 import sys
-import tomllib
 import traceback
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO, cast
+
+import jobs
 
 LONGEST_LINE = 1000  # characters
 ANSWERS = ("--print-config", "--list-models")  # flags with which a command prints something and stops
@@ -61,16 +61,8 @@ class ShowVersion(argparse.Action):
     """The action of --version."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        print(f"clothes-retrieval {version()}")
+        print(f"clothes {jobs.__version__}")
         parser.exit()
-
-
-def version() -> str:
-    """The project's version: that of the repository this file lies in, else of the installed package."""
-    project = Path(__file__).resolve().parents[1] / "pyproject.toml"
-    if project.is_file():
-        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
-    return metadata.version("clothes-retrieval")
 
 
 class Once(argparse.Action):

@@ -54,8 +54,7 @@ from store.objects import open_store
 
 
 def main(argv: list[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    args = parser(argv[:1]).parse_args(argv)
+    args = parse(sys.argv[1:] if argv is None else argv)
     if args.dry_run and not args.update:
         raise UserError("--dry-run tells what --update would do; add --update")
     if args.update and args.overwrite:
@@ -89,6 +88,10 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"not one photo could be taken; {args.imageset}/{FAILURES} has the reasons")
     tell_losses(args.imageset, args.endpoint_url)
     return 0
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    return parser(argv[:1]).parse_args(argv)
 
 
 def parser(kind: list[str]) -> cli.Parser:
