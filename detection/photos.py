@@ -90,8 +90,11 @@ def worth_embedding(
 ) -> list[Detections]:
     """The garments of each photo: boxes of this score or more, of overlapping ones of any category the best, at most so
     many a photo."""
-    boxes = _as_boxes(fused, len(fused))
-    return _by_photo(fusion.worth_embedding(boxes, score_threshold, iou_threshold, max_per_image), len(fused))
+    rule = fusion.ItemRule(
+        score_threshold, iou_threshold, max_per_image, hypotheses=1, hypothesis_iou=1.0, hypothesis_score=1.0
+    )
+    items, _ = fusion.worth_embedding(_as_boxes(fused, len(fused)), rule)
+    return _by_photo(items, len(fused))
 
 
 def _as_boxes(found: Sequence[Detections], n_photos: int) -> Boxes:
