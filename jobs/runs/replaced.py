@@ -24,12 +24,15 @@ TABLES = {
     "embeddings/": tables.embeddings_schema(1, "float32"),
     "rankings/": tables.RANKINGS,
 }
+MAY_LACK = ("hypotheses", "query_hypotheses")  # which other programs do not know: then the own category alone counts
 MANY = 1000  # files whose digests take long enough to be announced
 MOST_NAMED = 3
 
 
-def take_replaced(store: ObjectStore, marks: dict[str, dict], present: Mapping[str, str]) -> None:
-    """Bring the marks up to date with the outputs that exist, in `marks` and in the store.
+def take_replaced(
+    store: ObjectStore, marks: dict[str, dict], present: Mapping[str, str], *, write: bool = True
+) -> None:
+    """Bring the marks up to date with the outputs that exist, in `marks` and, if they are to `write`, in the store.
 
     Args:
         marks: unit path -> mark. present: key -> stamp of the outputs that exist.
@@ -58,7 +61,8 @@ def take_replaced(store: ObjectStore, marks: dict[str, dict], present: Mapping[s
             "stamps": mark.get("stamps", {}) | {key: present[key] for key in of_mark},
             "replaced": sorted({*mark.get("replaced", ()), *other}),
         }
-    each(store, lambda path: store.write(f"done/{path}.json", as_json(marks[path])), sorted(suspects))
+    if write:
+        each(store, lambda path: store.write(f"done/{path}.json", as_json(marks[path])), sorted(suspects))
     if replaced:
         say(f"{_listed(replaced)}: replaced by another program; taken as they are, and what follows is done again")
 
@@ -81,6 +85,8 @@ def _check_table(store: ObjectStore, key: str) -> None:
         raise UserError(f"{store.uri}/{key}: replaced by what is no Parquet table; {advice}") from error
     for field in wanted:
         if field.name not in found.names:
+            if field.name in MAY_LACK:
+                continue
             raise UserError(f"{store.uri}/{key}: replaced by a table without {field.name}; {advice}")
         if not _fits(kind := found.field(field.name).type, field):
             raise UserError(f"{store.uri}/{key}: {field.name} is {kind}, want {field.type}; {advice}")
