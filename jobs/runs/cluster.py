@@ -106,8 +106,10 @@ def _tell_submission(output: str) -> None:
     import ray
     from ray.dashboard.modules.job.common import JobInfoStorageClient  # no public function adds to it
 
+    joined: Any = ray._private.worker.global_worker
+
     async def add() -> None:
-        records = JobInfoStorageClient(ray._private.worker.global_worker.gcs_client)
+        records = JobInfoStorageClient(joined.gcs_client)
         if record := await records.get_info(submission):
             record.metadata = (record.metadata or {}) | {"output": output}
             await records.put_info(submission, record)
