@@ -23,7 +23,7 @@ MATCHES = {"right": np.uint16, "ignored": np.uint16}  # (4, D), as `TrueBoxes.by
 
 
 @dataclass
-class Judged:
+class JudgedBoxes:
     """The boxes (or masks) of one detector as they were judged; add blocks of photos, then ask for figures."""
 
     boxes: list[dict[str, np.ndarray]] = field(default_factory=list)  # columns of BOXES and MATCHES

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pycocotools import mask as rle
 
-from detection.average_precision import Judged
+from detection.average_precision import JudgedBoxes
 from detection.matching import Arrays, TrueBoxes
 from store.categories import DEEPFASHION2
 
@@ -43,7 +43,7 @@ def evaluate_boxes(
     Raises:
         ValueError: when columns differ in length, a category id is unknown or a score is not a number.
     """
-    judged = Judged()
+    judged = JudgedBoxes()
     judged.add_boxes(TrueBoxes(truth, image_ids, len(categories)), truth, detections)
     return judged.figures(image_ids, categories)
 
@@ -67,7 +67,7 @@ def evaluate_masks(
     inside = np.isin(truth["image_id"], image_ids)  # only photos that judge have a size to draw masks in
     outlines = [polygons if judges else None for polygons, judges in zip(truth["segmentation"], inside, strict=True)]
     masks = true_masks(truth, outlines, sizes)
-    judged = Judged()
+    judged = JudgedBoxes()
     judged.add_boxes(TrueBoxes(truth, image_ids, len(categories)), truth, detections, masks)
     return judged.figures(image_ids, categories)
 

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from detection.average_precision import Judged
+from detection.average_precision import JudgedBoxes
 from detection.matching import TrueBoxes
 from detection.metrics import true_masks, truth_arrays
 from jobs.runs import tables
@@ -138,9 +138,9 @@ def _true_shards(run: Run, photos: pa.Table) -> list[_TrueShard]:
     return shards
 
 
-def _judge(run: Run, folder: str, shards: Sequence[_TrueShard]) -> tuple[Judged, Judged | None]:
+def _judge(run: Run, folder: str, shards: Sequence[_TrueShard]) -> tuple[JudgedBoxes, JudgedBoxes | None]:
     """Boxes and masks of one detector, a shard in memory at a time; None where it has no masks or no item a polygon."""
-    boxes, masks, n_masks = Judged(), Judged(), 0
+    boxes, masks, n_masks = JudgedBoxes(), JudgedBoxes(), 0
     have_polygons = any(shard.has_polygons for shard in shards)
     for shard in shards:
         boxes.add_boxes(shard.boxes, shard.true, read_boxes(run.store, folder, [shard.name]))

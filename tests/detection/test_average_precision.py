@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as rle
 
 from detection import metrics
-from detection.average_precision import AP10_IDS, Judged
+from detection.average_precision import AP10_IDS, JudgedBoxes
 from detection.matching import TrueBoxes
 from detection.metrics import evaluate_boxes, evaluate_masks
 from store.categories import DEEPFASHION2
@@ -96,7 +96,7 @@ def test_boxes_are_judged_as_published(seed: int, n_items: int, n_found: int, gr
 @given(*SCENES)
 def test_blocks_in_any_order_give_the_same_figures(seed: int, n_items: int, n_found: int, grid: float) -> None:
     true, found = scene(seed, n_items, n_found, grid)
-    judged = Judged()
+    judged = JudgedBoxes()
     photos = 7 * np.arange(9)
     for block in np.array_split(np.random.default_rng(seed).permutation(photos), 3):
         of_block = [
