@@ -1,5 +1,4 @@
-"""The gallery's models on a few photos and texts, in a process of their own, so that torch never meets FAISS and a
-photo that kills the process costs no other photo.
+"""The gallery's models on a few photos and texts, in a process of their own, whose death costs one photo alone.
 
 In: a folder with request.json (settings and categories of version.json, the device, the texts) and imageset/ (the
 photos). Out: garments.npz in it, see `PhotoGarments`. The night's shard workers detect, fuse and embed, one after the
