@@ -39,7 +39,7 @@ from jobs.runs.progress import say
 from sources.arguments import positive
 from store.errors import UserError
 
-CODE = 1  # raise it when the same variant would be judged otherwise
+CODE = 2  # raise it when the same variant would be judged otherwise
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,9 +8,10 @@
     python jobs/search.py street.jpg --text "the same in green" --gallery runs/gallery
 
 In: photos, folders of photos, texts, a gallery that `jobs/reindex_gallery.py` published. Out: a table a garment or
-text, or with --json an object a line for each photo or text; --html, one page with pictures. Texts want a gallery whose
-embedders are all of `open_clip`; beside photos, a text is averaged with each garment. The models are those that made
-the version, in a process of their own, without Ray. A photo that cannot be read is one line on standard error.
+text, each product once (--all: every picture of it), or with --json an object a line for each photo or text; --html,
+one page with pictures. Texts want a gallery whose embedders are all of `open_clip`; beside photos, a text is averaged
+with each garment. The models are those that made the version, in a process of their own, without Ray. A photo that
+cannot be read is one line on standard error.
 
 Exit status: 0 at least one photo or text was searched; 2 none could be, or a mistake in the line or its input; 1
 anything else.
@@ -53,6 +54,7 @@ def parser() -> cli.Parser:
     add("--text-weight", type=share, default=0.5, metavar="W", help="of the text beside a photo, 0 to 1 (0.5)")
     add("--gallery", required=True, help="the gallery: folder, file:// or s3://BUCKET/PREFIX")
     flags.add_top(add, default=10)
+    add("--all", action="store_true", help="every picture of a product, not the best alone")
     add("--min-score", type=share, default=0.0, metavar="S", help="leave out garments the detectors score lower (0)")
     add(
         "--category",
@@ -103,10 +105,10 @@ def main(argv: list[str] | None = None, catalogue: Catalogue = SHIPPED, script: 
         queries = infer(readable, settings, categories, script, args.text)
         reasons |= queries.failed
         if not photos:
-            answers = ask_in_words(gallery, args.text, queries.texts, args.top, category_id)
+            answers = ask_in_words(gallery, args.text, queries.texts, args.top, category_id, every=args.all)
         elif args.text and len(queries):
             queries = mixed(queries, list(gallery.dims.values()), args.text_weight)
-        garments = ask(gallery, queries.at_least(args.min_score), args.top, category_id)
+        garments = ask(gallery, queries.at_least(args.min_score), args.top, category_id, every=args.all)
     answers += [
         Answer(name, readable[i][0] if i in readable else b"", garments.get(i, []), reasons.get(i, ""), *args.text)
         for i, name in enumerate(names)
@@ -119,7 +121,7 @@ def main(argv: list[str] | None = None, catalogue: Catalogue = SHIPPED, script: 
         elif not answer.reason:
             print("\n".join(lines(answer, categories)), flush=True)
     if args.html is not None:
-        page.write(args.html, gallery.record, args.gallery, answers, settings)
+        page.write(args.html, gallery.record, args.gallery, answers, settings, every=args.all)
     return 2 if all(answer.reason for answer in answers) else 0
 
 

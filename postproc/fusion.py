@@ -11,6 +11,7 @@ import numpy as np
 
 from postproc.boxes import overlapping
 from postproc.candidates import votes_of
+from postproc.hypotheses import Hypotheses, hypotheses_of
 from postproc.nms import nms_batch
 from postproc.nmw import nmw_batch_members
 from postproc.soft_nms import soft_nms_batch
@@ -178,8 +179,32 @@ def rank_within(groups: np.ndarray) -> np.ndarray:
     return np.arange(len(groups)) - np.repeat(starts, np.diff(np.r_[starts, len(groups)]))
 
 
-def worth_embedding(fused: Boxes, score_threshold: float, iou_threshold: float, max_per_image: int) -> Boxes:
-    """Boxes of at least this score; of overlapping ones of any category the best; at most so many a photo."""
-    fused = fused.where(np.flatnonzero(fused.scores >= score_threshold))
-    kept = fused.where(nms_batch(fused.boxes, fused.scores, fused.image, iou_threshold=iou_threshold))
-    return kept.where(best(kept, max_per_image))
+@dataclass(frozen=True)
+class ItemRule:
+    """Which fused boxes are items, and which categories an item may have."""
+
+    score_threshold: float  # the least score of an item
+    iou_threshold: float  # of boxes of any category that overlap by more, the best is an item
+    max_per_image: int  # items of a photo, at most
+    hypotheses: int  # categories of an item, its own included, at most; at least 1
+    hypothesis_iou: float  # overlap with an item in [0, 1] from which a box says what it may be
+    hypothesis_score: float  # the least score of such a box
+
+    @classmethod
+    def of(cls, settings: object) -> "ItemRule":
+        """From any record with attributes of these names."""
+        return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
+
+
+def worth_embedding(fused: Boxes, rule: ItemRule) -> tuple[Boxes, Hypotheses]:
+    """The fused boxes that are items, best first within each photo, photos in order, and what each may be."""
+    strong = np.flatnonzero(fused.scores >= rule.score_threshold)
+    best_of_each = nms_batch(
+        fused.boxes[strong], fused.scores[strong], fused.image[strong], iou_threshold=rule.iou_threshold
+    )
+    kept = strong[best_of_each]
+    kept = kept[best(fused.where(kept), rule.max_per_image)]
+    return fused.where(kept), hypotheses_of(
+        fused.boxes, fused.scores, fused.labels, fused.image, kept,
+        iou_threshold=rule.hypothesis_iou, score_threshold=rule.hypothesis_score, most=rule.hypotheses,
+    )  # fmt: skip

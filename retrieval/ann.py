@@ -1,4 +1,4 @@
-"""Approximate nearest rows of a gallery by inner product: queries in, similarities and ids out; FAISS, never torch.
+"""Approximate nearest rows of a gallery by inner product: queries in, similarities and ids out; FAISS, without torch.
 
 A folder of `retrieval.ann_build`'s files is one version of a gallery and never changes; `with_changes` writes the next.
 The index only proposes: every similarity is computed from vectors.npy, so all kinds agree on it to the last bit.

@@ -1,4 +1,4 @@
-"""Building a gallery's index: unit rows and an `IndexPlan` in, the files of `AnnIndex` out; FAISS, never torch.
+"""Building a gallery's index: unit rows and an `IndexPlan` in, the files of `AnnIndex` out; FAISS, without torch.
 
     vectors.npy   (N, D) float32 or float16, unit length; exact similarities are computed from these rows
     ids.npy       (N,) int64, the id of each row; no two living rows share one

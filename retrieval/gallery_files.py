@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from retrieval.hypotheses import HYPOTHESES
 from store.files import cache_folder, digest, file_digest, publish_file
 from store.objects import ObjectMissing, ObjectStore, StorageError
 
@@ -26,7 +27,8 @@ CURRENT, VERSIONS, RECORD = "CURRENT", "versions", "version.json"
 ITEMS = pa.schema(
     [
         ("id", pa.int64()), ("image_id", pa.int64()), ("bbox", pa.list_(pa.float32(), 4)), ("category_id", pa.int16()),
-        ("score", pa.float32()), ("product_id", pa.string()), ("file_name", pa.string()), ("digest", pa.binary(16)),
+        ("score", pa.float32()), ("hypotheses", HYPOTHESES), ("product_id", pa.string()), ("file_name", pa.string()),
+        ("digest", pa.binary(16)),
     ]
 )  # fmt: skip
 # What every version.json holds, as far as it is read before the version is opened; `gate` comes last and may be absent.

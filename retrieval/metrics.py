@@ -5,6 +5,8 @@ photo belongs to the true item that it overlaps most. Of those that also have th
 highest score stands for the item. Its list is right at k when one of its first k boxes lies in a matching shop
 photo with IoU >= 0.5 to a matching box. Every true item with style > 0 counts, detected or not.
 
+A result may have several hypotheses of its category. Each is an entry of the submission, with the same box and list.
+
 Source: DeepFashion2, arXiv:1901.07973, and the retrieval evaluator its authors publish; the same numbers, from sorted
 arrays where theirs scans everything once per item. Where we differ: an item without any matching shop item counts as
 wrong (theirs stops with an error), lists shorter than k are judged as they are (likewise), and `missed` also counts
@@ -12,6 +14,7 @@ the items of photos that have no detection at all.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,6 +25,8 @@ from postproc.places import spans
 from retrieval.results import QueryDetections, Records, Results, columns_of, detections_of, shop_lists
 
 KS = (1, 5, 10, 15, 20)
+TOPS = ("top", "top_one_category", "top_any_category")
+ANY_CATEGORY_IOU = 0.5  # overlap with a true item from which a box stands for it whatever its category
 ATTRIBUTES = ("scale", "occlusion", "zoom_in", "viewpoint")
 BLOCK_CELLS = 1 << 22  # shop photo ids compared at once: bounds the memory when many shop items match one query
 
@@ -68,8 +73,8 @@ def consumer_to_shop_accuracy(
     the shares are None where there is no query. Of equal scores the earlier result stands for the item. Raises
     ValueError where a record lacks a key, a score is NaN, or a list has not as many boxes as ids.
     """
-    queries, first, stands = _judge(results, query_gt, gallery_gt, ks, iou_threshold)
-    return _summary(first, stands, queries.style > 0, ks)
+    queries, judged = _judge(results, query_gt, gallery_gt, ks, iou_threshold)
+    return _summary(*judged[0], queries.style > 0, ks)
 
 
 def evaluate(
@@ -88,15 +93,19 @@ def evaluate(
     appears as its number. The rest is as above.
 
     Returns:
-        `{"top": {"1": …}, "missed", "queries", "per_category": {name: {"top", "missed", "queries"}},
-        "per_attribute": {"scale": {"1": {"top", "missed", "queries"}, …}, …}}`.
+        `{"top": {"1": …}, "top_one_category": likewise, "top_any_category": likewise, "missed", "queries",
+        "per_category": {name: the same five}, "per_attribute": {"scale": {"1": the same five, …}, …}}`. `top` and
+        `missed` are the submission's. For `top_one_category` each result has its own category alone. For
+        `top_any_category` no category is asked: the box with the highest score that belongs to the item, at an overlap
+        of at least 0.5, stands for it.
     """
-    queries, first, stands = _judge(results, query_gt, gallery_gt, ks, iou_threshold)
+    queries, judged = _judge(results, query_gt, gallery_gt, ks, iou_threshold, every=True)
     is_query = queries.style > 0
 
     def part(chosen: np.ndarray) -> dict[str, Any]:
-        summary = _summary(first, stands, is_query & chosen, ks)
-        return summary | {"top": {str(k): share for k, share in summary["top"].items()}}
+        summaries = [_summary(*answer, is_query & chosen, ks) for answer in judged]
+        tops = [{str(k): share for k, share in summary["top"].items()} for summary in summaries]
+        return summaries[0] | dict(zip(TOPS, tops, strict=True))
 
     names = {i + 1: name for i, name in enumerate(category_names)}
     names |= {int(i): str(i) for i in np.unique(queries.cls[is_query]) if i not in names}
@@ -119,7 +128,7 @@ def first_hit_ranks(
     Returns (Q,) int64, 1 to k, one per entry of `query_gt` with style > 0, in its order; 0 where the item is missed or
     no box of its list is right. `np.mean((ranks > 0) & (ranks <= 10))` is Acc@10.
     """
-    queries, first, _ = _judge(results, query_gt, gallery_gt, (k,), iou_threshold)
+    queries, ((first, _),) = _judge(results, query_gt, gallery_gt, (k,), iou_threshold)
     return first[queries.style > 0]
 
 
@@ -128,10 +137,13 @@ def hits(
 ) -> Hits:
     """Judge every result: its item, whether it stands for that item, which of its first k shop boxes are right."""
     (queries, gallery), detections = _truth(query_gt, gallery_gt), detections_of(results)
-    item = _item_of_each(detections, queries)
+    belongs, _ = _belonging(detections, queries)
     stands = np.zeros(len(results), dtype=bool)
-    standing = _standing(detections, item, len(queries.style))
+    standing = _standing(detections, belongs, queries)
     stands[standing[standing >= 0]] = True
+    claiming = detections.row[_claims(detections, belongs, queries)]
+    item = np.full(len(results), -1, dtype=np.int64)
+    item[claiming] = belongs[claiming]
     rows = np.flatnonzero(item >= 0)
     right = np.zeros((len(results), k), dtype=bool)
     which, place, _, _ = _right_entries(results, rows, item[rows], queries, gallery, k, iou_threshold)
@@ -149,7 +161,7 @@ def answers(
     The first place that finds something is that of `first_hit_ranks`.
     """
     (queries, gallery), detections = _truth(query_gt, gallery_gt), detections_of(results)
-    standing = _standing(detections, _item_of_each(detections, queries), len(queries.style))
+    standing = _standing(detections, _belonging(detections, queries)[0], queries)
     asked = np.flatnonzero(queries.style > 0)
     row = standing[asked]
     detected = np.flatnonzero(row >= 0)
@@ -220,21 +232,38 @@ class _Gallery(NamedTuple):
 
 
 def _judge(
-    results: Results | Records, query_gt: Records, gallery_gt: Records, ks: Sequence[int], iou_threshold: float
-) -> tuple[_Queries, np.ndarray, np.ndarray]:
-    """The truth as columns; per true item the 1-based rank of its first right box (0: none), and if a result stands."""
+    results: Results | Records,
+    query_gt: Records,
+    gallery_gt: Records,
+    ks: Sequence[int],
+    iou_threshold: float,
+    *,
+    every: bool = False,
+) -> tuple[_Queries, list[tuple[np.ndarray, np.ndarray]]]:
+    """The truth as columns; per true item the 1-based rank of its first right box (0: none), and if a result stands.
+
+    With `every`, ranks and standing come for each of TOPS, else for the submission alone.
+    """
     if not ks or min(ks) < 1:
         raise ValueError(f"Acc@k: every k must be at least 1, got {list(ks)}")
     (queries, gallery), detections = _truth(query_gt, gallery_gt), detections_of(results)
-    item = _item_of_each(detections, queries)
-    standing = _standing(detections, item, len(queries.style))
-    detected = np.flatnonzero(standing >= 0)
-    which, place, _, _ = _right_entries(results, standing[detected], detected, queries, gallery, max(ks), iou_threshold)
+    belongs, overlap = _belonging(detections, queries)
+    standings = [_standing(detections, belongs, queries)]
+    if every:
+        own = detections_of(replace(results, hypotheses=None)) if isinstance(results, Results) else detections
+        near = np.flatnonzero(overlap >= ANY_CATEGORY_IOU)
+        standings.append(_standing(own, belongs, queries))
+        standings.append(_best_of_each(belongs[near], own.score[near], near, len(queries.style)))
+    standing = np.stack(standings)
+    figure, item = np.nonzero(standing >= 0)
+    pairs, pair = np.unique(np.stack([standing[figure, item], item]), axis=1, return_inverse=True)  # mostly the same
+    which, place, _, _ = _right_entries(results, pairs[0], pairs[1], queries, gallery, max(ks), iou_threshold)
     none = np.iinfo(np.int64).max
-    first = np.full(len(queries.style), none)
-    np.minimum.at(first, detected[which], place + 1)
-    first[first == none] = 0
-    return queries, first, standing >= 0
+    of_pair = np.full(pairs.shape[1], none)
+    np.minimum.at(of_pair, which, place + 1)
+    first = np.zeros(standing.shape, np.int64)
+    first[figure, item] = np.where(of_pair == none, 0, of_pair)[pair.reshape(-1)]
+    return queries, list(zip(first, standing >= 0, strict=True))
 
 
 def _summary(first: np.ndarray, stands: np.ndarray, chosen: np.ndarray, ks: Sequence[int]) -> dict[str, Any]:
@@ -243,30 +272,40 @@ def _summary(first: np.ndarray, stands: np.ndarray, chosen: np.ndarray, ks: Sequ
     return {"top": top, "missed": n - int(stands[chosen].sum()), "queries": n}
 
 
-def _item_of_each(detections: QueryDetections, queries: _Queries) -> np.ndarray:
-    """(R,) int64: the true item each result belongs to, -1 without one of its category and of a style above 0."""
+def _belonging(detections: QueryDetections, queries: _Queries) -> tuple[np.ndarray, np.ndarray]:
+    """(R,) int64, the true item that each result overlaps most, -1 on a photo without any; (R,) that overlap."""
     order = np.argsort(queries.image, kind="stable")
     result, position = spans(queries.image[order], detections.image)
     item = order[position]
     overlap = _iou(detections.bbox[result], queries.bbox[item])
-    belongs = np.full(len(detections.image), -1, dtype=np.int64)
+    belongs, most = np.full(len(detections.image), -1, dtype=np.int64), np.zeros(len(detections.image))
     if len(result):
         starts = np.flatnonzero(np.r_[True, result[1:] != result[:-1]])
         best = np.repeat(np.maximum.reduceat(overlap, starts), np.diff(np.r_[starts, len(result)]))
         tops = np.flatnonzero(overlap == best)[::-1]  # backwards, so that the first of equal overlaps is written last
-        belongs[result[tops]] = item[tops]
-    rows = np.flatnonzero(belongs >= 0)
-    judged = (queries.cls[belongs[rows]] == detections.cls[rows]) & (queries.style[belongs[rows]] > 0)
-    belongs[rows[~judged]] = -1
-    return belongs
+        belongs[result[tops]], most[result[tops]] = item[tops], overlap[tops]
+    return belongs, most
 
 
-def _standing(detections: QueryDetections, item: np.ndarray, n_items: int) -> np.ndarray:
-    """(n_items,) int64: the result with the highest score among those of each item, first on ties; -1 without any."""
-    rows = np.flatnonzero(item >= 0)
-    rows = rows[np.argsort(-detections.score[rows], kind="stable")][::-1]  # worst first: the best is written last
+def _claims(detections: QueryDetections, belongs: np.ndarray, queries: _Queries) -> np.ndarray:
+    """(C,) int64: the entries that have the category of the item they belong to, whose style is above 0."""
+    item = belongs[detections.row]
+    entry = np.flatnonzero(item >= 0)
+    return entry[(queries.cls[item[entry]] == detections.cls[entry]) & (queries.style[item[entry]] > 0)]
+
+
+def _standing(detections: QueryDetections, belongs: np.ndarray, queries: _Queries) -> np.ndarray:
+    """(n_items,) int64: the result that stands for each item, -1 without any; `belongs` (R,) as of `_belonging`."""
+    entry = _claims(detections, belongs, queries)
+    row = detections.row[entry]
+    return _best_of_each(belongs[row], detections.score[entry], row, len(queries.style))
+
+
+def _best_of_each(item: np.ndarray, score: np.ndarray, row: np.ndarray, n_items: int) -> np.ndarray:
+    """(n_items,) int64: of an item's (N,) entries the `row` of the highest score, first on ties; -1 without any."""
+    worst_first = np.argsort(-score, kind="stable")[::-1]  # the best is written last
     standing = np.full(n_items, -1, dtype=np.int64)
-    standing[item[rows]] = rows
+    standing[item[worst_first]] = row[worst_first]
     return standing
 
 

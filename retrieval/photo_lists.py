@@ -62,6 +62,7 @@ def join_photos(rankings: Rankings, length: int | None = None) -> Rankings:
         gallery_image_id=listed(results.gallery_image_id),
         gallery_bbox=listed(results.gallery_bbox),
         gallery_count=np.minimum(counts, width),
+        hypotheses=None if results.hypotheses is None else results.hypotheses[asked],
     )
     items = rankings.query_item[asked], listed(rankings.gallery_item), listed(rankings.similarity)
     return Rankings(joined, *items)

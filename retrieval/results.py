@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from postproc.hypotheses import Hypotheses
+
 Record = Mapping[str, Any]
 Records = Sequence[Record]
 
@@ -30,6 +32,9 @@ class Results:
     gallery_image_id: np.ndarray  # (R, K) int, the shop photos
     gallery_bbox: np.ndarray  # (R, K, 4) float, x1 y1 x2 y2 in their pixels
     gallery_count: np.ndarray  # (R,) int, the length of each list; what a row holds after that is ignored
+    # (R, H): an entry of the submission for each, with the row's box and list; None: one each, of query_cls and
+    # query_score, which are otherwise the first hypothesis
+    hypotheses: Hypotheses | None = None
 
     def __post_init__(self) -> None:
         n, k = self.gallery_image_id.shape
@@ -38,31 +43,40 @@ class Results:
             if getattr(self, name).shape != shape:
                 raise ValueError(f"results: {name} has shape {getattr(self, name).shape}, others want {shape}")
 
+        if self.hypotheses is not None and len(self.hypotheses) != n:
+            raise ValueError(f"results: {len(self.hypotheses)} rows of hypotheses, others want {n}")
+
     def __len__(self) -> int:
         return len(self.query_image_id)
 
 
 class QueryDetections(NamedTuple):
-    """The consumer side of the results. The shop lists are read only where they are needed."""
+    """The consumer side of R results with E entries, in their order; shop lists are read only where they are needed."""
 
-    image: np.ndarray
-    bbox: np.ndarray
-    cls: np.ndarray
-    score: np.ndarray
+    image: np.ndarray  # (R,)
+    bbox: np.ndarray  # (R, 4)
+    cls: np.ndarray  # (E,)
+    score: np.ndarray  # (E,)
+    row: np.ndarray  # (E,) int64, the result that an entry is of
 
 
 def detections_of(results: Results | Records) -> QueryDetections:
     """The consumer side of a submission; raises ValueError for a box or a score that is not finite, with its entry."""
     keys = ("query_image_id", "query_bbox", "query_cls", "query_score")
     if isinstance(results, Results):
-        detections = QueryDetections(*(getattr(results, key) for key in keys))
-        detections = detections._replace(bbox=detections.bbox.astype(np.float64))
+        image, bbox, cls, score = (getattr(results, key) for key in keys)
+        row = np.arange(len(results))
+        if (hypotheses := results.hypotheses) is not None:
+            row, place = np.nonzero(hypotheses.real)
+            cls, score = hypotheses.category_id[row, place], hypotheses.score[row, place]
     else:
-        detections = QueryDetections(*columns_of(results, keys, "results"))
+        image, bbox, cls, score = columns_of(results, keys, "results")
+        row = np.arange(len(results))
+    detections = QueryDetections(image, bbox.astype(np.float64), cls, score, row)
     for name, values in (("query_score", detections.score[:, None]), ("query_bbox", detections.bbox)):
         if not (finite := np.isfinite(values).all(axis=1)).all():  # a box of NaN would stand for the photo's first item
-            row = int(finite.argmin())
-            raise ValueError(f"results: entry {row} has {name} {values[row].tolist()}, want finite numbers")
+            entry = int(finite.argmin())
+            raise ValueError(f"results: entry {entry} has {name} {values[entry].tolist()}, want finite numbers")
     return detections
 
 

@@ -147,6 +147,7 @@ def rankings(data: SearchData, rows: np.ndarray, similarity: np.ndarray) -> Rank
         query_image_id=queries.image_id, query_bbox=queries.bbox.astype(np.float64),
         query_cls=queries.category_id.astype(np.int64), query_score=queries.score.astype(np.float64),
         gallery_image_id=image_id, gallery_bbox=bbox, gallery_count=real.sum(axis=1),
+        hypotheses=queries.hypotheses,
     )  # fmt: skip
     return Rankings(results, queries.item, item, similarity)
 

@@ -25,6 +25,7 @@ from jobs.exports.files import Writer
 from jobs.exports.truth import BlockTruth
 from jobs.runs.finished import FinishedRun
 from jobs.runs.reader import ranking_blocks, read_photos
+from postproc.hypotheses import Hypotheses
 from retrieval.rankings import Rankings
 from retrieval.truth import truth_of
 from store.categories import category_name
@@ -32,7 +33,7 @@ from store.categories import category_name
 BLOCK = 500  # queries in memory at a time
 QUERY = (
     "query_file_name", "query_image_id", "query_item", "query_x1", "query_y1", "query_x2", "query_y2", "query_score",
-    "query_category", "query_product_id",
+    "query_category", "query_hypotheses", "query_product_id",
 )  # fmt: skip
 RESULT = (
     "rank", "similarity", "shop_file_name", "shop_image_id", "shop_item", "shop_x1", "shop_y1", "shop_x2", "shop_y2",
@@ -133,10 +134,16 @@ def _query_cells(rankings: Rankings, photos: KnownPhotos, categories: Sequence[s
     own, number = photos.find(results.query_image_id)
     columns = (number, rankings.query_item, results.query_cls)
     measured = _shortest(results.query_bbox), _shortest(results.query_score)
-    for i, item, category_id, box, score in zip(*(column.tolist() for column in columns), *measured, strict=True):
-        category = safe(category_name(categories, category_id))
-        photo = own[i]
-        yield [safe(photo["file_name"]), photo["image_id"], item, *box, score, category, safe(photo["product_id"])]
+    hypotheses = results.hypotheses or Hypotheses.own(results.query_cls, results.query_score)
+    rows = zip(
+        *(column.tolist() for column in columns), *measured, hypotheses.category_id, hypotheses.score, strict=True
+    )
+    for i, item, category_id, box, score, ids, scores in rows:
+        photo, category = own[i], safe(category_name(categories, category_id))
+        pairs = zip(ids[ids > 0].tolist(), _shortest(scores[ids > 0]), strict=True)
+        may_be = safe("; ".join(f"{category_name(categories, other)} {value}" for other, value in pairs))
+        asked = [safe(photo["file_name"]), photo["image_id"], item, *box, score, category, may_be]
+        yield [*asked, safe(photo["product_id"])]
 
 
 def _shortest(numbers: np.ndarray) -> list:

@@ -10,6 +10,7 @@ from typing import Any
 from jobs.cli import one_line
 from store.categories import category_name
 
+LIKELY = 0.5  # share of the best hypothesis's score from which another is named beside it
 WIDEST = 40  # characters of a column; longer text pushes the rest of its line to the right
 
 
@@ -30,6 +31,7 @@ class FoundGarment:
     score: float
     category_id: int
     hits: list[Hit]
+    hypotheses: Sequence[tuple[int, float]] = ()  # category id and score of what it may be, its own first
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def lines(answer: Answer, categories: Sequence[str]) -> list[str]:
     n = len(answer.garments)
     out = [f"{asked}: {n or 'no'} garment{'' if n == 1 else 's'} found"]
     for number, garment in enumerate(answer.garments, 1):
-        name = one_line(category_name(categories, garment.category_id))
+        name = one_line(likely_names(categories, garment.category_id, garment.hypotheses))
         out += [f"  {number}. {name} {garment.score:.2f}, box {box_of(garment.bbox)}"]
         out += [f"     {line}" for line in table(garment.hits, categories)] or ["     the gallery has nothing for it"]
     return out
@@ -97,12 +99,29 @@ def table(hits: Sequence[Hit], categories: Sequence[str]) -> list[str]:
     rows = [("rank", "similarity", "product", "file name", "category", "box x1 y1 x2 y2 px")]
     for hit in hits:
         product, file = (one_line(str(hit.item[name])) for name in ("product_id", "file_name"))
-        category, box = one_line(category_name(categories, hit.item["category_id"])), box_of(hit.item["bbox"])
+        own, box = hit.item["category_id"], box_of(hit.item["bbox"])
+        hypotheses = [(one["category_id"], one["score"]) for one in hit.item.get("hypotheses") or ()]  # new in items
+        category = one_line(likely_names(categories, own, hypotheses))
         rows.append((str(hit.rank), f"{hit.similarity:.4f}", product, file, category, box))
     widths = [min(WIDEST, max(map(len, column))) for column in zip(*rows, strict=True)]
     return [
         "  ".join(f"{text:{'>' if i < 2 else '<'}{widths[i]}}" for i, text in enumerate(row)).rstrip() for row in rows
     ]
+
+
+def likely_names(categories: Sequence[str], own: int, hypotheses: Sequence[tuple[int, float]]) -> str:
+    """The names of what a garment is likely to be, best first: those with at least half of the best one's score.
+
+    `categories` are names, id 1 first; `own` is the garment's category id, the first of its `hypotheses` where these
+    are known.
+
+    >>> likely_names(("vest", "skirt", "dress"), 2, [(2, 0.6), (3, 0.4), (1, 0.1)])
+    'skirt or dress'
+    """
+    least = LIKELY * max((score for _, score in hypotheses), default=0)
+    best_first = sorted(hypotheses, key=lambda pair: -pair[1])
+    likely = [category_id for category_id, score in best_first if score >= least] or [own]
+    return " or ".join(category_name(categories, category_id) for category_id in likely)
 
 
 def box_of(bbox: Sequence[float]) -> str:

@@ -1,5 +1,4 @@
-"""The gallery's models on a few photos and texts, in a process of their own, so that torch never meets FAISS and a
-photo that kills the process costs no other photo.
+"""The gallery's models on a few photos and texts, in a process of their own, whose death costs one photo alone.
 
 In: a folder with request.json (settings and categories of version.json, the device, the texts) and imageset/ (the
 photos). Out: garments.npz in it, see `PhotoGarments`. The night's shard workers detect, fuse and embed, one after the
@@ -79,7 +78,8 @@ def settings_of(version: Mapping[str, Any], catalogue: Catalogue, *, weights_dir
         if model.basis != basis:
             reason = f"{model.name} here is another model than the one it was made with"
             raise UserError(f"{name}: {reason}; use that night's code, or publish anew")
-    if fingerprint_of(settings, (*detectors, *embedders)) != version["results"]:
+    has_hypotheses = "hypotheses" in version["settings"].get("items", {})
+    if fingerprint_of(settings, (*detectors, *embedders), hypotheses=has_hypotheses) != version["results"]:
         reason = "photos are processed differently here than on the night it was made"
         raise UserError(f"{name}: {reason}; use that night's code, or publish anew")
     return settings
@@ -182,7 +182,7 @@ def answer(folder: Path, catalogue: Catalogue) -> None:
             outcomes = worker.run(Job(shard.name, tuple(range(shard.rows)), work), {}, False)
             for outcome in outcomes.values():
                 failed |= {row["image_id"]: row["reason"] for row in outcome.failures}
-    arrays = _garments(output, shards, names, failed) if shards else NOTHING
+    arrays = _garments(output, shards, names, failed, settings.items.hypotheses) if shards else NOTHING
     if request["texts"]:
         arrays = arrays | {"texts": embed_texts(embed.embedders, request["texts"])}
     reasons = {"failed": np.array(list(failed), np.int64), "reason": np.array(list(failed.values()), np.str_)}
@@ -190,13 +190,16 @@ def answer(folder: Path, catalogue: Catalogue) -> None:
 
 
 def _garments(
-    output: ObjectStore, shards: Sequence[str], embedders: Sequence[str], failed: Mapping[int, str]
+    output: ObjectStore, shards: Sequence[str], embedders: Sequence[str], failed: Mapping[int, str], most: int
 ) -> dict[str, np.ndarray]:
-    """What the stages wrote, as the arrays of `PhotoGarments`."""
+    """What the stages wrote, as the arrays of `PhotoGarments`, `most` hypotheses wide."""
     items = read_items(output, "detected", shards, embedders)
+    after = ((0, 0), (0, most - items.hypotheses.category_id.shape[1]))
     good = ~np.isin(items.image_id, list(failed))  # as at night, a photo that failed in one model has no garments
     arrays = {
         "photo": items.image_id, "bbox": items.bbox, "score": items.score, "category_id": items.category_id,
+        "hypothesis_id": np.pad(items.hypotheses.category_id, after),
+        "hypothesis_score": np.pad(items.hypotheses.score, after),
         "vectors": np.concatenate([items.embeddings[name] for name in embedders], axis=1),
     }  # fmt: skip
     return {name: rows[good] for name, rows in arrays.items()}

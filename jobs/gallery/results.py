@@ -1,8 +1,8 @@
 """What the models gave for each photo, kept from night to night by the digest of its bytes.
 
     GALLERY/results/FINGERPRINT/part-00000.photos.parquet    digest, number of items, reason where the photo failed
-    GALLERY/results/FINGERPRINT/part-00000.items.parquet     digest, bbox, score, category_id, votes; of each model
-                                                             a column of embeddings
+    GALLERY/results/FINGERPRINT/part-00000.items.parquet     digest, bbox, score, category_id, votes, hypotheses; of
+                                                             each model a column of embeddings
 
 FINGERPRINT covers models, weights and the settings that decide the numbers, so another model starts another folder and
 the old one stays usable until it is pruned. A part's items are written before its photos, so that those of every photo
@@ -24,22 +24,33 @@ from jobs.runs.models import Model
 from jobs.runs.reader import read_items
 from jobs.runs.settings import Settings, record
 from retrieval.gallery_files import ITEMS
+from retrieval.hypotheses import HYPOTHESES, as_column, read_hypotheses
 from retrieval.step_kinds import Embeddings
 from store.decode import VERSION as DECODER
 from store.objects import ObjectStore
 
 FOLDER = "results"
 PHOTOS = pa.schema([("digest", pa.binary(16)), ("items", pa.int32()), ("reason", pa.string())])
+FUSE_BEFORE = 2  # the last code of fuse without hypotheses
 PART_ITEMS = 20_000  # garments of a part, at least: they are held in memory at once
 
 
-def fingerprint_of(settings: Settings, models: Sequence[Model]) -> str:
-    """Of all that decides a photo's boxes and embeddings besides its bytes; `models`: detectors, then embedders."""
+def fingerprint_of(settings: Settings, models: Sequence[Model], *, hypotheses: bool = True) -> str:
+    """Of all that decides what is kept of a photo besides its bytes; `models`: detectors, then embedders.
+
+    Without `hypotheses` it is that of a version from before there were any, whose boxes and embeddings are the same.
+    """
+    codes = {stage: CODES[stage] for stage in ("detect", "fuse", "embed")}
+    items = record(settings.items)
+    if not hypotheses:
+        codes["fuse"] = FUSE_BEFORE
+        items = {name: value for name, value in items.items() if not name.startswith("hypothes")}
     basis = {
-        "code": [CODES[stage] for stage in ("detect", "fuse", "embed")],
+        "code": list(codes.values()),
         "decoder": DECODER,
         "detect": {name: value for name, value in record(settings.detect).items() if name != "actors"},
-        **{name: record(getattr(settings, name)) for name in ("fusion", "items")},
+        "fusion": record(settings.fusion),
+        "items": items,
         "max_pixels": settings.max_pixels,
         "engine": settings.engine,
         "dtype": settings.embed.dtype,
@@ -66,7 +77,8 @@ class PhotoResults:
         return pa.schema(
             [
                 ("digest", pa.binary(16)), ("bbox", tables.BOX), ("score", pa.float32()), ("category_id", pa.int16()),
-                ("votes", pa.int8()), *((name, pa.list_(number, dim)) for name, dim in self.models.items()),
+                ("votes", pa.int8()), ("hypotheses", HYPOTHESES),
+                *((name, pa.list_(number, dim)) for name, dim in self.models.items()),
             ]
         )  # fmt: skip
 
@@ -137,6 +149,7 @@ def _item_rows(table: pa.Table, photos: pa.Table, item: np.ndarray, photo: np.nd
     kept = item[first]
     columns = {"id": ids[first], "image_id": images[first], "bbox": boxes[first]}
     columns |= {name: table.column(name).to_numpy()[kept] for name in ("category_id", "score")}
+    columns["hypotheses"] = read_hypotheses(table)[kept]
     names = ("product_id", "file_name", "digest")
     columns |= {name: photos.column(name).take(pa.array(photo[first])).combine_chunks() for name in names}
     return kept, tables.table(ITEMS, columns)
@@ -178,6 +191,7 @@ def harvest(work: ObjectStore, photos: pa.Table, models: Sequence[str]) -> Itera
             "bbox": pa.FixedSizeListArray.from_arrays(items.bbox.reshape(-1), 4),
         }
         columns |= {name: pa.array(getattr(items, name)) for name in ("score", "category_id", "votes")}
+        columns["hypotheses"] = as_column(items.hypotheses)
         for name, rows in items.embeddings.items():
             columns[name] = pa.FixedSizeListArray.from_arrays(rows.reshape(-1), rows.shape[1])
         reasons = {

@@ -5,13 +5,14 @@ In: OUTPUT with run.json, items/, embeddings/, detections/, rankings/, and its i
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
 
+from jobs.runs import tables
 from jobs.runs.marks import WHOLE, fingerprint, read_json
-from jobs.runs.reader import EmbeddedItems, facts_of, read_photos, read_sides
+from jobs.runs.reader import EmbeddedItems, facts_of, ranked_hypotheses, read_photos, read_sides
 from jobs.runs.run_record import is_over, read_record
 from jobs.runs.selection import Selected, select
 from retrieval.metrics import KS
@@ -93,7 +94,11 @@ class FinishedRun:
         marks = [info.key for stage in ("detect", "fuse", "embed") for info in self.store.list(f"done/{stage}/")]
         outputs = {key: (read_json(self.store, key) or {}).get("outputs") for key in marks}
         kept = {name: self.record.get("settings", {}).get(name) for name in ("items", "fusion")}
-        return fingerprint({"imageset": self.images.digest, "outputs": outputs, "settings": kept})
+        columns = ["query_image_id", "query_item", "query_hypotheses"]
+        places = {kind: f"rankings/{kind}.parquet" for kind in self.record["boxes"]}
+        judged = {kind: tables.digest_of(tables.read(self.store, key, columns)) for kind, key in places.items()}
+        parts = {"imageset": self.images.digest, "outputs": outputs, "settings": kept, "hypotheses": judged}
+        return fingerprint(parts)
 
     def search_data(self, kind: str) -> SearchData:
         """Of one kind of boxes; as in `rank`, an item that lacks an embedding of some model is left out."""
@@ -102,6 +107,7 @@ class FinishedRun:
         judged_by = truth_of(truth, whole_photos=not self.detectors)
         # a photo's lists are joined: as long as the run's they give the run's figures
         length = self.record["settings"]["search"]["top_k"] if judged_by.kind == "photo" else max(KS)
+        queries = replace(queries, hypotheses=ranked_hypotheses(self.store, kind, queries))
         return SearchData(queries, gallery, facts_of(gallery, truth), judged_by, length)
 
 

@@ -20,13 +20,15 @@ from store.joined import joined_name
 from store.objects import ObjectInfo, ObjectMissing, ObjectStore
 
 # Stages in order, and the version of what each computes: raise it when the same settings and input give another output.
-CODES = {"detect": 2, "fuse": 2, "embed": 1, "rank": 2, "evaluate": 3, "report": 5}
+CODES = {"detect": 2, "fuse": 3, "embed": 1, "rank": 3, "evaluate": 4, "report": 5}
 STAGES = tuple(CODES)
 FOLDERS = ("detections/", "fused/", "items/", "embeddings/", "index/", "rankings/", "report/")
 FILES = ("submission.json", "metrics.json", "failures.parquet")
 WHOLE = "shard-00000"  # the last part of the mark's name where a stage takes the whole set at once
 MARK = {"fingerprint": str, "basis": dict, "outputs": dict, "seconds": dict, "failures": list, "finished": str}
-LATER_PARTS = {"stamps": dict, "replaced": list}  # marks of earlier releases have none
+LATER_PARTS = {"stamps": dict, "replaced": list, "notes": dict}  # marks of earlier releases may have none
+# in the notes of a mark of fuse: key of the items -> digest of that table without hypotheses, which embedding ignores
+EMBEDDED = "embedded"
 FAILURE = {"image_id": int, "reason": str}
 CHANGES = {  # parts of a basis, and how a change of each is told
     "settings": "settings changed: ",

@@ -14,7 +14,9 @@ import pyarrow.compute as pc
 
 from jobs.runs import tables
 from jobs.runs.selection import ShardTaken
+from postproc.hypotheses import Hypotheses
 from postproc.places import places
+from retrieval.hypotheses import read_hypotheses
 from retrieval.limit import without_unjudged
 from retrieval.rankings import Rankings
 from retrieval.results import Results
@@ -34,6 +36,7 @@ class EmbeddedItems:
     Attributes:
         image_id: (N,) int64. item: (N,) int32, number of the item within its photo.
         bbox: (N, 4) float32, px x1 y1 x2 y2. score: (N,) float32. category_id: (N,) int16. votes: (N,) int8.
+        hypotheses: the categories that each may have, its own first.
         embeddings: model -> (N, D) float32, unit length.
     """
 
@@ -43,6 +46,7 @@ class EmbeddedItems:
     score: np.ndarray
     category_id: np.ndarray
     votes: np.ndarray
+    hypotheses: Hypotheses
     embeddings: dict[str, np.ndarray]
 
     def __len__(self) -> int:
@@ -85,7 +89,7 @@ def read_table(
             raise UserError(
                 f"{store.uri}: {folder}/{shard}.parquet does not exist; finish the run with jobs/full_eval.py first"
             ) from None
-    return pa.concat_tables(parts)
+    return pa.concat_tables(parts, promote_options="default")  # a replaced table may lack a column
 
 
 def read_boxes(store: ObjectStore, folder: str, shards: Iterable[str]) -> dict[str, np.ndarray]:
@@ -115,7 +119,8 @@ def read_items(store: ObjectStore, kind: str, shards: Sequence[str], models: Seq
         embeddings[name] = np.zeros((len(items), stored.shape[1]), np.float32)
         embeddings[name][rows >= 0] = stored[rows[rows >= 0]]
     columns = {name: items.column(name).to_numpy() for name in ("image_id", "item", "score", "category_id", "votes")}
-    found = EmbeddedItems(**columns, bbox=tables.rows_of(items.column("bbox")), embeddings=embeddings)
+    boxes, hypotheses = tables.rows_of(items.column("bbox")), read_hypotheses(items)
+    found = EmbeddedItems(**columns, bbox=boxes, hypotheses=hypotheses, embeddings=embeddings)
     return found if complete.all() else found.split(complete)[0]
 
 
@@ -163,6 +168,18 @@ def facts_of(gallery: EmbeddedItems, photos: pa.Table) -> GalleryFacts:
     return GalleryFacts(gallery.category_id, gallery.score, photo, number.astype(np.int64))
 
 
+def ranked_hypotheses(store: ObjectStore, kind: str, queries: EmbeddedItems) -> Hypotheses:
+    """The hypotheses that the rankings have of these queries, by which the run's figures were made."""
+    columns = ["query_image_id", "query_item", "query_category_id", "query_score", "query_hypotheses"]
+    ranked = tables.read(store, f"rankings/{kind}.parquet", columns)
+    asked = pa.table({"image_id": queries.image_id, "item": queries.item})
+    rows = matching_rows(asked, ranked.rename_columns([name.removeprefix("query_") for name in ranked.column_names]))
+    if (rows < 0).any():
+        place = f"{store.uri}: rankings/{kind}.parquet"
+        raise UserError(f"{place} lacks a query of photo {queries.image_id[rows.argmin()]}; run jobs/rank.py again")
+    return read_hypotheses(ranked, "query_")[rows]
+
+
 def read_rankings(store: ObjectStore, name: str, length: int | None = None) -> Rankings:
     """rankings/NAME.parquet, its lists padded to one length.
 
@@ -179,7 +196,7 @@ def ranking_blocks(store: ObjectStore, name: str, n_queries: int) -> Iterator[Ra
     """
     rest = tables.RANKINGS.empty_table()
     for block in tables.read_blocks(store, f"rankings/{name}.parquet", n_queries):
-        table = pa.concat_tables([rest, block])
+        table = pa.concat_tables([rest, block], promote_options="default")  # an older one lacks a column
         image_id = table.column("query_image_id").to_numpy()
         end = int(np.flatnonzero(image_id != image_id[-1]).max(initial=-1)) + 1
         rest = table.slice(end)
@@ -207,6 +224,7 @@ def _rankings_of(table: pa.Table, length: int | None) -> Rankings:
         query_bbox=tables.rows_of(table.column("query_bbox")).astype(np.float64),
         query_cls=table.column("query_category_id").to_numpy().astype(np.int64),
         query_score=table.column("query_score").to_numpy().astype(np.float64),
+        hypotheses=read_hypotheses(table, "query_"),
         gallery_image_id=padded("gallery_image_id", np.int64),
         gallery_bbox=padded("gallery_bbox", np.float64, 4),
         gallery_count=counts,

@@ -13,6 +13,7 @@ from jobs.runs.categories import resolve
 from jobs.runs.events import RunLog
 from jobs.runs.lock import Lock
 from jobs.runs.marks import (
+    EMBEDDED,
     STAGES,
     Outcome,
     Unit,
@@ -104,6 +105,14 @@ class Run:
             outputs = self.marks[unit.path]["outputs"]
             digests |= {key: digest for key, digest in outputs.items() if key.startswith(below)}
         return digests
+
+    def embedded_digests(self, unit: Unit, *, below: str) -> dict[str, str] | None:
+        """Key -> digest of what embedding reads of the items that a unit wrote; None when the unit is unfinished."""
+        if (digests := self.digests([unit], below=below)) is None:
+            return None
+        mark = self.marks[unit.path]
+        own, replaced = mark.get("notes", {}).get(EMBEDDED, {}), mark.get("replaced", ())  # who replaces may move boxes
+        return {key: digest if key in replaced else own.get(key, digest) for key, digest in digests.items()}
 
     def finish(self, unit: Unit, outcome: Outcome) -> None:
         """Write the mark of a unit whose output is safe. Units of later stages follow from it and are planned again."""

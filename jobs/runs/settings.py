@@ -35,6 +35,7 @@ from jobs.runs.validation import (
     build,
 )
 from jobs.runs.yaml_text import parse_override, read_yaml
+from networks.engines import refuse_device
 from retrieval import steps
 from sources.arguments import positive
 from store.errors import UserError
@@ -84,13 +85,20 @@ class FusionSettings(SettingsRecord):
 
 
 class ItemSettings(SettingsRecord):
-    """Which fused boxes are worth embedding."""
+    """Which fused boxes are worth embedding, and which categories these garments may have."""
 
     score_threshold: Fraction = Field(0.1, description="Fused boxes with a lower score are not embedded.")
     iou_threshold: Fraction = Field(
         0.7, description="Of boxes that overlap by more, whatever their categories, only the best is embedded."
     )
     max_per_image: int = Field(12, ge=1, le=10_000, description="Garments of each photo, best first.")
+    hypotheses: int = Field(
+        5, ge=1, le=100, description="Categories that a garment may have, its own included; 1: its own alone."
+    )
+    hypothesis_iou: Fraction = Field(
+        0.5, description="Fused boxes that overlap a garment by at least this much say what else it may be."
+    )
+    hypothesis_score: Fraction = Field(0.02, description="Fused boxes with a lower score do not say so.")
 
 
 class EmbedSettings(SettingsRecord):
@@ -304,10 +312,7 @@ def check_together(settings: Settings) -> Settings:
     if fusion.thresholds is not None and len(fusion.thresholds) != n_detectors:
         want = f"{n_detectors} thresholds, one for each detector"
         raise UserError(f"fusion.thresholds: want {want}, got {list(fusion.thresholds)}")
-    if settings.engine == "openvino" and settings.device == "cuda":
-        raise UserError("engine: openvino runs networks on a CPU and device is cuda; set engine=auto or device=cpu")
-    if settings.engine == "cudagraph" and settings.device == "cpu":
-        raise UserError("engine: cudagraph runs networks on a GPU and device is cpu; set engine=auto or device=cuda")
+    refuse_device(settings.engine, settings.device)
     if fusion.min_votes > max(n_detectors, 1):
         want = f"at most {max(n_detectors, 1)}, with {n_detectors} detectors"
         raise UserError(f"fusion.min_votes: want {want}, got {fusion.min_votes}")

@@ -9,6 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from detection.detections import Detections
+from postproc.hypotheses import Hypotheses
+from retrieval.hypotheses import HYPOTHESES, as_column
+from store.arrow import numpy_dtype
 from store.errors import UserError
 from store.files import digest
 from store.objects import ObjectStore, StorageError
@@ -23,11 +26,11 @@ DETECTIONS = pa.schema(
 FUSED = DETECTIONS.append(pa.field("votes", pa.int8()))  # detectors that agree
 ITEMS = pa.schema([
     ("image_id", pa.int64()), ("item", pa.int32()), ("bbox", BOX), ("score", pa.float32()),
-    ("category_id", pa.int16()), ("votes", pa.int8()),
+    ("category_id", pa.int16()), ("votes", pa.int8()), ("hypotheses", HYPOTHESES),
 ])  # fmt: skip
 RANKINGS = pa.schema([
     ("query_image_id", pa.int64()), ("query_item", pa.int32()), ("query_bbox", BOX), ("query_score", pa.float32()),
-    ("query_category_id", pa.int16()), ("gallery_image_id", pa.list_(pa.int64())),
+    ("query_category_id", pa.int16()), ("query_hypotheses", HYPOTHESES), ("gallery_image_id", pa.list_(pa.int64())),
     ("gallery_item", pa.list_(pa.int32())), ("gallery_bbox", pa.list_(BOX)), ("similarity", pa.list_(pa.float32())),
 ])  # fmt: skip
 INDEX_IDS = pa.schema([("image_id", pa.int64()), ("item", pa.int32()), ("bbox", BOX)])  # row i: vector i of the index
@@ -49,10 +52,12 @@ def _column(values: Any, kind: pa.DataType, n: int) -> pa.Array:
     if values is None:
         return pa.nulls(n, kind)
     if pa.types.is_fixed_size_list(kind):
-        flat = np.ascontiguousarray(values, kind.value_type.to_pandas_dtype()).reshape(-1)
+        flat = np.ascontiguousarray(values, numpy_dtype(kind.value_type)).reshape(-1)
         return pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), kind.list_size)
+    if isinstance(values, Hypotheses):
+        return as_column(values)
     if isinstance(values, np.ndarray):
-        return pa.array(values.astype(kind.to_pandas_dtype()), kind)
+        return pa.array(values.astype(numpy_dtype(kind)), kind)
     return pa.array(values, kind)
 
 
@@ -81,9 +86,18 @@ def rows_of(column: pa.ChunkedArray) -> np.ndarray:
 
 def write(store: ObjectStore, key: str, rows: pa.Table) -> str:
     """Publish a table; returns its BLAKE2b-128, hex. Compression and row groups are fixed: equal rows, equal bytes."""
+    return publish(store, key, _bytes_of(rows))
+
+
+def digest_of(rows: pa.Table) -> str:
+    """BLAKE2b-128, hex, of the file that `write` would publish."""
+    return digest(_bytes_of(rows))
+
+
+def _bytes_of(rows: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     pq.write_table(rows, sink, compression="zstd", compression_level=3, row_group_size=65_536)
-    return publish(store, key, sink.getvalue().to_pybytes())
+    return sink.getvalue().to_pybytes()
 
 
 def publish(store: ObjectStore, key: str, data: bytes) -> str:
@@ -138,6 +152,7 @@ def _checked(store: ObjectStore, key: str, rows: pa.Table) -> pa.Table:
         for chunk in column.chunks:
             while pa.types.is_list(chunk.type) or pa.types.is_fixed_size_list(chunk.type):
                 chunk = chunk.flatten()
+            chunk = chunk.field("score") if chunk.type == HYPOTHESES.value_type else chunk
             chunk = chunk.drop_null()
             if pa.types.is_floating(chunk.type) and not np.isfinite(chunk.to_numpy(zero_copy_only=False)).all():
                 advice = "delete it and start the run again; was it written by another program?"

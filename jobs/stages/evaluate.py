@@ -123,7 +123,11 @@ def _retrieval(run: Run, kind: str, truth: Truth, photos: pa.Table) -> dict[str,
 
 
 def _summary(categories: Sequence[str], detection: dict[str, Any], retrieval: dict[str, Any]) -> dict[str, Any]:
-    """The few figures a person wants. The best detector is that of the best AP10, or AP where AP10 means nothing."""
+    """The few figures a person wants. The best detector is that of the best AP10, or AP where AP10 means nothing.
+
+    `acc@K_BOXES` is with all hypotheses of a query; with detected boxes it also comes with its own category alone and
+    whatever the category, as `retrieval.metrics.evaluate` says.
+    """
     singles = {name: of for name, of in detection.items() if name != "fused"}
     measure = "AP10" if categories == DEEPFASHION2 else "AP"
     measured = {name: of[measure] for name, of in singles.items() if of[measure] is not None}
@@ -133,6 +137,9 @@ def _summary(categories: Sequence[str], detection: dict[str, Any], retrieval: di
     for kind, models in retrieval.items():
         judged = models.get("steps") or models.get("concat") or next(iter(models.values()))
         figures[f"acc@1_{kind}"], figures[f"acc@10_{kind}"] = judged["top"]["1"], judged["top"]["10"]
+        for name in ("one_category", "any_category") if kind == "detected" else ():
+            if top := judged.get(f"top_{name}"):  # not where photos are judged
+                figures |= {f"acc@{k}_{kind}_{name}": top[k] for k in ("1", "10")}
     return figures
 
 

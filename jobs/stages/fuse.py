@@ -16,11 +16,12 @@ import pyarrow.compute as pc
 from detection import rle
 from detection.detections import Rle
 from jobs.runs import shards, tables
-from jobs.runs.marks import CODES, Outcome, Unit
+from jobs.runs.marks import CODES, EMBEDDED, Outcome, Unit
 from jobs.runs.retries import Job
 from jobs.runs.run import Run
 from jobs.runs.settings import Settings, record
-from postproc.fusion import Boxes, Fused, FusionRule, fuse_members, rank_within, worth_embedding
+from postproc.fusion import Boxes, Fused, FusionRule, ItemRule, fuse_members, rank_within, worth_embedding
+from postproc.hypotheses import Hypotheses
 from postproc.masks import vote_batch
 from postproc.places import places
 from store.errors import UserError
@@ -72,25 +73,32 @@ class FuseWorker:
         image_ids = photos.column("image_id").to_numpy()
         detected, model, masks = self._read(job.name, image_ids)
         read = time.perf_counter()
-        rule, limits = FusionRule.of(self.settings.fusion), self.settings.items
+        rule = FusionRule.of(self.settings.fusion)
         n_models = max(len(self.detectors), 1)
         fused = fuse_members(detected, model, n_models, rule)
-        bounds = limits.score_threshold, limits.iou_threshold, limits.max_per_image
-        items = {
-            kind: true_items(photos.column("items")) if kind == "true" else worth_embedding(fused.boxes, *bounds)
-            for kind in self.kinds
-        }
-        if not self.detectors and "detected" in self.kinds:
-            items["detected"] = whole_photos(photos)
+        items = {kind: self._items(kind, photos, fused.boxes) for kind in self.kinds}
         more: dict[str, Any] = {}
         if self.settings.fusion.masks:
             more["mask"] = fuse_masks(fused, masks, detected.scores * rule.shares(n_models)[model])
         infer = time.perf_counter()
         written = {f"fused/{job.name}.parquet": _table(tables.FUSED, fused.boxes, image_ids, **more)}
-        written |= {f"items/{kind}/{job.name}.parquet": _table(tables.ITEMS, items[kind], image_ids) for kind in items}
+        embedded = {}
+        for kind, (boxes, hypotheses) in items.items():
+            key, table = (
+                f"items/{kind}/{job.name}.parquet",
+                _table(tables.ITEMS, boxes, image_ids, hypotheses=hypotheses),
+            )
+            written[key], embedded[key] = table, tables.digest_of(table.drop_columns("hypotheses"))
         outputs = {key: tables.write(self.output, key, table) for key, table in written.items()}
         seconds = {"read": read - start, "infer": infer - read, "write": time.perf_counter() - infer}
-        return {"fuse": Outcome(outputs, len(fused.boxes), seconds)}
+        return {"fuse": Outcome(outputs, len(fused.boxes), seconds, notes={EMBEDDED: embedded})}
+
+    def _items(self, kind: str, photos: pa.Table, fused: Boxes) -> tuple[Boxes, Hypotheses]:
+        """Items of one kind of boxes; what is not detected is of its own category alone."""
+        if kind == "detected" and self.detectors:
+            return worth_embedding(fused, ItemRule.of(self.settings.items))
+        items = true_items(photos.column("items")) if kind == "true" else whole_photos(photos)
+        return items, Hypotheses.own(items.labels, items.scores)
 
     def _read(self, shard: str, image_ids: np.ndarray) -> tuple[Boxes, np.ndarray, pa.ChunkedArray]:
         """All detectors' boxes, (N,) the number of the detector each is from, and their masks, null for none."""

@@ -21,6 +21,8 @@ from jobs.stages.check import check
 IN_ORDER = dict(zip(STAGES, (detect, fuse, embed, rank, evaluate, report), strict=True))
 TOO_MANY_FAILED = 3  # exit status
 TOPS = ("1", "5", "10", "20")  # the lengths of lists that are printed
+# what is printed below the figures with all hypotheses, where it is another: words -> name in metrics.json
+OTHER_TOPS = {"its own category alone": "top_one_category", "any category": "top_any_category"}
 
 
 def main(names: Sequence[str], argv: list[str] | None, doc: str | None, catalogue: Catalogue = SHIPPED) -> int:
@@ -129,6 +131,9 @@ def figure_lines(run: Run) -> Iterator[str]:
         for name, figures in models.items():
             measured = "".join(_figure(value) for value in (*(figures["top"][k] for k in TOPS), figures["map"]))
             yield f"{name + ', ' + kind:28}{measured}{figures['missed']:8}{figures['queries']:8}"
+            for words, key in OTHER_TOPS.items():
+                if (top := figures.get(key, figures["top"])) != figures["top"]:
+                    yield f"  {words:26}{''.join(_figure(top[k]) for k in TOPS)}"
     for note in metrics.get("summary", {}).get("notes", ()):
         yield f"note: {note}"
     images = metrics.get("images", {})

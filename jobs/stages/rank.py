@@ -19,7 +19,9 @@ from jobs.runs.progress import say
 from jobs.runs.reader import EmbeddedItems, facts_of, read_photos, read_sides
 from jobs.runs.run import Run
 from jobs.runs.settings import record
+from postproc.hypotheses import Hypotheses
 from retrieval import steps
+from retrieval.hypotheses import read_hypotheses
 from retrieval.search_plan import SearchPlan
 
 SUBMITTED = 20  # results of a query in the benchmark's format
@@ -100,12 +102,18 @@ def _rankings(queries: EmbeddedItems, gallery: EmbeddedItems, rows: np.ndarray, 
     columns = {
         "query_image_id": queries.image_id, "query_item": queries.item, "query_bbox": queries.bbox,
         "query_score": queries.score, "query_category_id": queries.category_id,
+        "query_hypotheses": hypotheses_of_queries(queries),
         "gallery_image_id": pa.ListArray.from_arrays(offsets, pa.array(gallery.image_id[flat], pa.int64())),
         "gallery_item": pa.ListArray.from_arrays(offsets, pa.array(gallery.item[flat], pa.int32())),
         "gallery_bbox": pa.ListArray.from_arrays(offsets, boxes),
         "similarity": pa.ListArray.from_arrays(offsets, pa.array(similarity[real], pa.float32())),
     }  # fmt: skip
     return tables.table(tables.RANKINGS, columns)
+
+
+def hypotheses_of_queries(queries: EmbeddedItems) -> Hypotheses:
+    """The hypotheses that go into the rankings and the submission: here those of the items, as they were fused."""
+    return queries.hypotheses
 
 
 def _write_index(
@@ -137,9 +145,19 @@ def _write_index(
 
 
 def submission(rankings: pa.Table) -> bytes:
-    """The rankings in the benchmark's format, JSON: the first 20 results, or as many as there are."""
-    lists = ["gallery_image_id", "gallery_bbox"]
-    table = rankings.select(["query_image_id", "query_bbox", "query_category_id", "query_score", *lists])
-    entries = table.rename_columns({"query_category_id": "query_cls"}).to_pylist()
-    entries = [entry | {name: entry[name][:SUBMITTED] for name in lists} for entry in entries]
+    """The rankings in the benchmark's format, JSON: an entry a hypothesis, with the first 20 results.
+
+    The hypotheses of a query follow each other and have one list. A query whose category nobody knows has one entry, of
+    category 0.
+    """
+    known, lists = read_hypotheses(rankings, "query_"), ["gallery_image_id", "gallery_bbox"]
+    columns = ["query_image_id", "query_bbox", "query_category_id", "query_score", *lists]
+    entries = []
+    for row, query in enumerate(
+        rankings.select(columns).rename_columns({"query_category_id": "query_cls"}).to_pylist()
+    ):
+        query |= {name: query[name][:SUBMITTED] for name in lists}
+        real = known.real[row]
+        pairs = zip(known.category_id[row, real].tolist(), known.score[row, real].tolist(), strict=True)
+        entries += [query | {"query_cls": cls, "query_score": score} for cls, score in pairs] or [query]
     return (json.dumps(entries) + "\n").encode()

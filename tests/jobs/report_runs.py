@@ -13,6 +13,7 @@ from PIL import Image
 from jobs.reports import site
 from jobs.reports.pages import content_of
 from jobs.runs import tables
+from retrieval.metrics import TOPS
 from store.imageset import ImageSet, Item, Photo, open_imageset
 from store.imageset_write import write_imageset
 from store.objects import ObjectStore
@@ -151,10 +152,12 @@ def figures(value: float | None, **more: Any) -> dict[str, Any]:
 
 
 def accuracy(value: float) -> dict[str, Any]:
-    part = {"top": {k: value for k in ("1", "5", "10", "15", "20")}, "missed": 1, "queries": 4}
+    top = {k: value for k in ("1", "5", "10", "15", "20")}
+    part = {name: top for name in TOPS} | {"missed": 1, "queries": 4}
     return part | {"per_category": {"skirt": part}, "per_attribute": {"scale": {"1": part}, "viewpoint": {}}}
 
 
+OTHERS = ("top_one_category", "top_any_category")
 METRICS: dict[str, Any] = {
     "schema": 1,
     "summary": {},

@@ -93,6 +93,9 @@ def test_what_is_repeated_follows_from_what_changed(
     full(small_set, tmp_path, "--set", "search.top_k=5")  # rank and after
     assert calls == [] and "2 settings changed: search.top_k" in capsys.readouterr().out
 
+    full(small_set, tmp_path, "--set", "items.hypotheses=1")  # other items, but nothing that is embedded
+    assert calls == [] and "5 settings changed: items.hypotheses" in capsys.readouterr().out
+
     full(small_set, tmp_path, "--set", "embedders=[coarse, fine, finest]")  # a model added costs only that model
     assert calls == [("embed", f"shard-{i:05d}", (("detected", "finest"), ("true", "finest"))) for i in range(5)]
     calls.clear()

@@ -9,7 +9,7 @@ import stand_ins
 from small_gallery import ask, publish
 
 from jobs.gallery.answers import Answer, Hit, lines
-from jobs.gallery.questions import PhotoGarments, mixed
+from jobs.gallery.questions import NOTHING, PhotoGarments, mixed
 from retrieval.gallery import Gallery, open_gallery
 from store.categories import DEEPFASHION2
 from store.errors import UserError
@@ -111,8 +111,8 @@ def test_a_text_beside_a_photo_is_averaged_with_its_garment(gallery, tmp_path, c
 def test_the_average_is_of_each_models_part_and_of_unit_length():
     vectors = np.array([[1, 0, 0, 1], [0, 1, 0, 1]], np.float32)  # two models of two numbers each
     texts = np.array([[0, 1, 0, 1]], np.float32)
-    nothing = np.zeros(2)
-    garments = PhotoGarments(nothing, np.zeros((2, 4)), nothing, nothing, vectors, {}, texts)
+    columns = NOTHING | dict.fromkeys(("photo", "score", "category_id"), np.zeros(2)) | {"bbox": np.zeros((2, 4))}
+    garments = PhotoGarments(**columns | {"vectors": vectors}, failed={}, texts=texts)
     half = np.sqrt(0.5)
     np.testing.assert_allclose(mixed(garments, [2, 2], 0.5).vectors, [[half, half, 0, 1], [0, 1, 0, 1]], atol=1e-6)
     # a quarter: (3/4, 1/4), of length sqrt(10)/4
@@ -156,7 +156,7 @@ def test_a_mistake_in_the_line(line, message, tmp_path, capsys):
 def test_the_page_shows_the_text_and_what_was_found(gallery, tmp_path, capsys):
     assert ask(gallery, "--text", TEXTS[0], "--top", "3", "--html", tmp_path / "found.html") == 0
     page = (tmp_path / "found.html").read_text()
-    assert f"<h2><bdi>&#34;{TEXTS[0]}&#34;</bdi></h2>" in page
+    assert f"<h1><bdi>Shop items for “{TEXTS[0]}”</bdi></h1>" in page
     assert page.count("data:image/jpeg") == 3 and "No garment found" not in page and "numbered garments" not in page
 
 

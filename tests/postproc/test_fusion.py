@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 
 from postproc.boxes import iou_with
-from postproc.fusion import METHODS, Boxes, FusionRule, fuse_members, rank_within, worth_embedding
+from postproc.fusion import METHODS, Boxes, FusionRule, ItemRule, fuse_members, rank_within, worth_embedding
 
 WBF = FusionRule(
     method="wbf", iou_threshold=0.55, conf_type="avg", weights=None, thresholds=None, skip_box_threshold=0.01,
     score_threshold=0.01, sigma=0.5, min_votes=1, max_per_image=100,
 )  # fmt: skip
-LIMITS = {"score_threshold": 0.1, "iou_threshold": 0.7, "max_per_image": 12}
+ITEMS = ItemRule(
+    score_threshold=0.1, iou_threshold=0.7, max_per_image=12, hypotheses=5, hypothesis_iou=0.5, hypothesis_score=0.02
+)
 
 
 def rule(**changes: Any) -> FusionRule:
@@ -41,7 +43,15 @@ def test_rank_within(groups: list[int], want: list[int]) -> None:
     ([(20 * i, 0, 20 * i + 9, 9, .9 - i / 10, 1, 0) for i in range(4)], {"max_per_image": 2}, [.9, .8]),
 ])  # fmt: skip
 def test_items_worth_embedding(rows: list[tuple], changes: dict[str, Any], want: list[float]) -> None:
-    assert worth_embedding(boxes(rows), **LIMITS | changes).scores.tolist() == pytest.approx(want)
+    items, hypotheses = worth_embedding(boxes(rows), replace(ITEMS, **changes))
+    assert items.scores.tolist() == pytest.approx(want) and hypotheses.score[:, 0].tolist() == pytest.approx(want)
+    assert hypotheses.category_id[:, 0].tolist() == items.labels.tolist()
+
+
+def test_boxes_too_weak_for_an_item_say_what_another_may_be() -> None:
+    found = boxes([(0, 0, 10, 10, 0.5, 1, 0), (0, 0, 10, 9, 0.05, 2, 0), (20, 0, 29, 9, 0.05, 3, 0)])
+    items, hypotheses = worth_embedding(found, ITEMS)
+    assert items.scores.tolist() == [0.5] and hypotheses.category_id.tolist() == [[1, 2]]
 
 
 @pytest.mark.parametrize("method, scores, votes", [

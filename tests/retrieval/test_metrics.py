@@ -1,6 +1,7 @@
 """The retrieval metric against hand-made cases, a plain evaluator of the same rules, and ccp_df2's own ground truth."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask
 
-from retrieval.metrics import Results, consumer_to_shop_accuracy, evaluate, first_hit_ranks, ground_truth, hits
+from postproc.hypotheses import Hypotheses
+from retrieval.metrics import TOPS, consumer_to_shop_accuracy, evaluate, first_hit_ranks, ground_truth, hits
+from retrieval.results import Results
 
 KS = (1, 5, 10, 15, 20)
 HERE, ELSEWHERE = [0, 0, 10, 10], [50, 50, 60, 60]
@@ -173,7 +176,8 @@ def test_blocks_attributes_and_marks_agree_with_the_whole(seed, block):
 
     asked = [q for q in query_gt if q["style"] > 0]
     assert list(whole["per_category"]) == ["top", "skirt", "dress"]
-    assert whole["per_category"]["dress"] == {"top": dict.fromkeys(map(str, KS)), "missed": 0, "queries": 0}
+    nothing = dict.fromkeys(TOPS, dict.fromkeys(map(str, KS)))
+    assert whole["per_category"]["dress"] == nothing | {"missed": 0, "queries": 0}
     for part in (whole["per_category"], whole["per_attribute"]["viewpoint"]):
         for figure in ("missed", "queries"):
             assert sum(p[figure] for p in part.values()) == whole[figure]
@@ -199,6 +203,94 @@ def test_hits_mark_results_that_do_not_stand_too():
     assert marks.item.tolist() == [0, 0, -1]
     assert marks.stands.tolist() == [True, False, False]
     assert marks.right.tolist() == [[False, True], [True, False], [False, False]]
+
+
+def random_hypotheses(rng: np.random.Generator, results: list[dict]) -> tuple[list[dict], Results]:
+    """The results with up to four categories each, as the entries of a submission and in columns."""
+    n = rng.integers(1, 5, len(results))
+    category_id, score = np.zeros((len(results), 4), np.int64), np.zeros((len(results), 4), np.float32)
+    for row, r in enumerate(results):
+        others = [int(cls) for cls in rng.permutation(np.arange(1, 6)) if cls != r["query_cls"]]
+        category_id[row, : n[row]] = [r["query_cls"], *others][: n[row]]
+        score[row, : n[row]] = rng.integers(0, 3, n[row]) / 2
+        score[row, 0] = r["query_score"]
+    entries = [
+        r | {"query_cls": int(category_id[row, place]), "query_score": float(score[row, place])}
+        for row, r in enumerate(results)
+        for place in range(n[row])
+    ]
+    return entries, replace(in_columns(results), hypotheses=Hypotheses(category_id, score))
+
+
+def plain_any(results: list[dict], query_gt: list[dict], gallery_gt: list[dict]) -> list[tuple[bool, int]]:
+    """The rules as loops where the best box of IoU 0.5 stands for the item it belongs to, whatever its category."""
+    kept, cls_of = [], {i: i + 1 for i in range(len(query_gt))}  # a category of its own for every true item
+    for r in results:
+        rows = [i for i, q in enumerate(query_gt) if q["query_image_id"] == r["query_image_id"]]
+        overlaps = [iou(r["query_bbox"], query_gt[i]["bbox"]) for i in rows]
+        if rows and max(overlaps) >= 0.5:
+            kept.append(r | {"query_cls": cls_of[rows[int(np.argmax(overlaps))]]})
+    return plain(kept, [q | {"cls": cls_of[i]} for i, q in enumerate(query_gt)], gallery_gt, 0.5)
+
+
+def iou(a: list, b: list) -> float:
+    boxes = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in (a, b)]
+    return float(mask.iou(boxes[:1], boxes[1:], [0])[0, 0])
+
+
+def shares(answers: list[tuple[bool, int]]) -> dict[str, float | None]:
+    n = len(answers)
+    return {str(k): sum(0 < rank <= k for _, rank in answers) / n if n else None for k in KS}
+
+
+@settings(max_examples=400, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), scale=st.sampled_from([1, 0.1, 1 / 3]))
+def test_entries_of_one_box_agree_with_the_plain_rules_on_every_entry(seed: int, scale: float) -> None:
+    rng = np.random.default_rng(seed)
+    results, query_gt, gallery_gt = random_case(rng, scale)
+    entries, columns = random_hypotheses(rng, results)
+    answers = plain(entries, query_gt, gallery_gt, 0.5)
+    got = evaluate(columns, query_gt, gallery_gt)
+    assert got["top"] == shares(answers) and got["missed"] == sum(not stands for stands, _ in answers)
+    assert evaluate(entries, query_gt, gallery_gt)["top"] == got["top"]
+    assert first_hit_ranks(columns, query_gt, gallery_gt, k=24).tolist() == [rank for _, rank in answers]
+    assert got["top_one_category"] == shares(plain(results, query_gt, gallery_gt, 0.5))
+    assert got["top_any_category"] == shares(plain_any(results, query_gt, gallery_gt))
+
+    marks, own = (hits(shown, query_gt, gallery_gt) for shown in (columns, entries))
+    first, n = np.r_[0, np.cumsum(columns.hypotheses.real.sum(axis=1))][:-1], len(results)
+    assert marks.item.tolist() == (np.maximum.reduceat(own.item, first).tolist() if n else [])
+    assert (marks.right == (np.logical_or.reduceat(own.right, first) if n else own.right)).all()
+    assert marks.stands.tolist() == (np.logical_or.reduceat(own.stands, first).tolist() if n else [])
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_with_true_boxes_no_category_is_wrong(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    results, query_gt, gallery_gt = random_case(rng)
+    query_gt = [q | {"bbox": [40 * i, 0, 40 * i + 10, 10]} for i, q in enumerate(query_gt)]
+    lists = [r for r in results if r["gallery_image_id"]] or [result([WRONG])]
+    true = [
+        lists[i % len(lists)]
+        | {"query_image_id": q["query_image_id"], "query_bbox": q["bbox"], "query_cls": q["cls"], "query_score": 1.0}
+        for i, q in enumerate(query_gt)
+    ]
+    alone = Hypotheses.own(np.array([q["cls"] for q in query_gt], np.int64), np.ones(len(query_gt)))
+    got = evaluate(replace(in_columns(true), hypotheses=alone), query_gt, gallery_gt)
+    assert got["top"] == got["top_one_category"] == got["top_any_category"] and got["missed"] == 0
+
+
+def test_a_lower_hypothesis_stands_only_where_no_box_has_the_category_for_sure() -> None:
+    surer = result([WRONG], cls=SKIRT, score=0.5, bbox=[0, 0, 10, 9])
+    first = result([RIGHT], cls=DRESS, score=0.9)
+    hypotheses = Hypotheses(np.array([[DRESS, SKIRT], [SKIRT, 0]]), np.array([[0.9, 0.4], [0.5, 0]], np.float32))
+    got = evaluate(replace(in_columns([first, surer]), hypotheses=hypotheses), [query()], [shop()])
+    assert [got[name]["1"] for name in TOPS] == [0, 0, 1]  # 0.5 beats 0.4; 0.9 is the best of any category
+    got = evaluate(replace(in_columns([first]), hypotheses=hypotheses[:1]), [query()], [shop()])
+    assert [got[name]["1"] for name in TOPS] == [1, 0, 1] and got["missed"] == 0
+    with pytest.raises(ValueError, match="2 rows of hypotheses, others want 1"):
+        replace(in_columns([first]), hypotheses=hypotheses)
 
 
 @pytest.mark.parametrize(

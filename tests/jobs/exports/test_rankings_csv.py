@@ -35,6 +35,7 @@ def ranked(run: FinishedRun, lists: dict[int, list[int]], name: str = "detected/
     rows = [
         {
             "query_image_id": query, "query_item": 0, "query_bbox": BOX, "query_score": 0.9, "query_category_id": 8,
+            "query_hypotheses": [{"category_id": id_, "score": score} for id_, score in ((8, 0.9), (9, 0.25))],
             "gallery_image_id": shops, "gallery_item": [4] * len(shops), "gallery_bbox": [BOX] * len(shops),
             "similarity": [0.75 - 0.25 * place for place in range(len(shops))],
         }
@@ -80,6 +81,7 @@ def test_a_row_a_result(run: FinishedRun) -> None:
     assert second == {
         "query_file_name": "1.png", "query_image_id": "1", "query_item": "0", "query_x1": "1.0", "query_y1": "2.0",
         "query_x2": "5.5", "query_y2": "6.25", "query_score": "0.9", "query_category": "trousers",
+        "query_hypotheses": "trousers 0.9; skirt 0.25",
         "query_product_id": "sku-1", "rank": "2", "similarity": "0.5", "shop_file_name": "11.png",
         "shop_image_id": "11", "shop_item": "4", "shop_x1": "1.0", "shop_y1": "2.0", "shop_x2": "5.5",
         "shop_y2": "6.25", "shop_product_id": "sku-11", "right": "1", "colour": "", "price": "9.99",

@@ -51,7 +51,7 @@ def write_rankings(run: FinishedRun, rng: np.random.Generator) -> None:
             similarity = sorted(rng.choice([0.9, 0.8, 0.7], len(picked)).tolist(), reverse=True)
             rows.append({
                 "query_image_id": row["image_id"], "query_item": item, "query_bbox": BOXES[item],
-                "query_score": rng.choice([0.5, 0.9]), "query_category_id": 8,
+                "query_score": rng.choice([0.5, 0.9]), "query_category_id": 8, "query_hypotheses": None,
                 "gallery_image_id": [shops[i][0] for i in picked], "gallery_item": [shops[i][1] for i in picked],
                 "gallery_bbox": [BOXES[shops[i][1]] for i in picked], "similarity": similarity,
             })  # fmt: skip

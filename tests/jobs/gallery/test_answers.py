@@ -45,3 +45,12 @@ def test_a_long_name_is_there_to_be_copied():
 
 def test_a_category_nobody_knows_has_its_number():
     assert "category 14" in table([hit(1, category_id=14)], DEEPFASHION2)[1]
+
+
+def test_what_a_garment_may_be_is_named():
+    may_be = [(10, 0.5), (9, 0.6), (1, 0.29)]  # 0.29 is less than half of 0.6
+    said = lines(Answer("x.jpg", b"", [FoundGarment((0, 0, 9, 9), 0.5, 10, [], may_be)]), DEEPFASHION2)
+    assert said[1] == "  1. skirt or short sleeve dress 0.50, box 0 0 9 9"
+    pairs = [{"category_id": 8, "score": 0.5}, {"category_id": 7, "score": 0.25}]
+    assert "trousers or shorts" in table([hit(1, hypotheses=pairs)], DEEPFASHION2)[1]
+    assert " trousers " in table([hit(1, hypotheses=None)], DEEPFASHION2)[1]

@@ -14,10 +14,14 @@ from small_gallery import ask as ask_gallery
 from small_gallery import publish
 
 from jobs.gallery import infer, versions
+from jobs.gallery.results import fingerprint_of
+from jobs.runs.catalogue import choose_models
+from jobs.runs.categories import with_category_ids
 from jobs.runs.settings import FusionSettings, Settings
 from jobs.runs.validation import build
 from retrieval.gallery import open_gallery
-from store.categories import DEEPFASHION2
+from store.categories import DEEPFASHION2, recorded
+from store.files import file_digest
 
 SETTINGS = Settings(detectors=("near", "far"), embedders=("coarse", "fine"), device="cpu")
 
@@ -88,6 +92,26 @@ def test_a_version_says_with_what_it_was_made(small_set, tmp_path, calls, monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "asked.png").write_bytes(stand_ins.photo(13, "shop", 2).image)
     assert ask_gallery(tmp_path, "asked.png") == 0, "from any folder"
+
+
+def test_a_version_from_before_hypotheses_is_searched(small_set, tmp_path, calls):
+    """Its garments' boxes and embeddings are those of today; it has other settings, fingerprint and columns."""
+    publish(small_set, tmp_path)
+    (file,) = (tmp_path / "versions").glob("*/version.json")
+    record = json.loads(file.read_text())
+    settings = infer.settings_of(record, stand_ins.CATALOGUE)
+    detectors, embedders = choose_models(settings, stand_ins.CATALOGUE)
+    models = (*with_category_ids(detectors, recorded(record)), *embedders)
+    record["results"] = fingerprint_of(settings, models, hypotheses=False)
+    for name in ("hypotheses", "hypothesis_iou", "hypothesis_score"):
+        del record["settings"]["items"][name]
+    items = file.with_name("items.parquet")
+    assert all(len(pairs) >= 1 for pairs in pq.read_table(items)["hypotheses"].to_pylist())
+    pq.write_table(pq.read_table(items).drop_columns("hypotheses"), items)
+    record["files"]["items.parquet"] = file_digest(items)
+    file.write_text(json.dumps(record))
+    (tmp_path / "asked.png").write_bytes(stand_ins.photo(13, "shop", 2).image)
+    assert ask_gallery(tmp_path, str(tmp_path / "asked.png")) == 0
 
 
 @pytest.mark.parametrize("line", [[], ["a", "b"]])

@@ -43,6 +43,21 @@ def test_final_lists_are_compared_whatever_made_them(four, tmp_path):
     assert figures.colours({"retrieval": retrieval})["concat"] == -1  # dashed beside the steps
 
 
+def test_a_run_from_before_hypotheses_is_compared_by_the_own_category(four, tmp_path):
+    output, images = four
+    concat = METRICS["retrieval"]["detected"]["concat"]
+    now = concat | {"top": {k: 0.75 for k in concat["top"]}}
+    output.write("metrics.json", json.dumps(METRICS | {"retrieval": {"detected": {"concat": now}}}).encode())
+    output.write("run.json", json.dumps(RUN).encode())
+    before = {name: value for name, value in concat.items() if name in ("top", "missed", "queries")}
+    before["top"] = {k: 0.375 for k in concat["top"]}
+    store = earlier(tmp_path / "earlier")
+    store.write("metrics.json", json.dumps(METRICS | {"retrieval": {"detected": {"concat": before}}}).encode())
+    page = build(output, images, compare=str(store.uri)).pages["index"]
+    assert "Acc@10, own category" in page.text
+    assert page.text.count("+12.5") == 2 * 2 and "+37.5" not in page.text  # final list and concat, k of 1 and 10
+
+
 def part(digit: str) -> dict[str, Any]:
     """An image set as run.json has it."""
     return {"uri": "runs/set", "digest": 32 * digit, "images": 3, "shards": 1}
@@ -68,4 +83,4 @@ def test_an_earlier_run_over_other_photos_gives_a_sentence_instead(four, tmp_pat
 
 
 def test_an_earlier_run_without_figures_is_said(four, tmp_path):
-    assert "it has no metrics.json" in build(*four, compare=str(tmp_path / "nothing")).text
+    assert "it has no figures" in build(*four, compare=str(tmp_path / "nothing")).text

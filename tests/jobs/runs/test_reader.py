@@ -107,6 +107,25 @@ def test_rankings_are_padded(tmp_path: Path, length: int | None, counts: list, i
     assert (rankings.similarity[filled] == 0.75).all() and not rankings.similarity[~filled].any()
 
 
+def test_rankings_of_an_earlier_release_have_the_own_category_alone(tmp_path: Path) -> None:
+    store, hypotheses = (
+        open_store(tmp_path),
+        [[], [{"category_id": 2, "score": 0.5}, {"category_id": 9, "score": 0.25}]],
+    )
+    columns = {"query_image_id": [1, 2], "query_item": [0, 0], "query_bbox": [BOX] * 2, "query_score": [0.75, 0.5]}
+    columns |= {"query_category_id": [0, 2], "query_hypotheses": hypotheses}
+    columns |= {name: [[], []] for name in ("gallery_image_id", "gallery_item", "gallery_bbox", "similarity")}
+    table = tables.table(tables.RANKINGS, columns)
+    tables.write(store, "rankings/new.parquet", table)
+    tables.write(store, "rankings/old.parquet", table.drop_columns("query_hypotheses"))
+    new, old = (reader.read_rankings(store, name).results.hypotheses for name in ("new", "old"))
+    assert new is not None and new.category_id.tolist() == [[0, 0], [2, 9]]
+    assert new.score.tolist() == [[0, 0], [0.5, 0.25]]
+    assert old is not None and old.category_id.tolist() == [[0], [2]] and old.score.tolist() == [[0], [0.5]]
+    blocks = [block.results.hypotheses for block in reader.ranking_blocks(store, "old", 1)]
+    assert [block.category_id.tolist() for block in blocks if block is not None] == [[[0]], [[2]]]
+
+
 @pytest.mark.parametrize("n_queries", [1, 2, 3, 100])
 def test_rankings_in_blocks(tmp_path: Path, n_queries: int) -> None:
     """A block ends where a photo ends: queries of photos 5, 5, 5, 7, 8 with lists of 1, 0, 2, 3, 0 results."""

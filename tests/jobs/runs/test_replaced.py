@@ -76,6 +76,19 @@ def test_replaced_embeddings_are_ranked(small_set: Path, tmp_path: Path, calls: 
     assert now["rankings/true.parquet"] == before["rankings/true.parquet"]
 
 
+def test_replaced_items_may_lack_hypotheses_and_are_embedded_anew(
+    small_set: Path, tmp_path: Path, calls: Calls, full: Full
+) -> None:
+    finish(small_set, tmp_path, full, calls)
+    key = "items/detected/shard-00001.parquet"
+    pq.write_table(without_last_box(pq.read_table(tmp_path / key)).drop_columns("hypotheses"), tmp_path / key)
+    assert full(small_set, tmp_path, *ENOUGH) == 0
+    assert [call[:2] for call in calls] == [("embed", "shard-00001")]
+    rankings = pq.read_table(tmp_path / "rankings/detected.parquet")
+    for category_id, found in zip(rankings["query_category_id"], rankings["query_hypotheses"], strict=True):
+        assert found.as_py()[0]["category_id"] == category_id.as_py()
+
+
 def test_the_same_bytes_at_another_time_are_the_same(
     small_set: Path, tmp_path: Path, calls: Calls, full: Full, capsys: pytest.CaptureFixture[str]
 ) -> None:
