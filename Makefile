@@ -59,6 +59,7 @@ test-cluster: install-dev
 # A night's work
 soak: install-dev
 	SOAK_PHOTOS=100000 $(PYTHON) -m pytest -q -s tests/jobs/test_long_run.py
+	BOOKKEEPING_PHOTOS=16000000 $(PYTHON) -m pytest -q tests/benchmarks/test_bookkeeping.py
 	CHAOS_ROUNDS=30 $(PYTHON) -m pytest -q -s tests/jobs/test_chaos.py
 	SOAK_ROUNDS=10 $(PYTHON) -m pytest -q tests/jobs/test_resume.py
 	GALLERY_KILLS=30 $(PYTHON) -m pytest -q -s tests/jobs/gallery/test_killed.py

@@ -21,7 +21,7 @@ from detection.detector import Detector, load
 from networks import engines
 from networks.shipped import shipped_file
 from postproc import fusion
-from postproc.fusion import Boxes, FusionRule, ItemRule
+from postproc.fusion import Boxes, FusionRule
 
 RULE = FusionRule(
     method="wbf", iou_threshold=0.65, conf_type="box_and_model_avg", weights=None, thresholds=None,
@@ -90,11 +90,11 @@ def worth_embedding(
 ) -> list[Detections]:
     """The garments of each photo: boxes of this score or more, of overlapping ones of any category the best, at most so
     many a photo."""
-    rule = ItemRule(
+    rule = fusion.ItemRule(
         score_threshold, iou_threshold, max_per_image, hypotheses=1, hypothesis_iou=1.0, hypothesis_score=1.0
     )
-    boxes, _ = fusion.worth_embedding(_as_boxes(fused, len(fused)), rule)
-    return _by_photo(boxes, len(fused))
+    items, _ = fusion.worth_embedding(_as_boxes(fused, len(fused)), rule)
+    return _by_photo(items, len(fused))
 
 
 def _as_boxes(found: Sequence[Detections], n_photos: int) -> Boxes:

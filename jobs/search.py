@@ -8,7 +8,7 @@
     python jobs/search.py street.jpg --text "the same in green" --gallery runs/gallery
 
 In: photos, folders of photos, texts, a gallery that `jobs/reindex_gallery.py` published. Out: a table a garment or
-text, each product once (--all: every picture of it), or with --json an object a line for each photo or text; --html,
+text, each product once (`--all`: every picture of it), or with --json an object a line for each photo or text; --html,
 one page with pictures. Texts want a gallery whose embedders are all of `open_clip`; beside photos, a text is averaged
 with each garment. The models are those that made the version, in a process of their own, without Ray. A photo that
 cannot be read is one line on standard error.
@@ -54,8 +54,8 @@ def parser() -> cli.Parser:
     add("--text-weight", type=share, default=0.5, metavar="W", help="of the text beside a photo, 0 to 1 (0.5)")
     add("--gallery", required=True, help="the gallery: folder, file:// or s3://BUCKET/PREFIX")
     flags.add_top(add, default=10)
-    add("--all", action="store_true", help="every picture of a product, not the best alone")
     add("--min-score", type=share, default=0.0, metavar="S", help="leave out garments the detectors score lower (0)")
+    add("--all", action="store_true", help="every picture of a product, not the best alone")
     add(
         "--category",
         metavar="NAME",

@@ -313,7 +313,8 @@ def gate_figures(
     night: Night, built: Built, changes: GalleryChanges, before: Gallery | None, failed: int
 ) -> list[gate.Figure]:
     """Every figure but that of the copies, which needs the version opened."""
-    own, found = night.settings.gallery, photos_with_garments(night.results.photos(), changes.photos)
+    own = night.settings.gallery
+    found = set(photos_with_garments(night.results.photos(), changes.photos).tolist())
     shown = set() if before is None else set(before.items.column("image_id").to_pylist())
     had = shown & set(changes.photos.column("image_id").to_pylist())
     return [
