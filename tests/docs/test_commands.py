@@ -34,7 +34,9 @@ DOCUMENTS = ["README.md", *sorted(f"docs/{path.name}" for path in (REPO / "docs"
 PAGES = ("docs/nightly.md", "docs/postproc.md", "docs/recipes.md", "docs/settings.md")
 NOT_RUN = {  # beginning of a command, or document and beginning -> why; the first that fits holds
     "make demo": "tests/test_documents.py runs it",
+    "make lock-here": "wants an index of the reader's own; tests/test_install.py has a local one",
     "make test": "the tests themselves, by .ci/run",
+    "pip install": "tests/test_install.py installs the lock and a wheel into fresh environments",
     "source ": "says which Python the shell uses",
     "export ": "sets a variable of the shell",
     "ray up": "tests/cluster/test_ray_submit.py runs it over ssh on one machine",
@@ -69,7 +71,9 @@ def fenced(document: str) -> list[str]:
 
 def commands(document: str) -> list[str]:
     """Those that run a program; listings of folders and what a program prints are none."""
-    programs = r"(?:[A-Z_]+=\S+ )?(?:python|make|ray|source|export(?= [A-Z])|for|tensorboard)\b"
+    programs = (
+        r"(?:[A-Z_]+=\S+ )?(?:python|make|ray|source|export(?= [A-Z])|for|tensorboard|pip|uv|clothes|docker|kubectl)\b"
+    )
     return [line for line in fenced(document) if re.match(programs, line)]
 
 
@@ -77,7 +81,7 @@ def in_passing(document: str) -> list[str]:
     """Whole commands of ours within a sentence, and indented ones: examples of a command's own words."""
     text = (REPO / document).read_text(encoding="utf-8").replace("\\\n", " ")
     found = re.findall(r"`(python jobs/[^`\n]*)`", text) + re.findall(r"(?m)^ {4,}(python jobs/.*)$", text)
-    return [" ".join(line.partition(" #")[0].split()) for line in found if "…" not in line]
+    return [" ".join(line.partition(" #")[0].split()) for line in found if "…" not in line and " " in line[12:]]
 
 
 def reason(document: str, command: str) -> str | None:

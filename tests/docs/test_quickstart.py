@@ -30,7 +30,7 @@ photo = names["folder"] / "street.jpg"
 photo.write_bytes(next(row["image"] for row in names["rows"] if row["source"] == "user"))
 said = io.StringIO()
 with contextlib.redirect_stdout(said):
-    line = [str(photo), "--gallery", str(names["folder"] / "gallery"), "--top", "5", "--json", "--device", "cpu"]
+    line = [str(photo), "--gallery", str(names["folder"] / "gallery"), "--top", "5", "--all", "--json", "--device", "cpu"]
     assert search.main(line) == 0
 answer, mine = json.loads(said.getvalue())["garments"], names["garments"][0]
 print(json.dumps({
@@ -73,5 +73,7 @@ def test_its_cells_run_and_find_what_the_job_finds() -> None:
     assert told["kinds"] == [
         "int", "Image", "list", "Detections", "Image", "int", "ndarray", "DataFrame", "Image",
     ]  # fmt: skip
-    assert told["notebook"] == [pytest.approx(row, abs=1e-4) for row in told["job"]] and told["job"]
+    # of boxes on one garment the job shows the surest alone
+    near = [[row for row in told["notebook"] if row == pytest.approx(shown, abs=1e-4)] for shown in told["job"]]
+    assert near and all(len(rows) == 1 for rows in near), told
     assert told["table"] == told["found"]
