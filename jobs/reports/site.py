@@ -228,6 +228,7 @@ def _values(output: ObjectStore, imageset: ImageSet, contents: Contents) -> dict
         "categories": figures.ap_categories(metrics),
         "has_ten": contents.categories == DEEPFASHION2,
         "images": figures.judged_images(metrics),
+        "item_categories": metrics.get("item_categories"),
         "result": contents.detection,
         "min_score": detection.MIN_SCORE,
         "picture_name": detection.picture_name,
