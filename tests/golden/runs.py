@@ -38,8 +38,8 @@ from store.objects import open_store
 
 HERE = Path(__file__).resolve().parent
 COMMANDS = (
-    "ablate", "compare", "detect", "embed", "evaluate", "export", "full_eval", "fuse", "ingest", "rank",
-    "reindex_gallery", "report", "search", "status", "train_detector", "train_embedder",
+    "ablate", "compare", "detect", "embed", "evaluate", "export", "fit_categories", "full_eval", "fuse", "ingest",
+    "rank", "reindex_gallery", "report", "search", "status", "train_detector", "train_embedder",
 )  # fmt: skip
 INGESTED = (
     "coco", "darn", "deepfashion2", "drawn", "folder", "lookbench", "mpv", "mvc", "parquet", "street2shop",
