@@ -23,7 +23,7 @@ os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 import numpy as np
 
 from jobs import cli
-from networks.engines import CompiledNetwork, Engine
+from networks.engines import CompiledNetwork, Engine, noise
 from retrieval import models
 
 CROPS = 64
@@ -94,7 +94,7 @@ def detector_line(name: str, rounds: int) -> str:
 
     spec = detectors.named(name)
     dense = Dense(detector.load(spec, "cpu", weights=WEIGHTS / spec.weights).model).eval()
-    ours = CompiledNetwork(name, lambda: dense, None, [PHOTOS, (1, 3, 192, 320)], OPENVINO)
+    ours = CompiledNetwork(name, lambda: dense, None, noise(PHOTOS, (1, 3, 192, 320)), OPENVINO)
     batch = torch.from_numpy(np.random.default_rng(0).standard_normal(PHOTOS).astype(np.float32))
     channels_last = batch.to(memory_format=torch.channels_last)
     with torch.inference_mode():

@@ -2,7 +2,7 @@
 
     git worktree add ../before COMMIT && (cd ../before && make install)
     python benchmarks/two_checkouts.py --other ../before --imageset runs/ccp-val --rounds 3
-    python benchmarks/two_checkouts.py --other ../before --imageset runs/ccp-val --set selection.limit=64
+    python benchmarks/two_checkouts.py --other ../before --imageset runs/ccp-val --set limit=64
 
 Each run is `jobs/full_eval.py` in a fresh process and a fresh OUTPUT, on one actor with one thread, by the checkout's
 own environment. The image set is one that both can read: let the older checkout ingest it. Seconds of a stage are what

@@ -7,11 +7,15 @@ The flow of control depends on no values, so `torch.jit.trace` records each modu
 `detection.families` turns the maps into boxes.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from detection.decode import from_deltas
 
 CONVOLUTIONS = ("Conv2d", "Conv2dSame", "ConvTranspose2d")  # by name: mmcv and timm have their own of torch's classes
 
@@ -69,12 +73,79 @@ class Proposing(nn.Module):
         return (*maps, *scores, *boxes)
 
 
-class MaskHeads(nn.Module):
-    """The mask heads of a cascade: (N, C, S, S) features of boxes -> (N, K, 2S, 2S), the mean probabilities."""
+class RoiFeatures(nn.Module):
+    """mmdetection's SingleRoIExtractor with average pooling: the features of boxes, each from the map of its size.
 
-    def __init__(self, heads: nn.ModuleList) -> None:
+    In: maps (B, C, h, w) of the pyramid's levels, finest first; rois (N, 5) float32, the photo's row in the batch and a
+    box in its pixels. Out: (N, C, S, S), zeros for a box without an area. Every level looks at all boxes, those of the
+    others moved outside its map, so that shapes follow from the input's alone.
+    """
+
+    OUTSIDE = (-9.0, -9.0, -8.0, -8.0)  # a box left of and above a map, in cells
+
+    def __init__(self, extractor: Any) -> None:
         super().__init__()
-        self.heads = heads
+        layer = extractor.roi_layers[0]
+        self.strides, self.finest_px = list(extractor.featmap_strides), extractor.finest_scale
+        self.size, self.samples = layer.output_size, layer.sampling_ratio
+        self.shape = (extractor.out_channels, *self.size)  # of one box's features
 
-    def forward(self, features: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
+        sides = rois[:, 3:] - rois[:, 1:3]
+        level = (sides.prod(1).sqrt() / self.finest_px + 1e-6).log2().floor().clamp(0, len(self.strides) - 1)
+        solid = (sides > 0).all(1)
+        total: Any = 0
+        for number, (one, stride) in enumerate(zip(maps, self.strides, strict=True)):
+            here = (solid & (level == number))[:, None]
+            boxes = torch.where(here, rois[:, 1:] / stride, rois.new_tensor(self.OUTSIDE))
+            if torch.jit.is_tracing():
+                # OpenVINO aligns boxes six times faster in channels last, which it uses after convolutions only: this
+                # one changes nothing
+                one = functional.conv2d(one, one.new_ones(self.shape[0], 1, 1, 1), groups=self.shape[0])
+            cells = torch.cat([rois[:, :1], boxes], 1)
+            total = total + torch.ops.torchvision.roi_align(one, cells, 1.0, *self.size, self.samples, True)
+        return total
+
+
+class Refining(nn.Module):
+    """The box heads of a cascade, one after the other.
+
+    In: rois (N, 5) as for `RoiFeatures`; limits (N, 2), width and height of each one's photo; the maps. Out:
+    rois (N, 5) as the last head gets them, mean scores (N, K + 1), and that head's deltas, (N, 4) or (N, 4 K).
+    """
+
+    def __init__(self, roi_head: Any) -> None:
+        super().__init__()
+        self.heads, self.coders = roi_head.bbox_head, [head.bbox_coder for head in roi_head.bbox_head]
+        self.features = nn.ModuleList(map(RoiFeatures, roi_head.bbox_roi_extractor))
+
+    def forward(self, rois: Tensor, limits: Tensor, *maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        total: Any = 0
+        for number, (head, features) in enumerate(zip(self.heads, self.features, strict=True)):
+            scores, deltas = (one.float() for one in head(features(maps, rois)))
+            total = total + scores
+            if number < len(self.heads) - 1:
+                moved = self.moved(number, rois, deltas, scores[:, :-1].argmax(1), limits)
+                rois = torch.cat([rois[:, :1], moved], 1)
+        return rois, total / len(self.heads), deltas
+
+    def moved(self, number: int, rois: Tensor, deltas: Tensor, labels: Tensor, limits: Tensor) -> Tensor:
+        """(N, 4) boxes moved by the deltas of that head, which has one for all classes or one for each."""
+        if deltas.shape[1] > 4:
+            deltas = deltas.view(len(deltas), -1, 4)[torch.arange(len(deltas), device=deltas.device), labels]
+        return from_deltas(rois[:, 1:], deltas, self.coders[number].means, self.coders[number].stds, limits)
+
+
+class MaskHeads(nn.Module):
+    """The mask heads of a cascade: rois (N, 5) and maps, as for `RoiFeatures` -> (N, K, 2S, 2S), mean probabilities.
+
+    Features are computed once for all heads.
+    """
+
+    def __init__(self, roi_head: Any) -> None:
+        super().__init__()
+        self.heads, self.features = roi_head.mask_head, RoiFeatures(roi_head.mask_roi_extractor[0])
+
+    def forward(self, rois: Tensor, *maps: Tensor) -> tuple[Tensor, ...]:
+        features = self.features(maps, rois)
         return (torch.stack([head(features).float().sigmoid() for head in self.heads]).mean(0),)

@@ -94,8 +94,7 @@ def load(
         category_ids: the category id that each of `spec.categories` becomes, 0 where its boxes are left out; they take
             no other box's place. None: 1, 2, 3 …
         engine: what runs the network. OpenVINO and CUDA graphs do where its outputs are read by `detection.families`,
-            OpenVINO only where its weights are of a file; of a Cascade R-CNN OpenVINO runs all but the heads that look
-            at single boxes, CUDA graphs all but the heads.
+            OpenVINO only where its weights are of a file; of a Cascade R-CNN CUDA graphs run all but the heads.
 
     Raises:
         WeightsError: no weights, another digest, or tensors that do not fit.
@@ -356,15 +355,15 @@ def _alike(shapes: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], lis
 
 def normalise(photos: list[np.ndarray], shape: tuple[int, int], spec: DetectorSpec, device: torch.device) -> Tensor:
     """Photos of (h, w, 3) uint8 to one (B, 3, H, W) float32 batch on the device: (x - mean) / std, zeros as padding."""
-    mean, std = (torch.tensor(values, device=device) for values in (spec.mean, spec.std))
-    pixels = torch.zeros((len(photos), *shape, 3), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (spec.mean, spec.std))
+    pixels = torch.zeros((len(photos), 3, *shape), dtype=torch.uint8, pin_memory=device.type == "cuda")
     for slot, photo in zip(pixels, photos, strict=True):
-        slot[: photo.shape[0], : photo.shape[1]] = torch.from_numpy(photo)
+        slot[:, : photo.shape[0], : photo.shape[1]] = torch.from_numpy(photo).permute(2, 0, 1)
     batch = (pixels.to(device, non_blocking=True) - mean).div_(std)  # one copy, for which the CPU does not wait
     for slot, photo in zip(batch, photos, strict=True):
-        slot[photo.shape[0] :] = 0
-        slot[:, photo.shape[1] :] = 0
-    return batch.permute(0, 3, 1, 2)
+        slot[:, photo.shape[0] :] = 0
+        slot[:, :, photo.shape[1] :] = 0
+    return batch
 
 
 def _sample(fitted: tuple[int, ...], original: tuple[int, int], padded: tuple[int, int]) -> Any:

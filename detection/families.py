@@ -11,17 +11,18 @@ so, with two departures: boxes without an area take no other box's place, nor do
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from detection import decode
 from detection.decode import BatchBoxes
-from detection.dense import MaskHeads, OneStage, Proposing
+from detection.dense import MaskHeads, OneStage, Proposing, Refining
 from networks.cuda_graphs import GraphedNetwork
-from networks.engines import CompiledNetwork, Engine
+from networks.engines import Arrays, CompiledNetwork, Engine, noise
 
 COMPARED = (2, 3, 256, 384), (1, 3, 384, 256)  # batches whose sides every network can take
 
@@ -69,10 +70,10 @@ class Family:
         `name` is the model's; `description` says what decides its outputs, as for `CompiledNetwork`.
         """
         notes = []
-        for part, shapes in self._compared().items():
+        for part, examples in self._parts().items():
             of_part = description and {**description, "part": part}
             build = functools.partial(nn.Module.eval, getattr(self, part))
-            network = CompiledNetwork(f"{name}, {part}", build, of_part, shapes, engine)
+            network = CompiledNetwork(f"{name}, {part}", build, of_part, examples, engine)
             setattr(self, part, network)
             notes += network.notes
         return notes
@@ -81,9 +82,9 @@ class Family:
         """Replay `dense` from CUDA graphs. What follows it depends on what is found, so no graph can hold it."""
         self.dense = GraphedNetwork(name, self.dense, notes)
 
-    def _compared(self) -> dict[str, Sequence[tuple[int, ...]]]:
-        """The parts that may be compiled, and shapes of batches on which each is then compared with torch."""
-        return {"dense": COMPARED}
+    def _parts(self) -> dict[str, Callable[[], Sequence[Arrays]]]:
+        """The parts that may be compiled, and what makes the inputs on which each is then compared with torch."""
+        return {"dense": noise(*COMPARED)}
 
     def masks(self, outputs: Sequence[Tensor], found: BatchBoxes) -> Tensor | None:
         """(N, S, S) float32 in [0, 1] of the candidates, None where the model has no masks."""
@@ -167,14 +168,17 @@ class CascadeFamily(Family):
     """Cascade R-CNN and Cascade Mask R-CNN (arXiv:1906.09756): proposals, refined by heads one after the other.
 
     Every photo has the same number of proposals, boxes of no area where the RPN finds fewer, so the second stage's
-    tensors have one shape. Masks are computed for the boxes that are kept, and their features once for all mask heads.
+    tensors have one shape. Masks are computed for the boxes that are kept.
     """
 
     def __init__(self, model: Any, left_out: Sequence[int]) -> None:
         self.rpn, self.head, self.left_out = model.rpn_head, model.roi_head, left_out
         self.dense = Proposing(model)
-        self.box_heads = list(self.head.bbox_head)  # (N, C, 7, 7) -> scores (N, K + 1), deltas (N, 4 or 4 K)
-        self.mask_heads: Any = MaskHeads(self.head.mask_head) if self.head.with_mask else None
+        refining = Refining(self.head)
+        self.refining: Any = refining
+        self.last_move = functools.partial(refining.moved, len(refining.heads) - 1)
+        self.n_maps = len(self.head.bbox_roi_extractor[0].featmap_strides)  # of the neck's that the heads look at
+        self.mask_heads: Any = MaskHeads(self.head) if self.head.with_mask else None
         self.mask_threshold = self.head.test_cfg.get("mask_thr_binary", 0.5)
 
     @staticmethod
@@ -198,41 +202,52 @@ class CascadeFamily(Family):
             and not head.with_shared_head
             and _plain_nms(head.test_cfg)
             and all(map(_reads_boxes, head.bbox_head))
+            and _read_alike(head)
             and (not head.with_mask or _reads_masks(head))
         )
 
     def decode(self, outputs: Sequence[Tensor], photos: PhotoSizes) -> BatchBoxes:
         limits = self.head.test_cfg
-        maps = [one.contiguous() for one in outputs[: len(outputs) // 3]]  # as the RoI layers read them
+        maps = outputs[: len(outputs) // 3]
         boxes, real = self._proposals(outputs[len(maps) :], photos)
-        rois, scores, deltas = self._refined(maps, boxes, photos)
+        n_photos, n = real.shape
+        photo = torch.arange(n_photos, device=boxes.device).repeat_interleave(n)
+        rois = torch.cat([photo[:, None].to(boxes), boxes.view(-1, 4)], 1)
+        rois, scores, deltas = self.refining(rois, photos.fitted[photo], *maps[: self.n_maps])
         probabilities = scores.softmax(1)[:, :-1] * real.view(-1, 1)
         above = probabilities > limits.score_thr
         if self.left_out:
             above[:, list(self.left_out)] = False
         at, labels = above.nonzero(as_tuple=True)
-        rows = rois[at, 0].long()
-        found = BatchBoxes(
-            self._moved(len(self.box_heads) - 1, rois[at], deltas[at], labels, photos),
-            probabilities[at, labels], labels, rows,
-        )  # fmt: skip
+        moved = self.last_move(rois[at], deltas[at], labels, photos.fitted[photo[at]])
+        found = BatchBoxes(moved, probabilities[at, labels], labels, photo[at])
         return decode.suppress(found, labels, limits.nms.iou_threshold, limits.max_per_img)
 
-    def _compared(self) -> dict[str, Sequence[tuple[int, ...]]]:
-        if self.mask_heads is None:
-            return super()._compared()
-        extractor = self.head.mask_roi_extractor[0]
-        features = extractor.out_channels, *extractor.roi_layers[0].output_size
-        return super()._compared() | {"mask_heads": ((2, *features), (3, *features))}
+    def _parts(self) -> dict[str, Callable[[], Sequence[Arrays]]]:
+        parts = super()._parts() | {"refining": functools.partial(self._examples, with_limits=True)}
+        return parts if self.mask_heads is None else parts | {"mask_heads": self._examples}
+
+    def _examples(self, with_limits: bool = False) -> list[Arrays]:
+        """Boxes of all sizes, limits where the part takes them, and maps of noise."""
+        rng, examples = np.random.default_rng(0), []
+        extractor = self.head.bbox_roi_extractor[0]
+        for n_photos, _, height, width in COMPARED:
+            corners = rng.uniform(0, (width, height), (2, 8 * n_photos, 2))
+            photo = np.arange(8 * n_photos)[:, None] % n_photos
+            rois = np.concatenate([photo, corners.min(0), corners.max(0)], 1)
+            limits = [np.full((len(rois), 2), (width, height))] if with_limits else []
+            sides = [(height // stride, width // stride) for stride in extractor.featmap_strides]
+            maps = [rng.standard_normal((n_photos, extractor.out_channels, *two)) for two in sides]
+            examples.append(tuple(one.astype(np.float32) for one in (rois, *limits, *maps)))
+        return examples
 
     def masks(self, outputs: Sequence[Tensor], found: BatchBoxes) -> Tensor | None:
         if self.mask_heads is None:
             return None
         if not len(found.boxes):
             return found.boxes.new_zeros(0, 1, 1)
-        extractor = self.head.mask_roi_extractor[0]
         rois = torch.cat([found.photos[:, None].to(found.boxes), found.boxes], 1)
-        (cells,) = self.mask_heads(extractor(outputs[: extractor.num_inputs], rois))
+        (cells,) = self.mask_heads(rois, *outputs[: self.n_maps])
         of_class = torch.zeros_like(found.labels) if cells.shape[1] == 1 else found.labels
         return cells[torch.arange(len(cells), device=cells.device), of_class]
 
@@ -246,28 +261,6 @@ class CascadeFamily(Family):
         levels = anchors.levels(places)
         found = decode.suppress(found, levels, limits.nms.iou_threshold, limits.max_per_img)
         return decode.padded(found, len(photos.fitted), limits.max_per_img)
-
-    def _refined(self, maps: Sequence[Tensor], boxes: Tensor, photos: PhotoSizes) -> tuple[Tensor, Tensor, Tensor]:
-        """Boxes as the last head gets them, (B * n, 5) with the photo first; mean scores; that head's deltas."""
-        n_photos, n = boxes.shape[:2]
-        rows = torch.arange(n_photos, device=boxes.device).repeat_interleave(n)
-        rois = torch.cat([rows[:, None].to(boxes), boxes.view(-1, 4)], 1)
-        total: Any = 0
-        for number, head in enumerate(self.box_heads):
-            extractor = self.head.bbox_roi_extractor[number]
-            scores, deltas = (one.float() for one in head(extractor(maps[: extractor.num_inputs], rois)))
-            total = total + scores
-            if number < len(self.box_heads) - 1:
-                moved = self._moved(number, rois, deltas, scores[:, :-1].argmax(1), photos)
-                rois = torch.cat([rois[:, :1], moved], 1)
-        return rois, total / len(self.box_heads), deltas
-
-    def _moved(self, number: int, rois: Tensor, deltas: Tensor, labels: Tensor, photos: PhotoSizes) -> Tensor:
-        """(N, 4) boxes moved by the deltas of that head, which has one for all classes or one for each."""
-        coder = self.head.bbox_head[number].bbox_coder
-        if deltas.shape[1] > 4:
-            deltas = deltas.view(len(deltas), -1, 4)[torch.arange(len(deltas), device=deltas.device), labels]
-        return decode.from_deltas(rois[:, 1:], deltas, coder.means, coder.stds, photos.fitted[rois[:, 0].long()])
 
 
 class _Anchors:
@@ -343,11 +336,25 @@ def _reads_boxes(head: Any) -> bool:
     )
 
 
+def _read_alike(head: Any) -> bool:
+    """Whether all heads of a cascade see features as `RoiFeatures` makes them, of the same maps."""
+    from mmcv.ops import RoIAlign
+    from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+
+    extractors = [*head.bbox_roi_extractor, *(head.mask_roi_extractor if head.with_mask else ())]
+    layers = [layer for each in extractors for layer in each.roi_layers]
+    return (
+        all(type(each) is SingleRoIExtractor for each in extractors)
+        and len({tuple(each.featmap_strides) for each in extractors}) == 1
+        and all(type(each) is RoIAlign and each.pool_mode == "avg" and each.aligned for each in layers)
+    )
+
+
 def _reads_masks(head: Any) -> bool:
     """Whether the mask heads see the same features and their masks are drawn from cells by a threshold."""
     from mmdet.models.roi_heads.mask_heads import FCNMaskHead
 
-    geometries = {(repr(each), tuple(each.featmap_strides), each.finest_scale) for each in head.mask_roi_extractor}
+    geometries = {(repr(each), each.finest_scale) for each in head.mask_roi_extractor}
     return (
         all(isinstance(each, FCNMaskHead) and _inherits(each, FCNMaskHead, "forward") for each in head.mask_head)
         and len(geometries) == 1

@@ -89,10 +89,5 @@ def _stretched(n_cells: int, begin: float, end: float, first: int, last: int) ->
     with np.errstate(divide="ignore", invalid="ignore"):
         place = (np.arange(first, last, dtype=np.float32) + 0.5 - begin) / (end - begin)
     place[~np.isfinite(place)] = 0.5  # a box without a side: its middle
-    cell = place * n_cells - 0.5
-    lower = np.floor(cell).astype(np.int64)
-    weights = np.zeros((last - first, n_cells + 2), np.float32)  # a cell of zeros before and after
-    row = np.arange(last - first)
-    for number, share in ((lower, lower + 1 - cell), (lower + 1, cell - lower)):
-        weights[row, np.clip(number, -1, n_cells) + 1] += share
-    return weights[:, 1:-1]
+    cell = place * n_cells - 0.5  # from the centre of the first one
+    return np.maximum(0, 1 - np.abs(cell[:, None] - np.arange(n_cells, dtype=np.float32)))

@@ -2,8 +2,8 @@
 gives the same numbers in half the time or less.
 
     engine = choose(settings.engine, device, settings.threads_per_actor)
-    shapes = (2, 3, 320, 256), (1, 3, 192, 320)      # two batches: only the number of channels is fixed
-    dense = CompiledNetwork("atss-tiny", lambda: module, describe(spec, weights), shapes, engine)
+    examples = noise((2, 3, 320, 256), (1, 3, 192, 320))      # two batches: only the number of channels is fixed
+    dense = CompiledNetwork("atss-tiny", lambda: module, describe(spec, weights), examples, engine)
     levels = dense(batch)      # tensors in, a tuple of tensors out; `run` takes and gives arrays
 
 What was compiled, a plan, is kept on disk (`networks.plan_files`). With it there, torch is not imported here and the
@@ -57,15 +57,21 @@ def choose(setting: str, device: str, threads: int) -> Engine:
     `auto` is OpenVINO on a CPU, where it is installed, and torch on a GPU. UserError: OpenVINO was asked for where
     there is a GPU or no OpenVINO, or CUDA graphs where there is no GPU.
     """
+    refuse_device(setting, device)
     installed = util.find_spec("openvino") is not None
     if setting == "auto":
         setting = "openvino" if device == "cpu" and installed else "torch"
-    elif setting == "openvino" and (device != "cpu" or not installed):
-        reason = "it is not installed" if device == "cpu" else f"the device is {device}"
-        raise UserError(f"engine: openvino runs networks on a CPU, and {reason}; set engine=auto or device=cpu")
-    elif setting == "cudagraph" and device == "cpu":
-        raise UserError("engine: cudagraph runs networks on a GPU and device is cpu; set engine=auto or device=cuda")
+    elif setting == "openvino" and not installed:
+        raise UserError("engine: openvino is not installed; install it, or set engine=auto")
     return Engine(setting, threads)
+
+
+def refuse_device(setting: str, device: str) -> None:
+    """UserError: the engine does not run on such a device; "auto", of either, may yet fit."""
+    for engine, place, fitting, other in (("openvino", "CPU", "cpu", "cuda"), ("cudagraph", "GPU", "cuda", "cpu")):
+        if setting == engine and device == other:
+            want = f"set engine=auto or device={fitting}"
+            raise UserError(f"engine: {engine} runs networks on a {place} and device is {device}; {want}")
 
 
 def describe(spec: Any, weights: Path | None) -> dict[str, Any] | None:
@@ -86,14 +92,13 @@ class CompiledNetwork:
 
     Args:
         name: the model's, for notes.
-        build: makes the network, an `nn.Module` on the CPU in eval mode, from one batch to a tensor or a tuple of
+        build: makes the network, an `nn.Module` on the CPU in eval mode, from tensors to a tensor or a tuple of
             tensors. Called here where no plan is on disk; its errors are the caller's.
         description: all that decides the outputs besides packages and our code, as plain JSON (`describe`). None:
             nothing is kept on disk.
-        shapes: of batches with which the plan is compared with torch. A dimension in which they differ takes any size,
-            which costs some 5 to 15 % of the speed.
+        examples: makes the inputs with which the plan is compared with torch, each a tuple of arrays (`noise`). A
+            dimension in which they differ takes any size, which costs some 5 to 15 % of the speed.
         engine: its threads.
-        dtype: of the batches, float32 or uint8.
     """
 
     def __init__(
@@ -101,16 +106,15 @@ class CompiledNetwork:
         name: str,
         build: "Callable[[], nn.Module]",
         description: Mapping[str, Any] | None,
-        shapes: Sequence[tuple[int, ...]],
+        examples: Callable[[], Sequence[Arrays]],
         engine: Engine,
-        dtype: str = "float32",
     ) -> None:
         self.name, self.notes, self._build = name, list[str](), build
         path, plan = None, None
         if description is not None:
-            path = plan_files.path_of({"network": description, "shapes": shapes, "dtype": dtype} | _surroundings())
+            path = plan_files.path_of({"network": description} | _surroundings())
             plan = plan_files.read(path)
-        if plan is None and (plan := self._compiled(shapes, dtype)) and path:
+        if plan is None and (plan := self._compiled(examples())) and path:
             plan_files.write(path, plan)
         self._run = self._run_in_torch if plan is None else _imported(plan, engine.threads)
 
@@ -124,30 +128,25 @@ class CompiledNetwork:
         """What runs it: torch where OpenVINO could not."""
         return "torch" if self.notes else "openvino"
 
-    def __call__(self, batch: "Tensor") -> "tuple[Tensor, ...]":
+    def __call__(self, *batch: "Tensor") -> "tuple[Tensor, ...]":
         """Outputs of a batch, float32 on the CPU."""
         import torch
 
-        return tuple(torch.from_numpy(output) for output in self.run(batch.numpy()))
+        return tuple(torch.from_numpy(output) for output in self.run(*(one.numpy() for one in batch)))
 
-    def run(self, batch: np.ndarray) -> Arrays:
+    def run(self, *batch: np.ndarray) -> Arrays:
         """Outputs of a batch, as arrays."""
-        return self._run(np.ascontiguousarray(batch))
+        return self._run(*map(np.ascontiguousarray, batch))
 
-    def _compiled(self, shapes: Sequence[tuple[int, ...]], dtype: str) -> bytes | None:
-        """A plan whose outputs agree with torch's on batches of noise; None, with a note, if OpenVINO cannot run it."""
+    def _compiled(self, examples: Sequence[Arrays]) -> bytes | None:
+        """A plan whose outputs agree with torch's on the examples; None, with a note, if OpenVINO cannot run it."""
         module = self.module  # outside of `try`: the caller sees why a network cannot be built
-        noise = np.random.default_rng(0)
         try:
-            batches = [
-                (noise.integers(0, 256, shape) if dtype == "uint8" else noise.standard_normal(shape)).astype(dtype)
-                for shape in shapes
-            ]
-            any_size = [sizes[0] if len(set(sizes)) == 1 else -1 for sizes in zip(*shapes, strict=True)]
-            plan = _exported(module, batches[0], any_size)
+            shapes = [_any_size([one.shape for one in inputs]) for inputs in zip(*examples, strict=True)]
+            plan = _exported(module, examples[0], shapes)
             run = _imported(plan, threads=1)
-            for batch in batches:
-                _compare(run(batch), self._run_in_torch(batch))
+            for batch in examples:
+                _compare(run(*batch), self._run_in_torch(*batch))
         except Exception as error:  # converters raise errors of all kinds
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             self.notes.append(f"{self.name}: it runs in torch, because OpenVINO cannot run it: {reason}")
@@ -155,26 +154,43 @@ class CompiledNetwork:
         del self.module  # which the property keeps: the plan has the weights too
         return plan
 
-    def _run_in_torch(self, batch: np.ndarray) -> Arrays:
+    def _run_in_torch(self, *batch: np.ndarray) -> Arrays:
         import torch
 
         with torch.inference_mode():
-            outputs = self.module(torch.from_numpy(batch))
+            outputs = self.module(*map(torch.from_numpy, batch))
         return tuple(output.numpy() for output in (outputs if isinstance(outputs, tuple | list) else (outputs,)))
 
 
-def _exported(module: "nn.Module", example: np.ndarray, shape: Sequence[int]) -> bytes:
-    """The network as it was traced on the example, compiled for batches of the shape, in which -1 is any size."""
+def noise(*shapes: tuple[int, ...], dtype: str = "float32") -> Callable[[], list[Arrays]]:
+    """Examples of one input, float32 around 0 or uint8."""
+
+    def examples() -> list[Arrays]:
+        rng = np.random.default_rng(0)
+        whole = dtype == "uint8"
+        values = (rng.integers(0, 256, shape) if whole else rng.standard_normal(shape) for shape in shapes)
+        return [(one.astype(dtype),) for one in values]
+
+    return examples
+
+
+def _any_size(shapes: Sequence[tuple[int, ...]]) -> list[int]:
+    """Their common shape, -1 where they differ."""
+    return [sizes[0] if len(set(sizes)) == 1 else -1 for sizes in zip(*shapes, strict=True)]
+
+
+def _exported(module: "nn.Module", example: Arrays, shapes: Sequence[Sequence[int]]) -> bytes:
+    """The network as it was traced on the example, compiled for inputs of the shapes, in which -1 is any size."""
     import openvino
     import torch
 
-    batch, level = torch.from_numpy(example), logging.root.level
+    batch, level = tuple(map(torch.from_numpy, example)), logging.root.level
     try:
         with torch.inference_mode(), warnings.catch_warnings(action="ignore"):  # torch's, of being traced
             model = openvino.convert_model(torch.jit.trace(module, batch, check_trace=False), example_input=batch)
     finally:
         logging.root.setLevel(level)  # a conversion that fails leaves it at ERROR
-    model.reshape(openvino.PartialShape(list(shape)))
+    model.reshape({number: openvino.PartialShape(list(shape)) for number, shape in enumerate(shapes)})
     plan: bytes = openvino.Core().compile_model(model, "CPU", _options(1)).export_model().getvalue()
     return plan
 
@@ -189,14 +205,14 @@ def _compare(found: Arrays, want: Arrays) -> None:
             raise ValueError(f"its outputs are {apart:.2g} from torch's, of {largest:.2g} at most")
 
 
-def _imported(plan: bytes, threads: int) -> Callable[[np.ndarray], Arrays]:
+def _imported(plan: bytes, threads: int) -> Callable[..., Arrays]:
     """A plan ready for batches."""
     import openvino
 
     request = openvino.Core().import_model(plan, "CPU", _options(threads)).create_infer_request()
 
-    def run(batch: np.ndarray) -> Arrays:
-        outputs = request.infer([openvino.Tensor(batch)])  # a copy: the request keeps what it is given
+    def run(*batch: np.ndarray) -> Arrays:
+        outputs = request.infer(list(map(openvino.Tensor, batch)))  # copies: the request keeps what it is given
         return tuple(outputs[i] for i in range(len(outputs)))
 
     return run

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from networks.engines import TORCH, CompiledNetwork, Engine, describe
+from networks.engines import TORCH, CompiledNetwork, Engine, describe, noise
 from retrieval.models import EmbedderSpec
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ class CompiledCrops:
 
             return CropNetwork(build(), spec).eval()
 
-        shape = (COMPILED_BATCH, spec.input_size, spec.input_size, 3)
-        self._network = CompiledNetwork(spec.name, crop_network, describe(spec, weights), [shape], engine, "uint8")
+        examples = noise((COMPILED_BATCH, spec.input_size, spec.input_size, 3), dtype="uint8")
+        self._network = CompiledNetwork(spec.name, crop_network, describe(spec, weights), examples, engine)
         self.notes = self._network.notes
 
     @property

@@ -1,6 +1,7 @@
 """Fixtures for all tests: real photos where there are any, an S3 server, and Rays apart from the machine's own.
 
-Also the last line of a run with fuzz tests: how many inputs they tried, in all processes of pytest-xdist.
+Also the last lines of a run: what tests recorded with `record_property`, and how many inputs the fuzz tests tried, in
+all processes of pytest-xdist.
 """
 
 import os
@@ -51,6 +52,9 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{report.location[2]}: {name}: {value}")
     for seed, inputs in fuzzed.items():
         told = ", ".join(f"{n:,} of {kind.removeprefix('test_')}" for kind, n in sorted(inputs.items()))
         terminalreporter.write_line(f"fuzzed inputs: {told}; FUZZ_SEED={seed} repeats them")

@@ -1,23 +1,27 @@
 """The answers of a search as one HTML page: photos with their boxes, texts, shop items cut out, all in one file.
 
-In: answers of `jobs/search.py`, version.json. Out: an HTML file without scripts and links; opening it fetches nothing.
-The gallery keeps no pictures: shop photos come from the image sets that the version was made of, as far as they still
-exist and hold the same bytes. Names are escaped wherever they stand.
+In: answers of `jobs/search.py`, version.json. Out: an HTML file without scripts; opening it fetches nothing. The
+gallery keeps no pictures: shop photos come from the image sets that the version was made of, as far as they still exist
+and hold the same bytes. Their attributes give an item's title, price and link. All that users wrote is escaped, and
+only http and https addresses become links.
 """
 
 import base64
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.gallery.answers import Answer, box_of
-from jobs.reports.pages import environment
-from jobs.reports.pictures import Mark, Picture, colour_of, crop_garment, photo_with_marks
-from jobs.reports.truth import shown
+from jobs.gallery.answers import Answer, likely_names
+from jobs.reports.pages import environment, title_of
+from jobs.reports.pictures import Mark, Picture, crop_garment, photo_with_marks
+from jobs.reports.truth import TITLES, attribute, plain_name, shown
 from jobs.runs.settings import Settings
 from store.categories import recorded
 from store.decode import DecodeError, decode
@@ -26,22 +30,48 @@ from store.imageset import ImageSetError
 from store.joined import open_imagesets
 
 MAX_NOTE = 300  # characters
+# Attributes that a shop's export calls by one of these names, whatever their case
+PRICES, CURRENCIES = ("price",), ("currency", "price_currency")
+LINKS = ("url", "link", "product_url", "product_link")
+# Of the garments of a photo in turn, the first ones far apart; white digits are readable on them
+GARMENT_COLOURS = ("#1d4ed8", "#c2410c", "#15803d", "#a21caf", "#0e7490", "#854d0e", "#be123c", "#4338ca")
 
 
-def write(path: Path, record: Mapping[str, Any], gallery: str, answers: Sequence[Answer], settings: Settings) -> None:
+@dataclass(frozen=True)
+class Offer:
+    """What a page says of a shop item; texts are "" where nothing is known."""
+
+    title: str  # its title, product or file name
+    price: str = ""
+    link: str = ""  # an http or https address
+    others: Sequence[tuple[str, str]] = ()  # further attributes, names and texts
+
+
+def write(
+    path: Path,
+    record: Mapping[str, Any],
+    gallery: str,
+    answers: Sequence[Answer],
+    settings: Settings,
+    *,
+    every: bool = False,
+) -> None:
     """Write the page, whole or not at all, into a folder that exists.
 
-    `record` is version.json, `gallery` what the user called it, `settings` are the version's.
+    `record` is version.json, `gallery` what the user called it, `settings` are the version's. `every`: the answers have
+    every picture of a product.
     """
     lists = [hits for answer in answers for hits in (answer.hits, *(garment.hits for garment in answer.garments))]
     wanted = {hit.item["id"]: hit.item for hits in lists for hit in hits}
-    crops, attributes, note = crops_of(record, list(wanted.values()), settings)
+    crops, offers, note = crops_of(record, list(wanted.values()), settings)
     photos = [(answer, _photo(answer, settings.max_pixels)) for answer in answers]
-    env = environment(recorded(record))
-    env.filters |= {"box": box_of, "inline": _inline, "colour": colour_of}
+    categories = recorded(record)
+    env = environment(categories)
+    env.globals["likely"] = partial(likely_names, categories)
+    env.filters |= {"inline": _inline, "colour": _colour, "file": lambda name: Path(name).name or name}
     text = env.get_template("search.html.j2").render(
-        gallery=gallery, version=record["name"], rows=record.get("rows", 0), photos=photos, crops=crops, note=note,
-        attributes=attributes,
+        gallery=title_of(gallery), version=record["name"], rows=record.get("rows", 0), photos=photos, crops=crops,
+        note=note, offers=offers, title=title_for(answers), every=every,
         written=datetime.fromtimestamp(float(record["created"]), UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )  # fmt: skip
     with publish_file(path, sole_writer=True) as part:
@@ -54,19 +84,63 @@ def _photo(answer: Answer, max_pixels: int) -> Picture | None:
         image = decode(answer.data, max_pixels=max_pixels)
     except DecodeError:
         return None
-    marks = [Mark(garment.bbox, garment.category_id, str(i)) for i, garment in enumerate(answer.garments, 1)]
+    marks = [
+        Mark(garment.bbox, garment.category_id, str(i), own_colour=_colour(i))
+        for i, garment in enumerate(answer.garments, 1)
+    ]
     return photo_with_marks(image, marks)
+
+
+def _colour(number: int) -> str:
+    """Of a photo's garment of this number, from 1."""
+    return GARMENT_COLOURS[(number - 1) % len(GARMENT_COLOURS)]
+
+
+def title_for(answers: Sequence[Answer]) -> str:
+    """The page's title: what shop items were looked for."""
+    if len(answers) > 1:
+        return f"Shop items like {len(answers)} photos" if answers[0].name else f"Shop items for {len(answers)} texts"
+    if not answers:
+        return "Shop items"
+    (answer,) = answers
+    words = f"“{answer.text}”" if answer.text else ""
+    if not answer.name:
+        return f"Shop items for {words}"
+    return f"Shop items like {Path(answer.name).name}" + (f" and {words}" if words else "")
+
+
+def offer_of(item: Mapping[str, Any], attributes: Sequence[tuple[str, str]]) -> Offer:
+    """What to say of a shop item, a row of the gallery, from its photo's attributes."""
+    title, price, currency, link = (attribute(attributes, names) for names in (TITLES, PRICES, CURRENCIES, LINKS))
+    used = {*TITLES, *PRICES, *CURRENCIES} | (set(LINKS) if is_web(link) else set())
+    others = [(name, text) for name, text in shown(attributes) if plain_name(name) not in used]
+    name = title or item["product_id"] or item["file_name"]
+    return Offer(name, f"{price} {currency}".strip() if price else "", link if is_web(link) else "", others)
+
+
+def is_web(address: str) -> bool:
+    """Whether an address may become a link: http or https, with a host, of printable characters without spaces.
+
+    >>> [is_web(text) for text in ("https://shop.example/a?b=1", "javascript:alert(1)", "//shop.example", "http://")]
+    [True, False, False, False]
+    """
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        return False
+    plain = address.isprintable() and not any(sign.isspace() for sign in address)
+    return plain and parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
 def crops_of(
     record: Mapping[str, Any], items: Sequence[Mapping[str, Any]], settings: Settings
-) -> tuple[dict[int, Picture | str], dict[int, list[tuple[str, str]]], str]:
+) -> tuple[dict[int, Picture | str], dict[int, Offer], str]:
     """Shop items, as `Gallery.lookup` returns them, cut out of the photos of the `imagesets` of version.json.
 
-    One shard's photos are in memory at a time. Returned are id -> its picture, or why there is none; id -> attributes
-    of its photo; and a note for the page where the image set cannot be used, "" where it can.
+    One shard's photos are in memory at a time. Returned are id -> its picture, or why there is none; id -> what to say
+    of it; and a note for the page where the image set cannot be used, "" where it can.
     """
-    attributes: dict[int, list[tuple[str, str]]] = {}
+    offers = {item["id"]: offer_of(item, ()) for item in items}
     by_photo: dict[int, list[Mapping[str, Any]]] = {}
     for item in items:
         by_photo.setdefault(item["image_id"], []).append(item)
@@ -86,11 +160,11 @@ def crops_of(
                     same = digests[row["image_id"]] == item["digest"]
                     gone = "the shop has another photo there now"
                     crops[item["id"]] = _crop(row["image"], item, settings) if same else gone
-                    attributes[item["id"]] = shown(row["attributes"])
-        return crops, attributes, ""
+                    offers[item["id"]] = offer_of(item, row["attributes"])
+        return crops, offers, ""
     except (ImageSetError, OSError, ValueError, KeyError) as error:
         note = f"no pictures of shop items: {' '.join(str(error).split())[:MAX_NOTE]}"
-        return {item["id"]: "no picture" for item in items}, {}, note
+        return {item["id"]: "no picture" for item in items}, offers, note
 
 
 def _crop(data: bytes, item: Mapping[str, Any], settings: Settings) -> Picture | str:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from detection import metrics
+from detection.average_precision import AP10_IDS
 from detection.matching import TrueBoxes
-from jobs.reports import charts
+from jobs.reports import certainty, charts
 from jobs.reports.charts import Chart
 from jobs.reports.pictures import Mark, Marked, Wanted
 from jobs.reports.truth import Box, GroundTruth, as_box, of_photos
@@ -67,6 +68,7 @@ class Detection:
         misses: the first MOST_SHOWN of n_misses. Those without any box come first, then those with a weak box by its
             rising score; larger items first.
         duplicates: the first MOST_SHOWN of n_duplicates, by falling score of the second box.
+        intervals: of the fused boxes' AP50 and AP10_50, 95 % over photos, fractions.
     """
 
     categories: tuple[str, ...]
@@ -76,6 +78,7 @@ class Detection:
     duplicates: list[Duplicate] = field(default_factory=list)
     n_misses: int = 0
     n_duplicates: int = 0
+    intervals: dict[str, certainty.Interval] = field(default_factory=dict)
 
 
 def examine(
@@ -93,6 +96,7 @@ def examine(
     result = Detection(tuple(categories), np.zeros((n + 1, n + 1), np.int64))
     folders = {name: "fused" if name == "fused" else f"detections/{name}" for name in detectors}
     matched: dict[str, list[dict[int, Columns]]] = {name: [] for name in folders}
+    fused_photos: list[np.ndarray] = []
     n_items = 0
     for shard, image_ids in truth.shard_ids.items():
         rows = of_photos(imageset.read(shard, columns=["image_id", "source", "weak_box", "items"]), image_ids)
@@ -105,8 +109,12 @@ def examine(
                 boxes = read_boxes(output, folder, [shard])
                 matched[name].append(true_boxes.matches(boxes))
                 if name == "fused":
+                    fused_photos.append(true_boxes.photos)
                     _add_fused(result, true, boxes, judged)
     result.curves = {name: _curves(shards, n) for name, shards in matched.items() if shards}
+    if matched.get("fused"):
+        means = {"AP50": range(1, n + 1)} | ({"AP10_50": AP10_IDS} if categories == DEEPFASHION2 else {})
+        result.intervals = certainty.ap50_intervals(matched["fused"], fused_photos, means)
     return result if n_items and result.curves else None
 
 

@@ -1,7 +1,7 @@
 """The figures of metrics.json, in whole or in part, as the pages show them: tables with the best figure marked, the
 order of names, a colour for each model."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jobs.reports.pages import Cell, Table, count, percent
@@ -13,6 +13,7 @@ AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP10", "AP10_50")
 EXTRA_AP_COLUMNS = (("consumers", "AP10"), ("masks", "AP10_50"))  # consumer photos alone; masks instead of boxes
 LIST_FIGURES = {"mAP": "map", "MRR": "mrr"}  # title -> name in metrics.json; nDCG@10 beside them
 OTHER_TOPS = {"own category": "top_one_category", "any category": "top_any_category"}  # title -> name in metrics.json
+OTHER_KS = ("1", "10")  # lengths at which they are shown
 COMBINED = ("fused", "concat", "steps")  # made of several models
 N_COLOURS = 6  # of single models, in assets/report.css; a seventh has the first colour again, dotted
 # DeepFashion2's meanings of the levels 1, 2, 3
@@ -107,18 +108,30 @@ def accuracy_tables(metrics: dict[str, Any]) -> list[tuple[str, Table]]:
     for boxes in BOXES:
         if models := judged_models(metrics, boxes):
             columns = {f"Acc@{k}": [accuracy_at(row, k) for row in models.values()] for k in KS}
-            for title, key in OTHER_TOPS.items():  # of detected boxes; with true ones they are no others
-                tops = [row.get(key) or {} for row in models.values()]
-                if tops != [row.get("top") for row in models.values()]:
-                    columns |= {f"Acc@{k}, {title}": [top.get(k) for top in tops] for k in ("1", "10")}
+            groups = [("", len(KS))]
+            for title, key in other_tops(metrics, boxes).items():
+                columns |= {f"Acc@{k}, {title}": [row[key].get(k) for row in models.values()] for k in OTHER_KS}
+                groups.append((title, len(OTHER_KS)))
             extra = {title: [row.get(name) for row in models.values()] for title, name in LIST_FIGURES.items()}
             extra["nDCG@10"] = [(row.get("ndcg") or {}).get("10") for row in models.values()]
-            columns |= {title: values for title, values in extra.items() if any(v is not None for v in values)}
-            table = _table(models, columns)
+            extra = {title: values for title, values in extra.items() if any(v is not None for v in values)}
+            table = _table(models, columns | extra)
             for (_, cells), row in zip(table.rows, models.values(), strict=True):
                 cells += [Cell(count(row.get("missed"))), Cell(count(row.get("queries")))]
-            tables.append((boxes, Table([*table.head, "missed", "queries"], table.rows)))
+            head = [*(title.partition(",")[0] for title in table.head), "missed", "queries"]
+            several = (*groups, ("", len(extra) + 2)) if len(groups) > 1 else ()
+            tables.append((boxes, Table(head, table.rows, several)))
     return tables
+
+
+def other_tops(metrics: dict[str, Any], boxes: str) -> dict[str, str]:
+    """Those of OTHER_TOPS that say more than `top`: with detected boxes, where boxes may have several categories."""
+    rows = judged_models(metrics, boxes).values()
+    return {
+        title: key
+        for title, key in OTHER_TOPS.items()
+        if all(row.get(key) for row in rows) and any(row[key] != row.get("top") for row in rows)
+    }
 
 
 def graded_tables(metrics: dict[str, Any]) -> list[tuple[str, Table]]:
@@ -171,6 +184,32 @@ def parts(
         levels = [(f"{level} {word}", [p.get(str(level)) or {} for p in per]) for level, word in enumerate(meanings, 1)]
         split.append((attribute.replace("_", " "), [row for row in levels if any(row[1])]))
     return split
+
+
+def better_alone(metrics: dict[str, Any], final: Mapping[str, str | None]) -> list[str]:
+    """A sentence for every single model that beats what is made of all: in AP50 or AP10_50 the fused boxes, in Acc@10
+    the final list. `final` names it for each kind of boxes; a model alone is not compared with itself."""
+    rows = detectors(metrics)
+    found = [
+        _beaten(measure, "the fused boxes", {name: row.get(measure) for name, row in rows.items()}, "fused")
+        for measure in ("AP50", "AP10_50")
+    ]
+    for boxes, name in final.items():
+        models = {model: accuracy_at(row, "10") for model, row in judged_models(metrics, boxes).items()}
+        if name in COMBINED:
+            found.append(_beaten(f"Acc@10 with {boxes} boxes", "the final list", models, name))
+    return [sentence for sentence in found if sentence]
+
+
+def _beaten(measure: str, whole: str, values: Mapping[str, float | None], combined: str | None) -> str:
+    single = {name: value for name, value in values.items() if value is not None and name not in COMBINED}
+    together = values.get(combined or "")
+    if not single or together is None:
+        return ""
+    best = max(single, key=lambda name: single[name])
+    if round(single[best], 3) <= round(together, 3):
+        return ""
+    return f"{best} alone is better than {whole}: {measure} {percent(single[best])} against {percent(together)}."
 
 
 def _table(names: Iterable[str], columns: dict[str, list[float | None]]) -> Table:

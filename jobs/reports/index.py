@@ -4,12 +4,13 @@ Two runs are compared by their metrics.json, figure by figure; only where they j
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from detection.metrics import AP10_IDS
-from jobs.reports.figures import BOXES, accuracy_at, final_list, final_name, judged_models
-from jobs.reports.pages import count, duration, percent
+from detection.average_precision import AP10_IDS
+from jobs.reports.figures import BOXES, accuracy_at, final_list, final_name, judged_models, other_tops
+from jobs.reports.pages import count, duration, percent, title_of
 from jobs.runs.run_record import digests, read_record
 from store.categories import DEEPFASHION2, recorded
 from store.objects import ObjectMissing, ObjectStore
@@ -21,13 +22,17 @@ OWN_CATEGORY = {"Acc@1, own category": "1", "Acc@10, own category": "10"}  # of 
 
 @dataclass(frozen=True)
 class Tile:
-    """One of the main figures; `owner` and `measure` name it in a `Comparison`, empty where it is not compared."""
+    """One of the main figures; `owner` and `measure` name it in a `Comparison`, empty where it is not compared.
+
+    `sure` is its 95 % interval, and for an accuracy the level of chance.
+    """
 
     name: str
     value: str
     note: str
     owner: str = ""
     measure: str = ""
+    sure: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,10 @@ class Comparison:
     problem: str  # why nothing is compared, else empty
     changes: tuple[Change, ...] = ()  # the figures that at least one of them measured
 
+    @property
+    def title(self) -> str:
+        return title_of(self.uri)
+
     def difference(self, owner: str, measure: str) -> float | None:
         return next((c.difference for c in self.changes if (c.owner, c.measure) == (owner, measure)), None)
 
@@ -72,8 +81,11 @@ class Comparison:
         return tables
 
 
-def tiles(metrics: dict[str, Any]) -> list[Tile]:
-    """The main figures of metrics.json, for the top of the page; none where `metrics` is empty."""
+def tiles(metrics: dict[str, Any], sure: Mapping[tuple[str, str], str]) -> list[Tile]:
+    """The main figures of metrics.json, for the top of the page; none where `metrics` is empty.
+
+    `sure` has what is known of how sure a figure is, by its owner and measure.
+    """
     if not metrics:
         return []
     fused = (metrics.get("detection") or {}).get("fused") or {}
@@ -85,7 +97,7 @@ def tiles(metrics: dict[str, Any]) -> list[Tile]:
     else:
         notes["AP"] = "the mean over IoU 0.50 to 0.95"
     main = [
-        Tile(f"{measure}, fused", percent(fused.get(measure)), note, "fused", measure)
+        Tile(f"{measure}, fused", percent(fused.get(measure)), note, "fused", measure, sure.get(("fused", measure), ""))
         for measure, note in notes.items()
     ]
     for boxes in BOXES:
@@ -93,8 +105,11 @@ def tiles(metrics: dict[str, Any]) -> list[Tile]:
         name = final_name(models)
         figures: dict[str, Any] = models[name] if name else {}
         note = f"{name}, {count(figures.get('queries'))} queries" if name else "not measured"
+        others = [f"{title} {percent(figures[key].get('10'))}" for title, key in other_tops(metrics, boxes).items()]
+        note = ", ".join([note, *others])
         value = percent(accuracy_at(figures, "10"))
-        main.append(Tile(f"Acc@10, {boxes} boxes", value, note, final_list(boxes), "Acc@10"))
+        owner = final_list(boxes)
+        main.append(Tile(f"Acc@10, {boxes} boxes", value, note, owner, "Acc@10", sure.get((owner, "Acc@10"), "")))
     images = metrics.get("images") or {}
     note = f"of {count(images.get('total'))}, {count(images.get('failed'))} failed"
     seconds = [s for s in (metrics.get("seconds") or {}).values() if s is not None]
@@ -113,7 +128,7 @@ def compare(metrics: dict[str, Any], run: dict[str, Any], earlier: ObjectStore) 
     here, there = digests(run), digests(then_run)
     problem = ""
     if not then:
-        problem = "it has no metrics.json"
+        problem = "it has no figures"
     elif here != there:
         then_set, own_set = (", ".join(str(digest)[:12] for digest in of_run) or "none" for of_run in (there, here))
         kind = "another image set" if len(there) == 1 else "other image sets"

@@ -5,7 +5,7 @@ page opened from a folder may not fetch, so each data file is a script that sets
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,8 @@ FOLDER = "report/"
 FIRST_PAGE = "report/index.html"
 PLOTLY = "report/assets/plotly.min.js"
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-ASSETS = ("report.css", "charts.js", "queries.js")
+PLAIN_NAMES = ("imageset", "images", "set", "run")  # of folders; the folder around one says more
+ASSETS = ("report.css", "charts.js", "queries.js", "pictures.js")
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,13 @@ class Table:
     groups: tuple[tuple[str, int], ...] = ()  # a line over the head: names, and how many columns each spans
 
 
-def environment(categories: Sequence[str] = DEEPFASHION2) -> jinja2.Environment:
+def environment(
+    categories: Sequence[str] = DEEPFASHION2, names: Mapping[str, Callable[[int], str]] | None = None
+) -> jinja2.Environment:
     """The templates with their filters. Everything is escaped; a name that a page is not given is an error.
 
-    `categories` are the names that the filter `category` gives for ids, id 1 first.
+    `categories` are the names that the filter `category` gives for ids, id 1 first; `names` are further filters, from
+    a photo's id to what it is called.
     """
     loader = jinja2.FileSystemLoader(TEMPLATES)
     env = jinja2.Environment(
@@ -54,6 +58,7 @@ def environment(categories: Sequence[str] = DEEPFASHION2) -> jinja2.Environment:
         "signed": signed,
         "count": count,
         "category": partial(category_name, categories),
+        **(names or {}),
     }
     return env
 
@@ -78,8 +83,26 @@ def signed(fraction: float | None) -> str:
     return "0.0" if points == 0 else f"{'+' if points > 0 else '−'}{abs(points):.1f}"
 
 
+def interval(bounds: tuple[float, float] | None) -> str:
+    """Two fractions in percent; nothing where there is no interval.
+
+    >>> interval((0.6193, 0.7081)), interval(None)
+    ('61.9 to 70.8', '')
+    """
+    return "" if bounds is None else f"{percent(bounds[0])} to {percent(bounds[1])}"
+
+
 def count(number: int | None) -> str:
     return "–" if number is None else f"{number:,}"
+
+
+def ordinal(number: int) -> str:
+    """
+    >>> [ordinal(n) for n in (1, 2, 3, 4, 11, 112, 1021)]
+    ['1st', '2nd', '3rd', '4th', '11th', '112th', '1,021st']
+    """
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number:,}{ending}"
 
 
 def duration(seconds: float | None) -> str:
@@ -90,6 +113,17 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def title_of(uri: str) -> str:
+    """What to call a folder: its name, or that of the folder around it where it is called what all are.
+
+    >>> title_of("s3://bucket/runs/0142/"), title_of("runs/demo/imageset")
+    ('0142', 'demo')
+    """
+    parts = [part for part in uri.split("/") if part and not part.endswith(":")] or ["image set"]
+    named = [part for part in parts if part not in PLAIN_NAMES]
+    return (named or parts)[-1]
 
 
 # ---- publishing --------------------------------------------------------------------------------------------------

@@ -23,11 +23,12 @@ from store.objects import ObjectMissing, ObjectStore
 
 FOLDER = "report/pictures/"
 LEDGER = "report/pictures.json"
-DRAWING_VERSION = 1  # raise it when the same marks on the same photo look different
-PHOTO_PX = 360  # longest side of a photo with boxes
-CROP_PX = 160  # longest side of a shop crop
+DRAWING_VERSION = 2  # raise it when the same marks on the same photo look different
+# Longest sides of a photo with boxes and of a shop crop: about twice what the pages show, for they also open large.
+PHOTO_PX, CROP_PX = 640, 320
 CROP_MARGIN = 0.06  # of the box's longer side, on every side of a crop: people judge better with some surroundings
-JPEG_QUALITY = 85
+JPEG_QUALITY = 80
+LINE_PX = 360  # longest side of a picture at which outlines and labels have their plain width
 
 # Of category ids in turn: dark enough for white digits and readable on white and on near-black pages.
 CATEGORY_COLOURS = (
@@ -38,13 +39,21 @@ CATEGORY_COLOURS = (
 
 @dataclass(frozen=True)
 class Mark:
-    """One box to draw, in px x1 y1 x2 y2 of the full-size image; strong ones stand out, dashed ones are true."""
+    """One box to draw, in px x1 y1 x2 y2 of the full-size image; strong ones stand out, dashed ones are true.
+
+    Its colour is its category's where no other, #rrggbb, is given.
+    """
 
     bbox: Box
     category_id: int
     label: str = ""
     strong: bool = False
     dashed: bool = False
+    own_colour: str = ""
+
+    @property
+    def colour(self) -> str:
+        return self.own_colour or colour_of(self.category_id)
 
 
 @dataclass(frozen=True)
@@ -64,13 +73,18 @@ def colour_of(category_id: int) -> str:
 def photo_with_marks(image: np.ndarray, marks: list[Mark], *, longest_px: int = PHOTO_PX) -> Picture:
     """Shrink an upright (H, W, 3) uint8 RGB photo to at most `longest_px` on its longer side, and draw boxes on it.
 
-    Photos are never enlarged. Strong marks are drawn last, over the others.
+    Photos are never enlarged. Strong marks are drawn after the others, and labels last, none upon another.
     """
     small = _fit(Image.fromarray(image), longest_px)
     scale = small.width / image.shape[1], small.height / image.shape[0]
-    draw = ImageDraw.Draw(small)
-    for mark in sorted(marks, key=lambda m: m.strong):
-        _draw_mark(draw, mark, scale, small.size)
+    draw, unit = ImageDraw.Draw(small), max(1.0, max(small.size) / LINE_PX)
+    corners = {}
+    for number in sorted(range(len(marks)), key=lambda number: marks[number].strong):
+        corners[number] = _draw_outline(draw, marks[number], scale, small.size, unit)
+    taken: list[tuple[float, float, float, float]] = []
+    for number, mark in enumerate(marks):
+        if mark.label:
+            taken.append(_draw_label(draw, mark, corners[number], small.size, unit, taken))
     return _encode(small)
 
 
@@ -89,39 +103,56 @@ def crop_garment(image: np.ndarray, bbox: Box) -> Picture:
     return _encode(_fit(Image.fromarray(np.ascontiguousarray(cut)), CROP_PX))
 
 
-def _draw_mark(draw: ImageDraw.ImageDraw, mark: Mark, scale: tuple[float, float], size: tuple[int, int]) -> None:
-    """An outline with a white rim inside and out, visible on any cloth, and the label in its upper left corner."""
+def _draw_outline(
+    draw: ImageDraw.ImageDraw, mark: Mark, scale: tuple[float, float], size: tuple[int, int], unit: float
+) -> tuple[float, float]:
+    """An outline with a white rim inside and out, visible on any cloth; returns its upper left corner."""
     x1, x2 = (float(np.clip(v * scale[0], 0, size[0] - 1)) for v in mark.bbox[0::2])
     y1, y2 = (float(np.clip(v * scale[1], 0, size[1] - 1)) for v in mark.bbox[1::2])
     x2, y2 = max(x1, x2), max(y1, y2)
-    colour, line = colour_of(mark.category_id), 5 if mark.strong else 3
+    line = 5 if mark.strong else 3
     if mark.dashed:
-        _dashed_box(draw, (x1, y1, x2, y2), colour)
+        _dashed_box(draw, (x1, y1, x2, y2), mark.colour, unit)
     else:
-        draw.rectangle((x1, y1, x2, y2), outline="white", width=line + 2 if mark.strong else line + 1)
-        draw.rectangle((x1, y1, x2, y2), outline=colour, width=line)
-    if mark.label:
-        _badge(draw, mark, (x1, y1), size)
+        rim = line + (2 if mark.strong else 1)
+        draw.rectangle((x1, y1, x2, y2), outline="white", width=round(rim * unit))
+        draw.rectangle((x1, y1, x2, y2), outline=mark.colour, width=round(line * unit))
+    return x1, y1
 
 
-def _dashed_box(draw: ImageDraw.ImageDraw, box: tuple[float, ...], colour: str, dash: int = 7, gap: int = 5) -> None:
+def _dashed_box(draw: ImageDraw.ImageDraw, box: tuple[float, ...], colour: str, unit: float) -> None:
     x1, y1, x2, y2 = box
-    across = [(start, y, min(start + dash, x2), y) for start in np.arange(x1, x2, dash + gap) for y in (y1, y2)]
-    down = [(x, start, x, min(start + dash, y2)) for start in np.arange(y1, y2, dash + gap) for x in (x1, x2)]
+    dash, step = 7 * unit, 12 * unit
+    across = [(start, y, min(start + dash, x2), y) for start in np.arange(x1, x2, step) for y in (y1, y2)]
+    down = [(x, start, x, min(start + dash, y2)) for start in np.arange(y1, y2, step) for x in (x1, x2)]
     for line in across + down:
-        draw.line(line, fill="white", width=5)
-        draw.line(line, fill=colour, width=3)
+        draw.line(line, fill="white", width=round(5 * unit))
+        draw.line(line, fill=colour, width=round(3 * unit))
 
 
-def _badge(draw: ImageDraw.ImageDraw, mark: Mark, corner: tuple[float, float], size: tuple[int, int]) -> None:
-    """The label on a filled rectangle, moved inside the picture where it would reach past an edge."""
-    font = ImageFont.load_default(15 if mark.strong else 12)
+def _draw_label(
+    draw: ImageDraw.ImageDraw,
+    mark: Mark,
+    corner: tuple[float, float],
+    size: tuple[int, int],
+    unit: float,
+    taken: list[tuple[float, float, float, float]],
+) -> tuple[float, float, float, float]:
+    """The label on a filled rectangle at the outline's corner, inside the picture, below the labels that are `taken`.
+
+    Returns the rectangle, px x1 y1 x2 y2 of the picture.
+    """
+    font = ImageFont.load_default(round((15 if mark.strong else 12) * unit))
     left, top, right, bottom = font.getbbox(mark.label)
-    width, height = right - left + 8, bottom - top + 7
+    width, height = right - left + 8 * unit, bottom - top + 7 * unit
     x = float(np.clip(corner[0], 0, max(0, size[0] - width)))
     y = float(np.clip(corner[1], 0, max(0, size[1] - height)))
-    draw.rectangle((x, y, x + width, y + height), fill=colour_of(mark.category_id))
-    draw.text((x + 4 - left, y + 4 - top), mark.label, fill="white", font=font)
+    for x1, y1, x2, y2 in sorted(taken, key=lambda other: other[1]):
+        if x < x2 and x1 < x + width and y < y2 and y1 < y + height and y2 + height <= size[1]:
+            y = y2
+    draw.rectangle((x, y, x + width, y + height), fill=mark.colour)
+    draw.text((x + 4 * unit - left, y + 4 * unit - top), mark.label, fill="white", font=font)
+    return x, y, x + width, y + height
 
 
 def _fit(picture: Image.Image, longest_px: int) -> Image.Image:
@@ -230,7 +261,7 @@ def _draw(output: ObjectStore, data: bytes, parts: Mapping[str, Marked | Crop], 
 
 def _inputs_digest(source: Source, part: Marked | Crop) -> str:
     """A short digest of everything that decides how a picture looks."""
-    inputs = (DRAWING_VERSION, PHOTO_PX, CROP_PX, CROP_MARGIN, JPEG_QUALITY, source.digest, part)
+    inputs = (DRAWING_VERSION, PHOTO_PX, CROP_PX, CROP_MARGIN, JPEG_QUALITY, LINE_PX, source.digest, part)
     return hashlib.blake2b(repr(inputs).encode(), digest_size=8).hexdigest()
 
 

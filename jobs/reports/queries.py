@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.reports import figures
-from jobs.reports.pictures import Crop, Mark, Marked, Shot, Shots, Wanted, colour_of
+from jobs.reports import figures, reasons
+from jobs.reports.pictures import Crop, Mark, Marked, Shot, Shots, Wanted
+from jobs.reports.reasons import Expected, Key
 from jobs.reports.standings import LIST_LENGTH, judge, similarities
 from jobs.reports.truth import Box, GroundTruth, Source, Sources, as_box, of_photos
 from jobs.runs import tables
@@ -27,6 +28,7 @@ CHUNK = 250  # queries in one data file
 MIN_FUSED_SCORE = 0.3  # fused boxes under it are not drawn; items/ has its own threshold already
 NOT_CHOSEN, NOT_DECODED = 0, 1  # instead of a picture
 NOWHERE = Source("", "", "")  # of a photo that the set does not have
+Other = tuple[int, float]  # category id and score of what else a box may be
 BOX_COLUMNS = ["image_id", "bbox", "score", "category_id", "votes"]
 
 
@@ -74,6 +76,9 @@ class QueryList:
         self.photos = np.r_[self.rankings.results.query_image_id, missed_photos]
         self.boxes = photo_boxes(output, kind, truth, self.photos.tolist())
         self.photo_of_box = self.boxes["image_id"].to_numpy()
+        # What `expected.find` says of queries that show no right result, by their number in the truth
+        self.expected: dict[int, Expected | None] = {}
+        self.gallery_size = 0  # 0 where it was not counted
 
     def query(self, place: int) -> Query:
         """One query with its first `top` results, judged."""
@@ -84,6 +89,8 @@ class QueryList:
             box = as_box(entry["bbox"]) if entry else None
             return Query(int(self.truth.rankings.photo[asked]), None, box, entry.get("cls", 0), None, 0, 0, ())
         rankings, results = self.rankings, self.rankings.results
+        truth_row = int(self.standings.truth_row[place])
+        true: Mapping[str, Any] = self.truth.rankings.entry(truth_row) if truth_row >= 0 else {}
         n = int(results.gallery_count[row])
         right = np.zeros(n, bool) if self.standings.right is None else self.standings.right[row, :n]
         shown = tuple(
@@ -100,15 +107,36 @@ class QueryList:
             image_id=int(results.query_image_id[row]),
             item=int(rankings.query_item[row]),
             bbox=as_box(results.query_bbox[row]),
-            category_id=int(results.query_cls[row]),
+            category_id=int(true.get("cls", results.query_cls[row])),
             score=float(results.query_score[row]),
             first_right=int(right.argmax()) + 1 if right.any() else 0,
             ranked=n,
             results=shown,
         )
 
+    def unanswered(self, places: Iterable[int]) -> dict[int, list[Key]]:
+        """Those of some queries that show no right result, by their number in the truth, with the items searched."""
+        chosen = [place for place in places if self._lacks_answer(self.query(place))]
+        return {int(self.standings.truth_row[place]): self._searched(place) for place in chosen}
+
+    def _expected(self, place: int) -> Expected | None:
+        return self.expected.get(int(self.standings.truth_row[place]))
+
+    def _lacks_answer(self, query: Query) -> bool:
+        """Whether the set knows a right answer and the page shows none."""
+        return self.truth.rankings.kind is not None and not 0 < query.first_right <= self.top
+
+    def _searched(self, place: int) -> list[Key]:
+        """The items that stand for a query: one, by photo all; for a missed garment the box of another category."""
+        query = self.query(place)
+        boxes = self.boxes_of(query.image_id)  # by falling score, as items are numbered
+        if self.truth.rankings.kind == "photo":
+            return [(query.image_id, item) for item in range(len(boxes))]
+        item = query.item if query.item is not None else reasons.nearest_box(boxes, query.bbox)
+        return [] if item is None else [(query.image_id, item)]
+
     def boxes_of(self, image_id: int) -> list[dict[str, Any]]:
-        """One photo's boxes by falling score, a dictionary of BOX_COLUMNS each."""
+        """One photo's boxes by falling score, a dictionary of BOX_COLUMNS each, and `hypotheses` where there are."""
         start, end = (int(np.searchsorted(self.photo_of_box, image_id, side)) for side in ("left", "right"))
         return self.boxes.slice(start, end - start).to_pylist()
 
@@ -118,15 +146,20 @@ class QueryList:
         shops = results.gallery_image_id[rows, : self.top]
         listed = shops[np.arange(shops.shape[1]) < np.minimum(results.gallery_count[rows], self.top)[:, None]]
         missed = self.photos[len(results) :]
-        return np.unique(np.r_[results.query_image_id[rows], listed, missed]).tolist()
+        right = np.array([answer.image_id for answer in self.expected.values() if answer], np.int64)
+        return np.unique(np.r_[results.query_image_id[rows], listed, missed, right]).tolist()
 
     def want(self, places: Iterable[int], wanted: Wanted) -> None:
         """Ask for the pictures of some queries; a shop crop that several of them show is one picture."""
-        for query in map(self.query, places):
-            marks = tuple(mark for mark, _, _ in legend(query, self.boxes_of(query.image_id)))
+        for place in places:
+            query, answer = self.query(place), self._expected(place)
+            marks = tuple(mark for mark, *_ in legend(query, self.boxes_of(query.image_id)))
             wanted.setdefault(query.image_id, {})[photo_name(query)] = Marked(marks)
             for result in query.results:
                 wanted.setdefault(result.image_id, {})[crop_name(result)] = Crop(result.bbox)
+            if answer:
+                part = Crop(answer.bbox) if answer.bbox else Marked(())
+                wanted.setdefault(answer.image_id, {})[answer_name(answer)] = part
 
     def mistakes(self, shots: Shots) -> list[tuple[Query, Shot | None, Shot | None]]:
         """The most confident mistakes that have pictures: the query's photo, and the shop item ranked first for it."""
@@ -171,22 +204,23 @@ class QueryList:
             "text": "\n".join(name for name in dict.fromkeys(names) if name),
         }
 
-    def chunks(self, sources: Sources, shots: Shots) -> Iterator[list[dict[str, Any]]]:
+    def chunks(self, sources: Sources, shots: Shots, categories: Sequence[str]) -> Iterator[list[dict[str, Any]]]:
         """The details, CHUNK queries at a time, in the order of the index."""
         for start in range(0, len(self.standings), CHUNK):
             places = range(start, min(start + CHUNK, len(self.standings)))
-            yield [self._details(query, sources, shots) for query in map(self.query, places)]
+            yield [self._details(place, sources, shots, categories) for place in places]
 
-    def _details(self, query: Query, sources: Sources, shots: Shots) -> dict[str, Any]:
+    def _details(self, place: int, sources: Sources, shots: Shots, categories: Sequence[str]) -> dict[str, Any]:
+        query = self.query(place)
         own = sources.get(query.image_id, NOWHERE)
         marks, results = [], []
-        for mark, score, votes in legend(query, self.boxes_of(query.image_id)):
-            colour, score = colour_of(mark.category_id), score and round(score, 4)
-            marks.append([mark.label, mark.category_id, colour, score, votes, mark.strong, mark.dashed])
+        for mark, score, votes, others in legend(query, self.boxes_of(query.image_id)):
+            shown = [mark.label, mark.category_id, mark.colour, score and round(score, 4), votes]
+            marks.append([*shown, mark.strong, mark.dashed, [(i, round(value, 4)) for i, value in others]])
         for result in query.results:
             sold, crop = sources.get(result.image_id, NOWHERE), _picture(crop_name(result), shots)
             judged = [str(result.image_id), round(result.similarity, 4), result.right]
-            results.append([*judged, sold.product_id, crop, list(map(list, sold.attributes))])
+            results.append([*judged, sold.sold_as, crop, list(map(list, sold.attributes))])
         return {
             "file": own.file_name,
             "product": own.product_id,
@@ -195,6 +229,30 @@ class QueryList:
             "picture": _picture(photo_name(query), shots),
             "marks": marks,
             "results": results,
+            "reason": self._reason(place, query, categories),
+            "answer": self._answer(place, query, sources, shots),
+        }
+
+    def _reason(self, place: int, query: Query, categories: Sequence[str]) -> str:
+        """Why the page shows no right result; "" where it does, or where the rank says it all."""
+        if not self._lacks_answer(query):
+            return ""
+        if query.missed:
+            return reasons.why_missed(query.category_id, query.bbox, self.boxes_of(query.image_id), categories)
+        looked_at = int(self.standings.truth_row[place]) in self.expected
+        return reasons.why_unranked(self._expected(place), self.standings.length) if looked_at else ""
+
+    def _answer(self, place: int, query: Query, sources: Sources, shots: Shots) -> dict[str, Any] | None:
+        """What would have been right, for the queries that were looked at."""
+        if (answer := self._expected(place)) is None:
+            return None
+        box = reasons.nearest_box(self.boxes_of(query.image_id), query.bbox) if query.missed else None
+        return {
+            "photo": str(answer.image_id),
+            "name": sources.get(answer.image_id, NOWHERE).sold_as,
+            "place": reasons.rank_in_words(answer, self.gallery_size, box),
+            "similarity": None if answer.similarity is None else round(answer.similarity, 4),
+            "picture": _picture(answer_name(answer), shots),
         }
 
 
@@ -204,33 +262,38 @@ def photo_boxes(output: ObjectStore, kind: str, truth: GroundTruth, image_ids: I
     for shard, ids in truth.shards_of(image_ids).items():
         keys = (f"items/{kind}/{shard}.parquet", f"fused/{shard}.parquet")
         if key := next((key for key in keys if output.exists(key)), None):
-            table = of_photos(tables.read(output, key, BOX_COLUMNS), ids)
+            table = of_photos(tables.read(output, key), ids)
+            table = table.select([name for name in (*BOX_COLUMNS, "hypotheses") if name in table.column_names])
             strong = pc.greater_equal(table["score"], MIN_FUSED_SCORE)
             parts.append(table.filter(strong) if key.startswith("fused/") else table)
     if not parts:
         return tables.ITEMS.empty_table()
-    whole = pa.concat_tables(parts)
+    whole = pa.concat_tables(parts, promote_options="default")  # not every shard may have hypotheses
     return whole.take(np.lexsort((-whole["score"].to_numpy(), whole["image_id"].to_numpy()))).combine_chunks()
 
 
-def legend(query: Query, boxes: list[dict[str, Any]]) -> list[tuple[Mark, float | None, int | None]]:
-    """What is drawn on a query's photo, each mark with its score and votes for the legend beside it.
+def legend(query: Query, boxes: list[dict[str, Any]]) -> list[tuple[Mark, float | None, int | None, Sequence[Other]]]:
+    """What is drawn on a query's photo, each mark with score, votes and what else it may be, for the legend beside it.
 
-    The photo's boxes are numbered from 1, the query's one is strong; a missed garment's true box is dashed.
+    The photo's boxes are numbered from 1, the query's one is strong; a missed garment's true box is dashed. What else
+    it may be is told of the query's box, and of the one that lies on a missed garment.
     """
     detected = None if query.missed else query.bbox
     own = [detected is not None and np.allclose(row["bbox"], detected, atol=0.5) for row in boxes]
     strong = own.index(True) if any(own) else -1
-    marks: list[tuple[Mark, float | None, int | None]] = []
+    told = reasons.nearest_box(boxes, query.bbox) if query.missed else strong
+    marks: list[tuple[Mark, float | None, int | None, Sequence[Other]]] = []
     for i, row in enumerate(boxes):
         mark = Mark(tuple(row["bbox"]), row["category_id"], str(i + 1), strong=i == strong)
-        marks.append((mark, row["score"], row["votes"]))
+        hypotheses = (row.get("hypotheses") or []) if i == told else []
+        others = [(one["category_id"], one["score"]) for one in hypotheses[1:]]
+        marks.append((mark, row["score"], row["votes"], others))
     if query.bbox is None:
         return marks
     if query.missed:
-        marks.append((Mark(query.bbox, query.category_id, "?", strong=True, dashed=True), None, None))
+        marks.append((Mark(query.bbox, query.category_id, "?", strong=True, dashed=True), None, None, ()))
     elif strong < 0:
-        marks.append((Mark(query.bbox, query.category_id, str(len(marks) + 1), strong=True), query.score, None))
+        marks.append((Mark(query.bbox, query.category_id, str(len(marks) + 1), strong=True), query.score, None, ()))
     return marks
 
 
@@ -243,6 +306,14 @@ def photo_name(query: Query) -> str:
 
 def crop_name(result: Result) -> str:
     return f"shop-{result.image_id}-{result.item}"
+
+
+def answer_name(answer: Expected) -> str:
+    """Name of the picture of a right answer: that of the run's box, so that results share it, or of the true one."""
+    if answer.item is not None:
+        return f"shop-{answer.image_id}-{answer.item}"
+    corner = "" if answer.bbox is None else f"-{answer.bbox[0]:.0f}-{answer.bbox[1]:.0f}"
+    return f"shop-{answer.image_id}-true{corner}"
 
 
 def _picture(name: str, shots: Shots) -> Any:

@@ -20,7 +20,7 @@ from jobs.runs.reader import read_judged
 from retrieval.rankings import Rankings
 from store.objects import ObjectStore
 
-N_BINS = 40
+MOST_BINS = 40  # of the histogram; its bins are 1, 2, 5 or 10 percent wide
 MOST_CHARTED = 40  # categories in a chart
 
 
@@ -28,8 +28,8 @@ MOST_CHARTED = 40  # categories in a chart
 class Histogram:
     """How many first results have which similarity; missed queries have no first result."""
 
-    edges: np.ndarray  # (N_BINS + 1,) float64, rising
-    right: np.ndarray  # (N_BINS,) int64, queries whose first result is right
+    edges: np.ndarray  # (B + 1,) int64, whole percents, rising by one width; a bin holds its lower edge
+    right: np.ndarray  # (B,) int64, queries whose first result is right
     wrong: np.ndarray  # those where it is wrong
 
 
@@ -73,10 +73,19 @@ def similarity_histogram(rankings: Rankings, standings: Standings) -> Histogram 
     listed = has_results(rankings, standings)
     if not listed.any():
         return None
-    top, right = similarities(rankings, standings), standings.first == 1
-    low, high = float(top[listed].min()), float(top[listed].max())
-    edges = np.linspace(low, high if high > low else low + 1e-3, N_BINS + 1)
-    return Histogram(edges, *(np.histogram(top[listed & group], edges)[0] for group in (right, ~right)))
+    top, right = 100 * similarities(rankings, standings)[listed], standings.first[listed] == 1
+    edges = whole_edges(float(top.min()), float(top.max()))
+    return Histogram(edges, *(np.histogram(top[group], edges)[0] for group in (right, ~right)))
+
+
+def whole_edges(low: float, high: float) -> np.ndarray:
+    """Edges of at most MOST_BINS bins that start at multiples of their width and hold both numbers, in percent.
+
+    >>> whole_edges(66.2, 69.0)
+    array([66, 67, 68, 69, 70])
+    """
+    width = next((w for w in (1, 2, 5) if (high // w - low // w + 1) <= MOST_BINS), 10)
+    return np.arange(low // width, high // width + 2).astype(np.int64) * width
 
 
 # ---- charts ----------------------------------------------------------------------------------------------------------
@@ -121,12 +130,13 @@ def _percent(figures: dict[str, Any]) -> float | None:
 
 def similarity_chart(histogram: Histogram, boxes: str) -> Chart:
     """How similar first results are, the right ones and the wrong ones."""
-    middles = (histogram.edges[:-1] + histogram.edges[1:]) / 2
+    lower, upper = histogram.edges[:-1], histogram.edges[1:]
+    middles, spans = (lower + upper) / 2, [f"{a} to {b}" for a, b in zip(lower, upper, strict=True)]
     series = [
-        charts.series(f"{name} ({counts.sum():,})", name, middles, counts, 4)
+        charts.series(f"{name} ({counts.sum():,})", name, middles, counts) | {"text": spans}
         for name, counts in (("right", histogram.right), ("wrong", histogram.wrong))
     ]
-    x, y = charts.axis("similarity of the first result"), charts.axis("queries")
+    x, y = charts.axis("similarity of the first result, percent"), charts.axis("queries")
     return charts.chart(f"similarity-{boxes}", _title(boxes), "bars", x, y, {"": series})
 
 

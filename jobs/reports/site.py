@@ -10,31 +10,47 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from jobs.reports import ablation, detection, figures, index, pages, pictures, retrieval, run, standings, truth
+from jobs.reports import (
+    ablation,
+    certainty,
+    detection,
+    expected,
+    figures,
+    index,
+    pages,
+    pictures,
+    retrieval,
+    run,
+    standings,
+    truth,
+)
 from jobs.reports.ablation import Study
 from jobs.reports.charts import Chart
 from jobs.reports.detection import Detection
 from jobs.reports.index import Comparison
 from jobs.reports.pictures import Shots, Wanted
-from jobs.reports.queries import QueryList
+from jobs.reports.queries import NOWHERE, QueryList
+from jobs.reports.standings import Standings
 from jobs.reports.truth import GroundTruth, Sources
 from jobs.runs.reader import read_judged
 from jobs.runs.run_record import read_record
+from retrieval.rankings import Rankings
+from retrieval.truth import PhotoTruth
 from store.categories import DEEPFASHION2, recorded
 from store.decode import MAX_PIXELS
 from store.imageset import ImageSet
 from store.objects import ObjectStore, open_store
 
 PAGES = ("detection", "retrieval", "queries", "ablation", "run", "index")  # as they are written
-LINKED = (
-    "metrics.json",
-    "run.json",
-    "submission.json",
-    "failures.parquet",
-    "ablation.parquet",
-    "rankings/detected.parquet",
-    "rankings/true.parquet",
-)
+LINKED = {
+    "metrics.json": "figures (JSON)",
+    "run.json": "settings and models (JSON)",
+    "submission.json": "submission (JSON)",
+    "failures.parquet": "failures (Parquet)",
+    "ablation.parquet": "ablation (Parquet)",
+    "rankings/detected.parquet": "rankings with detected boxes (Parquet)",
+    "rankings/true.parquet": "rankings with true boxes (Parquet)",
+}
 
 
 @dataclass
@@ -50,9 +66,18 @@ class Contents:
     detection: Detection | None = None  # None where there is nothing to judge
     studies: list[Study] = field(default_factory=list)
     comparison: Comparison | None = None  # with an earlier run; None where none was given
+    failures: dict[str, Any] | None = None  # of `run.failures`
     sources: Sources = field(default_factory=dict)
     shots: Shots = field(default_factory=dict)
     charts: dict[str, list[Chart]] = field(default_factory=dict)  # by page
+    finals: dict[str, tuple[Rankings, Standings]] = field(default_factory=dict)  # by boxes: the judged final lists
+    sure: dict[tuple[str, str], str] = field(default_factory=dict)  # owner and measure -> interval, level of chance
+
+    def photo_called(self, image_id: int) -> str:
+        return self.sources.get(image_id, NOWHERE).name or f"photo {image_id}"
+
+    def shop_called(self, image_id: int) -> str:
+        return self.sources.get(image_id, NOWHERE).sold_as or f"photo {image_id}"
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -82,7 +107,7 @@ def build(
     written = _publish_data(output, contents)
     written |= pages.publish_assets(output, plotly=any(contents.charts.values()))
     names = [name for name in PAGES if name != "ablation" or contents.studies]
-    env = pages.environment(contents.categories)
+    env = pages.environment(contents.categories, {"photo": contents.photo_called, "shop": contents.shop_called})
     values = _values(output, imageset, contents) | {"pages": names}
     for name in names:
         text = env.get_template(f"{name}.html.j2").render(values, page=name)
@@ -108,8 +133,11 @@ def _gather(output: ObjectStore, imageset: ImageSet, n: int, top: int, compare: 
     contents.boxes = next((name for name in figures.BOXES if output.exists(f"rankings/{name}.parquet")), None)
     if contents.boxes:
         contents.queries = QueryList(output, contents.boxes, contents.truth, top)
-        contents.sources = truth.read_sources(imageset, contents.truth, contents.queries.image_ids())
         chosen = standings.pick(contents.queries.standings, n).tolist()
+        asked = contents.queries.unanswered(chosen)
+        found = expected.find(output, imageset, contents.boxes, contents.truth, asked)
+        contents.queries.expected, contents.queries.gallery_size = found
+        contents.sources = truth.read_sources(imageset, contents.truth, contents.queries.image_ids())
         contents.queries.want(chosen, wanted)
         contents.drawn = len(chosen)
     if figures.detectors(metrics):
@@ -118,11 +146,43 @@ def _gather(output: ObjectStore, imageset: ImageSet, n: int, top: int, compare: 
         )
     if contents.detection and n > 0:
         detection.want_pictures(contents.detection, wanted)
-    contents.sources |= truth.read_sources(imageset, contents.truth, wanted.keys() - contents.sources.keys())
+    contents.failures = run.failures(output)
+    failed = {row["image_id"] for row in contents.failures["rows"]} if contents.failures else set()
+    named = (wanted.keys() | failed) - contents.sources.keys()
+    contents.sources |= truth.read_sources(imageset, contents.truth, named)
     max_pixels = contents.settings.get("max_pixels") or MAX_PIXELS
     contents.shots = pictures.write_pictures(output, imageset, contents.truth, wanted, contents.sources, max_pixels)
+    _gather_finals(output, contents)
     _gather_charts(output, contents)
     return contents
+
+
+def _gather_finals(output: ObjectStore, contents: Contents) -> None:
+    """The final lists of both kinds of boxes, and how sure the main figures are."""
+    known = contents.truth.rankings
+    intervals = contents.detection.intervals if contents.detection else {}
+    contents.sure = {("fused", measure): f"95 %: {pages.interval(one)}" for measure, one in intervals.items()}
+    for boxes in figures.BOXES if known.kind else ():
+        if boxes == contents.boxes and contents.queries:
+            final = contents.queries.rankings, contents.queries.standings
+        elif output.exists(f"rankings/{boxes}.parquet"):
+            lists = read_judged(output, boxes, known, standings.LIST_LENGTH)
+            final = lists, standings.judge(lists, contents.truth)
+        else:
+            continue
+        contents.finals[boxes] = final
+        ended = final[1]
+        interval = certainty.accuracy_interval(ended.first, known.photo[ended.truth_row], 10)
+        size = len(known.shops) if isinstance(known, PhotoTruth) else _index_rows(output, boxes)
+        chance = certainty.accuracy_by_chance(ended.relevant, ended.row >= 0, size, 10)
+        words = [f"95 %: {pages.interval(interval)}"] * bool(interval)
+        words += [f"by chance {pages.percent(chance)}"] * (chance is not None)
+        contents.sure[figures.final_list(boxes), "Acc@10"] = ", ".join(words)
+
+
+def _index_rows(output: ObjectStore, boxes: str) -> int:
+    """How many shop items were ranked; 0 where the run has no index."""
+    return int(index.read_json(output, f"index/{boxes}/index.json").get("rows") or 0)
 
 
 def _gather_charts(output: ObjectStore, contents: Contents) -> None:
@@ -147,18 +207,9 @@ def _retrieval_charts(output: ObjectStore, contents: Contents, boxes: str, colou
     if curves := retrieval.accuracy_curves(output, boxes, list(models), contents.truth):
         drawn.append(retrieval.accuracy_chart(curves, boxes, colours))
     drawn.append(retrieval.parts_chart(models, boxes, colours, contents.categories))
-    if histogram := _histogram(output, contents, boxes):
+    if boxes in contents.finals and (histogram := retrieval.similarity_histogram(*contents.finals[boxes])):
         drawn.append(retrieval.similarity_chart(histogram, boxes))
     return [chart for chart in drawn if chart]
-
-
-def _histogram(output: ObjectStore, contents: Contents, boxes: str) -> retrieval.Histogram | None:
-    if boxes == contents.boxes and contents.queries:
-        return retrieval.similarity_histogram(contents.queries.rankings, contents.queries.standings)
-    if not output.exists(f"rankings/{boxes}.parquet"):
-        return None
-    rankings = read_judged(output, boxes, contents.truth.rankings, standings.LIST_LENGTH)
-    return retrieval.similarity_histogram(rankings, standings.judge(rankings, contents.truth))
 
 
 # ---- writing -------------------------------------------------------------------------------------------------------
@@ -173,7 +224,8 @@ def _publish_data(output: ObjectStore, contents: Contents) -> set[str]:
         written.add(
             pages.publish_data(output, "queries", listed.index(contents.sources, contents.shots, contents.categories))
         )
-        for number, chunk in enumerate(listed.chunks(contents.sources, contents.shots)):
+        chunks = listed.chunks(contents.sources, contents.shots, contents.categories)
+        for number, chunk in enumerate(chunks):
             written.add(pages.publish_data(output, f"queries-{number:04d}", chunk))
     return written
 
@@ -189,21 +241,12 @@ def _remove_stale(output: ObjectStore, kept: set[str]) -> None:
 # ---- values of the templates ---------------------------------------------------------------------------------------
 
 
-def _short(uri: str) -> str:
-    """The last two parts of an address."""
-    return "/".join([part for part in uri.split("/") if part][-2:]) or "image set"
-
-
 def _values(output: ObjectStore, imageset: ImageSet, contents: Contents) -> dict[str, Any]:
     """What the templates are filled with: first what several pages show, then page by page."""
-    metrics, queries, comparison = contents.metrics, contents.queries, contents.comparison
+    metrics = contents.metrics
     charts = [chart for drawn in contents.charts.values() for chart in drawn]
-    parts = ((boxes, figures.accuracy_parts(metrics, boxes)) for boxes in figures.BOXES)
-    tiles = [(tile, comparison and comparison.difference(tile.owner, tile.measure)) for tile in index.tiles(metrics)]
-    logs = run.log_keys(output)
-    settings = json.dumps(contents.run, indent=2, sort_keys=True, ensure_ascii=False) if contents.run else ""
     return {
-        "title": " + ".join(_short(part.uri) for part in imageset.sets),
+        "title": " + ".join(pages.title_of(part.uri) for part in imageset.sets),
         "profile": contents.settings.get("profile"),
         "recorded": contents.run.get("recorded"),
         "imageset": imageset,
@@ -213,18 +256,39 @@ def _values(output: ObjectStore, imageset: ImageSet, contents: Contents) -> dict
         "boxes": contents.boxes,
         "drawn": contents.drawn,
         "shots": contents.shots,
-        "sources": contents.sources,
+        "truth": contents.truth.rankings.kind,
         "chart_names": {page: [chart["id"] for chart in drawn] for page, drawn in contents.charts.items()},
         "chart_titles": {chart["id"]: chart["title"] for chart in charts},
         "detection": figures.ap_table(metrics),
         "retrieval": figures.accuracy_tables(metrics),
-        "links": [name for name in LINKED if output.exists(name)],
-        # index
-        "tiles": tiles,
+        "other_tops": [title for boxes in figures.BOXES for title in figures.other_tops(metrics, boxes)],
+        "links": [(key, words) for key, words in LINKED.items() if output.exists(key)],
+        **_of_index(contents),
+        **_of_detection_and_retrieval(contents),
+        **_of_queries_and_ablation(contents),
+        **_of_run(output, contents),
+    }
+
+
+def _of_index(contents: Contents) -> dict[str, Any]:
+    metrics, queries, comparison = contents.metrics, contents.queries, contents.comparison
+    shown = index.tiles(metrics, contents.sure)
+    final = {boxes: figures.final_name(figures.judged_models(metrics, boxes)) for boxes in figures.BOXES}
+    return {
+        "tiles": [(tile, comparison and comparison.difference(tile.owner, tile.measure)) for tile in shown],
+        "sure_shown": any("95 %" in words for words in contents.sure.values()),
+        "chance_shown": any("chance" in words for words in contents.sure.values()),
+        "better_alone": figures.better_alone(metrics, final),
         "comparison": comparison,
         "notes": (metrics.get("summary") or {}).get("notes") or [],
         "mistakes": queries.mistakes(contents.shots) if queries else [],
-        # detection
+    }
+
+
+def _of_detection_and_retrieval(contents: Contents) -> dict[str, Any]:
+    metrics = contents.metrics
+    parts = ((boxes, figures.accuracy_parts(metrics, boxes)) for boxes in figures.BOXES)
+    return {
         "categories": figures.ap_categories(metrics),
         "has_ten": contents.categories == DEEPFASHION2,
         "images": figures.judged_images(metrics),
@@ -232,24 +296,33 @@ def _values(output: ObjectStore, imageset: ImageSet, contents: Contents) -> dict
         "result": contents.detection,
         "min_score": detection.MIN_SCORE,
         "picture_name": detection.picture_name,
-        # retrieval
         "graded": figures.graded_tables(metrics),
         "parts": {boxes: tables for boxes, tables in parts if tables},
+        "sure": {boxes: contents.sure.get((figures.final_list(boxes), "Acc@10"), "") for boxes in figures.BOXES},
         "queries_per_photo": metrics.get("queries_per_photo"),
-        # queries
+    }
+
+
+def _of_queries_and_ablation(contents: Contents) -> dict[str, Any]:
+    queries = contents.queries
+    return {
         "n_queries": len(queries.standings) if queries else 0,
-        "truth": contents.truth.rankings.kind,
         "top": queries.top if queries else 0,
         "confident_share": standings.CONFIDENT_SHARE,
-        # ablation
         "studies": contents.studies,
         "moved": ablation.moved,
         "steps_in_words": ablation.steps_in_words,
-        # run
-        "times": run.stage_times(metrics),
+    }
+
+
+def _of_run(output: ObjectStore, contents: Contents) -> dict[str, Any]:
+    logs = run.log_keys(output)
+    settings = json.dumps(contents.run, indent=2, sort_keys=True, ensure_ascii=False) if contents.run else ""
+    return {
+        "times": run.stage_times(contents.metrics),
         "logs": logs,
         "log_rows": run.stage_logs(output, logs),
-        "failures": run.failures(output),
+        "failures": contents.failures,
         "versions": run.versions(contents.run),
         "settings": settings,
     }

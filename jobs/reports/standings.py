@@ -25,6 +25,7 @@ class Standings:
     first: np.ndarray  # (Q,) 1-based rank of the first right result; 0 for none
     right: np.ndarray | None  # (R, K) bool, which results of the rankings' rows are right; None without ground truth
     length: int  # K, the length to which lists are judged
+    relevant: np.ndarray  # (Q,) how many right answers the gallery has for it; 0 without ground truth
 
     def __len__(self) -> int:
         return len(self.row)
@@ -42,12 +43,17 @@ def judge(rankings: Rankings, truth: GroundTruth) -> Standings:
     length = max(1, rankings.results.gallery_image_id.shape[1])
     if not n_queries:
         in_order = np.lexsort((rankings.query_item, rankings.results.query_image_id))
-        standings = Standings(in_order, np.full(len(in_order), -1), np.zeros(len(in_order), np.int64), None, length)
+        none = np.zeros(len(in_order), np.int64)
+        standings = Standings(in_order, np.full(len(in_order), -1), none, None, length, none)
     else:
         judged = truth.rankings.judge(rankings)
-        standings = Standings(judged.row, np.arange(n_queries), judged.first, judged.right, length)
+        places = np.arange(n_queries)
+        standings = Standings(judged.row, places, judged.first, judged.right, length, judged.relevant)
     order = np.lexsort((np.arange(len(standings)), -similarities(rankings, standings), _group(standings)))
-    return Standings(standings.row[order], standings.truth_row[order], standings.first[order], standings.right, length)
+    row, truth_row, first, relevant = (
+        column[order] for column in (standings.row, standings.truth_row, standings.first, standings.relevant)
+    )
+    return Standings(row, truth_row, first, standings.right, length, relevant)
 
 
 def similarities(rankings: Rankings, standings: Standings) -> np.ndarray:

@@ -13,6 +13,8 @@ from retrieval.limit import without_unjudged
 from retrieval.truth import COLUMNS, Truth, truth_of
 from store.imageset import SCHEMA, ImageSet
 
+# Attributes that a shop's export calls by one of these names, whatever their case
+TITLES = ("title", "name", "product_title", "product_name")
 MOST_ATTRIBUTES, LONGEST_TEXT = 12, 200  # of a photo; letters
 Box = tuple[float, float, float, float]  # px x1 y1 x2 y2 of the upright photo
 
@@ -39,6 +41,16 @@ class Source:
     product_id: str
     digest: str
     attributes: Sequence[tuple[str, str]] = ()
+
+    @property
+    def name(self) -> str:
+        """What people call the photo: its file name, else its product; "" where it has neither."""
+        return self.file_name or self.product_id
+
+    @property
+    def sold_as(self) -> str:
+        """What people call the garment that a shop photo sells: its title, product or file name."""
+        return attribute(self.attributes, TITLES) or self.product_id or self.file_name
 
 
 Sources = dict[int, Source]  # by image id
@@ -80,6 +92,25 @@ def read_sources(imageset: ImageSet, truth: GroundTruth, image_ids: Iterable[int
 def shown(attributes: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
     """The first attributes of a photo as a page shows them, names and texts, long ones cut."""
     return [(_cut(name), _cut(text)) for name, text in itertools.islice(attributes, MOST_ATTRIBUTES)]
+
+
+def attribute(attributes: Iterable[tuple[str, str]], names: Sequence[str]) -> str:
+    """The first attribute that has one of these names, in the names' order; "" where none has.
+
+    >>> attribute([("colour", "red"), ("Title", "Midi skirt")], TITLES)
+    'Midi skirt'
+    """
+    texts = {plain_name(name): text for name, text in attributes if text}
+    return next((texts[name] for name in names if name in texts), "")
+
+
+def plain_name(name: str) -> str:
+    """An attribute's name as it is compared.
+
+    >>> plain_name("Product Title")
+    'product_title'
+    """
+    return name.strip().casefold().replace(" ", "_")
 
 
 def _cut(text: str) -> str:

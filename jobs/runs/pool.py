@@ -51,10 +51,14 @@ class Host:
     the actor has a GPU.
     """
 
-    def __init__(self, worker: Worker, device: str) -> None:
-        self.worker, self.device = worker, device
+    def __init__(self, worker: Worker, device: str, title: str = "worker") -> None:
+        self.worker, self.device, self.title = worker, device, title
         self.ended: float | None = None
         self.gpu: gpu.GpuBusy | None = None
+
+    def __repr__(self) -> str:
+        """What Ray's dashboard and `ray list actors --detail` call this actor."""
+        return self.title
 
     def load(self) -> tuple[dict[str, Any], dict[str, float]]:
         """What the worker's `load` returned, with node and process."""
@@ -163,6 +167,7 @@ class Pool:
     say: Callable[[str], None] = _ignore
     report: Callable[..., None] = _ignore
     node_wait_s: float = math.inf  # how long there may be no actor at all: at the start, or after all have died
+    title: str = "worker"  # of the actors in Ray's dashboard, before their numbers
     accounts: list[dict[str, Any]] = field(default_factory=list)  # what each actor's `load` returned
     slots: list[Slot] = field(default_factory=list)
     answered: float = field(default_factory=time.monotonic)  # when an actor last answered, monotonic seconds
@@ -179,7 +184,9 @@ class Pool:
         share = self.share
         options = {"num_gpus": share.gpus, "num_cpus": share.cpus, "max_restarts": -1, "max_task_retries": 0}
         host = ray.remote(Host).options(runtime_env=versions.our_code(thread_limits(share.cpus)), **options)
-        self.slots += [Slot(host.remote(self.worker, share.device), self.started + i) for i in range(n)]
+        for number in range(self.started, self.started + n):
+            actor = host.remote(self.worker, share.device, f"{self.title} {number}")
+            self.slots.append(Slot(actor, number))
         self.started += n
 
     def __exit__(self, *_: object) -> None:

@@ -7,7 +7,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jobs.runs import cluster, events, gpu, one_process
+import pyarrow as pa
+
+from jobs.runs import cluster, events, gpu, one_process, tables
 from jobs.runs.events import Meter
 from jobs.runs.marks import Outcome, Unit
 from jobs.runs.models import Model
@@ -17,6 +19,7 @@ from jobs.runs.progress import Progress, say
 from jobs.runs.retries import Job, Trial
 from jobs.runs.run import Run
 from store.errors import UserError
+from store.objects import ObjectStore
 
 IN_PROCESS = 16  # so few shards of a cheap stage are done in this process: starting an actor would take longer
 # So few photos are done by one process without Ray. On two cores, Ray and two actors would be as soon done with about a
@@ -168,7 +171,8 @@ def _run_pool(
 
     deadline_s, node_wait_s = run.settings.shard_deadline_s, run.settings.node_wait_s
     calls: dict[str, Any] = {"tick": reporter.tick, "say": say, "report": reporter.report}
-    pool = Pool(worker, share, deadline_s, target_actors, node_wait_s=node_wait_s, **calls)
+    title = " ".join([shards.stage, *(model.name for model in getattr(worker, "models", ()))])
+    pool = Pool(worker, share, deadline_s, target_actors, node_wait_s=node_wait_s, title=title, **calls)
     with ThreadPoolExecutor(WRITERS) as writers, pool:
         for job, answer in pool.run(shards.jobs, begun):
             marking.append((writers.submit(write_marks, run, shards, job, answer), job, answer))
@@ -220,6 +224,22 @@ class _Reporter:
 def new_progress(shards: Shards, *, on_gpu: bool = False) -> Progress:
     images = sum(len(job.rows) for job in shards.jobs)
     return Progress(shards.stage, shards.total, shards.total - len(shards.jobs), images, on_gpu)
+
+
+def write_table(
+    output: ObjectStore,
+    key: str,
+    table: Callable[[], pa.Table],
+    seconds: Mapping[str, float],
+    failures: Iterable[dict[str, Any]],
+    notes: Mapping[str, Any],
+) -> Outcome:
+    """Make and write a unit's table. `seconds` are those of its other parts; `failures` {image_id, reason}."""
+    start = time.perf_counter()
+    made = table()
+    outputs = {key: tables.write(output, key, made)}
+    seconds = {**seconds, "write": time.perf_counter() - start}
+    return Outcome(outputs, made.num_rows, seconds, tuple(failures), dict(notes))
 
 
 def write_marks(run: Run, shards: Shards, job: Job, answer: Mapping[Any, Outcome]) -> None:

@@ -4,6 +4,7 @@ In: an image set. Out: OUTPUT/detections/DETECTOR/SHARD.parquet. A photo is deco
 A photo that cannot be decoded, or for which a detector raises, is a failure of that photo alone.
 """
 
+import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,12 +92,9 @@ class DetectWorker:
         shared = {part: seconds / len(job.work) for part, seconds in clock.seconds.items()}
         outcomes = {}
         for name in job.work:
-            start = time.perf_counter()
-            key, table = f"detections/{name}/{job.name}.parquet", tables.detections(found[name])
-            digest = tables.write(self.output, key, table)
-            seconds = shared | {"write": time.perf_counter() - start}
+            key, table = f"detections/{name}/{job.name}.parquet", functools.partial(tables.detections, found[name])
             notes = notes_of(self.detectors[name]) | {"device": self.device}
-            outcomes[name] = Outcome({key: digest}, table.num_rows, seconds, tuple(failures[name]), notes)
+            outcomes[name] = shards.write_table(self.output, key, table, shared, failures[name], notes)
         return outcomes
 
     def probe(self, job: Job, row: int) -> None:

@@ -6,6 +6,7 @@ the settings alone. An item whose box covers nothing of its photo has no embeddi
 model raises is a failure of that photo and model.
 """
 
+import functools
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,13 +106,10 @@ class EmbedWorker:
         shared = {part: seconds / len(job.work) for part, seconds in clock.seconds.items()}
         outcomes = {}
         for kind, name in job.work:
-            start = time.perf_counter()
-            key, table = f"embeddings/{kind}/{name}/{job.name}.parquet", self._table(name, queues[kind, name])
-            digest = tables.write(self.output, key, table)
-            seconds = shared | {"write": time.perf_counter() - start}
+            key, queue = f"embeddings/{kind}/{name}/{job.name}.parquet", queues[kind, name]
+            table, failed = functools.partial(self._table, name, queue), (*failures[kind], *queue.failures)
             notes = notes_of(self.embedders[name]) | {"device": self.device}
-            failed = (*failures[kind], *queues[kind, name].failures)
-            outcomes[kind, name] = Outcome({key: digest}, table.num_rows, seconds, failed, notes)
+            outcomes[kind, name] = shards.write_table(self.output, key, table, shared, failed, notes)
         return outcomes
 
     def probe(self, job: Job, row: int) -> None:

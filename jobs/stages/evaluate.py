@@ -5,15 +5,19 @@ fractions in [0, 1]; null where there is nothing to measure, with a sentence und
 missing.
 """
 
+import functools
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from detection.metrics import evaluate_boxes, evaluate_masks, truth_arrays
+from detection.average_precision import JudgedBoxes
+from detection.matching import TrueBoxes
+from detection.metrics import true_masks, truth_arrays
 from jobs.runs import tables
 from jobs.runs.labels import true_categories
 from jobs.runs.marks import CODES, STAGES, WHOLE, Outcome, Unit, as_json, fingerprint
@@ -88,19 +92,19 @@ def run_unfinished(run: Run) -> None:
     run.finish(unit, Outcome(outputs, len(failures), {"infer": time.perf_counter() - start}))
 
 
-def _detection(run: Run, truth: pa.Table) -> dict[str, Any]:
+def _detection(run: Run, photos: pa.Table) -> dict[str, Any]:
     """AP of every detector and of the fused boxes: of boxes, on consumers' photos alone, and of masks if any."""
-    true, consumers = truth_arrays(truth), truth_arrays(truth, "user")
-    judged, judged_consumers = true.pop("judged"), consumers.pop("judged")
+    shards, categories = _true_shards(run, photos), run.categories
+    every, consumers = truth_arrays(photos)["judged"], truth_arrays(photos, "user")["judged"]
     if not run.detectors:  # nothing is detected, so nothing is judged
-        judged, judged_consumers = judged[:0], judged_consumers[:0]
+        every, consumers = every[:0], consumers[:0]
     folders = {model.name: f"detections/{model.name}" for model in run.detectors} | {"fused": "fused"}
     figures = {}
     for name, folder in folders.items():
-        boxes = read_boxes(run.store, folder, run.selected.names)
-        figures[name] = evaluate_boxes(true, boxes, judged, run.categories) | {
-            "consumers": _without_categories(evaluate_boxes(consumers, boxes, judged_consumers, run.categories)),
-            "masks": _without_categories(_masks(run, folder, truth, true, judged)),
+        boxes, masks = _judge(run, folder, shards)
+        figures[name] = boxes.figures(every, categories) | {
+            "consumers": _without_categories(boxes.figures(consumers, categories)),
+            "masks": _without_categories(masks.figures(every, categories) if masks else None),
         }
     return figures
 
@@ -109,20 +113,60 @@ def _without_categories(figures: dict[str, Any] | None) -> dict[str, Any] | None
     return figures and {name: value for name, value in figures.items() if name != "per_category"}
 
 
-def _masks(
-    run: Run, folder: str, truth: pa.Table, true: dict[str, np.ndarray], judged: np.ndarray
-) -> dict[str, Any] | None:
-    """Mask AP; None where this detector gives no masks or no true item has a polygon."""
-    plain = ["image_id", "score", "category_id"]
-    masks = read_table(run.store, folder, run.selected.names, [*plain, "mask"])
-    masks = masks.filter(pc.is_valid(masks.column("mask")))
-    photos = truth.filter(pc.invert(truth["weak_box"])).select(["image_id", "height", "width", "items"]).to_pylist()
-    polygons = [item["segmentation"] for photo in photos for item in photo["items"]]
-    if not len(masks) or not any(polygons):
-        return None
-    sizes = {photo["image_id"]: (photo["height"], photo["width"]) for photo in photos}
-    detections = {name: masks.column(name).to_numpy() for name in plain} | {"mask": masks.column("mask").to_pylist()}
-    return evaluate_masks(true | {"segmentation": polygons}, detections, judged, sizes, run.categories)
+@dataclass(frozen=True)
+class _TrueShard:
+    """What is right in one shard, without its photos of loose boxes."""
+
+    name: str
+    photos: pa.Table  # those of loose boxes included
+    true: dict[str, np.ndarray]  # as `truth_arrays` gives it
+    boxes: TrueBoxes
+
+    @property
+    def has_polygons(self) -> bool:
+        items = self._judging.column("items").combine_chunks().flatten()
+        return bool(pc.any(pc.greater(pc.list_value_length(items.field("segmentation")), 0)).as_py())
+
+    @functools.cached_property
+    def masks(self) -> list[Any]:
+        """Of each item of `true`."""
+        photos = self._judging.select(["image_id", "height", "width", "items"]).to_pylist()
+        polygons = [item["segmentation"] for photo in photos for item in photo["items"]]
+        return true_masks(
+            self.true, polygons, {photo["image_id"]: (photo["height"], photo["width"]) for photo in photos}
+        )
+
+    @property
+    def _judging(self) -> pa.Table:
+        return self.photos.filter(pc.invert(self.photos["weak_box"]))
+
+
+def _true_shards(run: Run, photos: pa.Table) -> list[_TrueShard]:
+    """`photos` are those of all shards, in order."""
+    shards, start = [], 0
+    for taken in run.selected.shards:
+        part = photos.slice(start, taken.images)
+        start += taken.images
+        true = truth_arrays(part)
+        judged = true.pop("judged")[: None if run.detectors else 0]
+        shards.append(_TrueShard(taken.name, part, true, TrueBoxes(true, judged, len(run.categories))))
+    return shards
+
+
+def _judge(run: Run, folder: str, shards: Sequence[_TrueShard]) -> tuple[JudgedBoxes, JudgedBoxes | None]:
+    """Boxes and masks of one detector, a shard in memory at a time; None where it has no masks or no item a polygon."""
+    boxes, masks, n_masks = JudgedBoxes(), JudgedBoxes(), 0
+    have_polygons = any(shard.has_polygons for shard in shards)
+    for shard in shards:
+        boxes.add_boxes(shard.boxes, shard.true, read_boxes(run.store, folder, [shard.name]))
+        if have_polygons:
+            plain = ["image_id", "score", "category_id"]
+            table = read_table(run.store, folder, [shard.name], [*plain, "mask"])
+            table = table.filter(pc.is_valid(table.column("mask")))
+            found = {name: table.column(name).to_numpy() for name in plain} | {"mask": table.column("mask").to_pylist()}
+            masks.add_boxes(shard.boxes, shard.true, found, shard.masks if len(table) else ())
+            n_masks += len(table)
+    return boxes, masks if n_masks else None
 
 
 def _retrieval(run: Run, kind: str, truth: Truth, photos: pa.Table) -> dict[str, Any]:

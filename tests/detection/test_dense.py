@@ -87,15 +87,25 @@ def test_every_module_can_be_traced(spec: DetectorSpec) -> None:
     """The trace, recorded on one batch, gives another batch's tensors: nothing in it depended on values."""
     small = dataclasses.replace(spec, scale_px=(160, 128))
     ours = detector.load(small, "cpu", weights=None, allow_random_weights=True)
-    family: Any = ours._family
-    modules = [(family.dense, (2, 3, 128, 128))]
-    if isinstance(family, CascadeFamily):
-        width = family.head.bbox_roi_extractor[0].out_channels
-        modules += [(head, (5, width, 7, 7)) for head in family.box_heads]
-        modules += [(family.mask_heads, (3, width, 14, 14))]
-    for module, shape in modules:
-        one, other = torch.randn(shape), torch.randn(shape)
+    parts = ours._family._parts()
+    assert ("refining" in parts) == isinstance(ours._family, CascadeFamily)
+    for part, examples in parts.items():
+        module = getattr(ours._family, part)
+        one, other = (tuple(map(torch.from_numpy, example)) for example in examples())
         with torch.inference_mode():
             traced = torch.jit.trace(module, one, check_trace=False)
-            for got, want in zip(traced(other), module(other), strict=True):
-                torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+            for got, want in zip(traced(*other), module(*other), strict=True):
+                torch.testing.assert_close(got, want, rtol=0, atol=1e-4)
+
+
+def test_features_of_boxes_are_those_of_mmdetections_extractor() -> None:
+    """Boxes of each level, on the bounds between two, of no area, and partly outside of the photo."""
+    head: Any = detector.build(models.CASCADE_MASK_RCNN_TINY).roi_head
+    maps = [torch.randn(2, 64, 40 // 2**level, 32 // 2**level) for level in range(3)]
+    sides = [(30, 20), (223.9, 224), (224, 224), (448, 448), (500, 900), (0, 0), (0, 40)]
+    rois = torch.tensor([[n % 2, 3.0 * n - 2, 5, 3 * n - 2 + w, 5 + h] for n, (w, h) in enumerate(sides)])
+    for extractor in (head.bbox_roi_extractor[0], head.mask_roi_extractor[0]):
+        with torch.inference_mode():
+            got, want = dense.RoiFeatures(extractor)(maps, rois), extractor(maps, rois)
+        torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+        assert got[:5].abs().amax((1, 2, 3)).min() > 0

@@ -42,7 +42,7 @@ def test_through_openvino_a_detector_finds_what_torch_finds(
 
 def test_a_second_start_compiles_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    spec = models.CASCADE_MASK_RCNN_TINY  # of two plans
+    spec = models.CASCADE_MASK_RCNN_TINY  # of three plans
     how = {"weights": TINY / spec.weights, "engine": Engine("openvino")}
     photos = drawn_photos(2)
     want = detector.load(spec, "cpu", **how).detect(photos)

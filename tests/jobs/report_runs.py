@@ -157,6 +157,7 @@ def accuracy(value: float) -> dict[str, Any]:
     return part | {"per_category": {"skirt": part}, "per_attribute": {"scale": {"1": part}, "viewpoint": {}}}
 
 
+OTHERS = ("top_one_category", "top_any_category")
 METRICS: dict[str, Any] = {
     "schema": 1,
     "summary": {},

@@ -156,7 +156,7 @@ def test_a_mistake_in_the_line(line, message, tmp_path, capsys):
 def test_the_page_shows_the_text_and_what_was_found(gallery, tmp_path, capsys):
     assert ask(gallery, "--text", TEXTS[0], "--top", "3", "--html", tmp_path / "found.html") == 0
     page = (tmp_path / "found.html").read_text()
-    assert f"<h2><bdi>&#34;{TEXTS[0]}&#34;</bdi></h2>" in page
+    assert f"<h1><bdi>Shop items for “{TEXTS[0]}”</bdi></h1>" in page
     assert page.count("data:image/jpeg") == 3 and "No garment found" not in page and "numbered garments" not in page
 
 

@@ -178,7 +178,7 @@ def test_other_commands_read_several_sets(
     run(sets, output)
     status.main([str(output)])
     assert f"8 images of {sets[0]}, 8 images of {sets[1]}, 4 images of {sets[2]} in 5 shards" in capsys.readouterr().out
-    assert "/street + " in (output / "report" / "index.html").read_text()
+    assert "street + " in (output / "report" / "index.html").read_text()
 
     moved = [str(Path(uri).rename(tmp_path / f"moved-{i}")) for i, uri in enumerate(sets)]
     monkeypatch.setattr(ablate, "judge_everything", lambda bench, args: [])

@@ -37,8 +37,8 @@
       hovertemplate: "%{y}: %{x:.4~g}<extra>%{fullData.name}</extra>",
     })),
     bars: (series) => series.map((one) => ({
-      type: "bar", name: escaped(one.name), x: one.x, y: one.y, opacity: 0.7, marker: { color: colourOf(one.colour), line: { width: 0 } },
-      hovertemplate: "%{y}<extra>%{fullData.name}</extra>",
+      type: "bar", name: escaped(one.name), x: one.x, y: one.y, text: one.text, textposition: "none", opacity: 0.7, marker: { color: colourOf(one.colour), line: { width: 0 } },
+      hovertemplate: "%{y} at %{text} percent<extra>%{fullData.name}</extra>",
     })),
     points: (series, width) => series.map((one) => ({
       type: "scatter", mode: width < NARROW ? "markers" : "markers+text", name: escaped(one.name), x: one.x, y: one.y, text: one.text.map(escaped),

@@ -50,7 +50,7 @@
     if (shot === 0) return make("span", { class: "nopicture" }, "no picture: this query was not chosen");
     if (shot === 1) return make("span", { class: "nopicture" }, "no picture: the photo cannot be decoded");
     const [src, width, height] = shot;
-    return make("img", { src, width, height, alt, loading: "lazy", decoding: "async" });
+    return make("a", { class: "opens", href: src }, make("img", { src, width, height, alt, loading: "lazy", decoding: "async" }));
   };
 
   const verdict = (place, details) => {
@@ -67,7 +67,7 @@
     return known.length ? make("span", { class: "file levels" }, known.join(" · ")) : null;
   };
 
-  const legendEntry = ([label, category, colour, score, votes, query, missed]) => {
+  const legendEntry = ([label, category, colour, score, votes, query, missed, others]) => {
     const words = [categoryOf(category)];
     if (missed) words.push(", true box, not detected");
     else {
@@ -75,34 +75,49 @@
       if (votes) words.push(` · ${votes} ${votes === 1 ? "vote" : "votes"}`);
       if (query) words.push(" · query");
     }
-    return make("li", {}, make("span", { class: "key", style: `background: ${colour}` }, label), make("span", query ? { class: "is" } : {}, words.join("")));
+    const entry = make("span", query ? { class: "is" } : {}, words.join(""));
+    const rest = others.map(([id, value]) => `${categoryOf(id)} ${percent(value)}`).join(", ");
+    return make("li", {}, make("span", { class: "key", style: `background: ${colour}` }, label), make("span", {}, entry, rest ? `; or ${rest}` : ""));
   };
 
   const attribute = ([name, text]) => make("span", { class: "id", title: text }, make("bdi", {}, `${name} `), make("bdi", { class: "is" }, text));
 
-  const shop = ([photo, similarity, right, product, shot, attributes], n) => {
+  // A name people know, and the photo's id only where there is none.
+  const nameOf = (name, photo) => name || `photo ${photo}`;
+
+  const shop = ([photo, similarity, right, name, shot, attributes], n) => {
     const said = right ? ", right" : index.truth ? ", wrong" : "";
     const head = make("span", {}, `${n + 1}. `, right ? make("span", { class: "tick" }, "✓ right") : null);
-    const caption = make("figcaption", {}, make("span", { class: "line" }, head, make("span", {}, percent(similarity))), make("span", { class: "id" }, photo));
-    if (product) caption.append(make("span", { class: "id", title: product }, make("bdi", {}, product)));
-    caption.append(...attributes.map(attribute));
-    const frame = make("div", { class: "frame" }, picture(shot, `rank ${n + 1}, shop photo ${photo}, similarity ${percent(similarity)}${said}`));
+    const caption = make("figcaption", {}, make("span", { class: "line" }, head, make("span", {}, percent(similarity))));
+    caption.append(make("span", { class: "id name" }, make("bdi", { title: nameOf(name, photo) }, nameOf(name, photo))));
+    caption.append(...attributes.filter(([, text]) => text !== name).map(attribute));
+    const frame = make("div", { class: "frame" }, picture(shot, `rank ${n + 1}, ${nameOf(name, photo)}, similarity ${percent(similarity)}${said}`));
     return make("li", right ? { class: "right" } : {}, make("figure", {}, frame, caption));
+  };
+
+  // What would have been right, and why it is not there.
+  const answer = ({ answer: right, reason }) => {
+    if (!right) return reason ? make("p", { class: "answer" }, reason) : null;
+    const name = nameOf(right.name, right.photo);
+    const known = [right.place, right.similarity === null ? "" : `similarity ${percent(right.similarity)}`].filter(Boolean).join(", ");
+    const alt = `would have been right: ${name}${known ? `, ${known}` : ""}`;
+    const words = make("p", {}, make("b", {}, "Would have been right: "), make("bdi", {}, name), known ? `, ${known}.` : ".", reason ? ` ${reason}` : "");
+    return make("div", { class: "answer" }, make("div", { class: "frame" }, picture(right.picture, alt)), words);
   };
 
   const article = (place, details) => {
     const category = categoryOf(columns.category[place]);
-    const title = `Photo ${columns.photo[place]} · ${category}`;
-    const header = make("header", {}, make("h3", {}, title), verdict(place, details), levels(place));
-    if (details.file) header.append(make("span", { class: "file" }, make("bdi", {}, details.file)));
+    const name = nameOf(details.file || details.product, columns.photo[place]);
+    const header = make("header", {}, make("h3", {}, make("bdi", {}, name), ` · ${category}`), verdict(place, details), levels(place));
     if (details.attributes.length) header.append(make("span", { class: "file" }, make("bdi", {}, details.attributes.map(([name, text]) => `${name} ${text}`).join(" · "))));
-    const alt = `consumer photo ${columns.photo[place]} with ${details.marks.length} boxes; the query is the ${category}`;
+    const boxes = `${details.marks.length} ${details.marks.length === 1 ? "box" : "boxes"}`;
+    const alt = `consumer photo ${name} with ${boxes}; the query is the ${category}`;
     const photo = make("figure", { class: "photo" }, picture(details.picture, alt), make("figcaption", {}, make("ul", { class: "legend" }, ...details.marks.map(legendEntry))));
     const missed = columns.first[place] === "missed";
-    const unseen = index.truth === "photo" ? "Nothing was searched for: the photo has no detections." : "This garment was not searched for. The numbered boxes are the run's detections; the dashed box is its true box.";
-    const nothing = missed ? unseen : "Its list has no shop items.";
+    const unseen = index.truth === "photo" ? "No results: the photo has no boxes." : "No results. The numbered boxes are those that were found; the dashed one is the garment's true box.";
+    const nothing = missed ? unseen : "No results.";
     const found = details.results.length ? make("ol", { class: "shops" }, ...details.results.map(shop)) : make("p", { class: "soft" }, nothing);
-    return make("article", { class: "query", tabindex: "-1", "aria-label": title }, header, photo, found);
+    return make("article", { class: "query", tabindex: "-1", "aria-label": `${name}, ${category}` }, header, photo, make("div", {}, answer(details) ?? "", found));
   };
 
   // ---- filters --------------------------------------------------------------------------------------------------
@@ -216,7 +231,7 @@
     ArrowRight: () => turnTo(1), ArrowLeft: () => turnTo(-1), "/": () => form.elements.text.focus(),
   };
   document.addEventListener("keydown", (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
     const typing = event.target.closest("input, select, textarea, .scroll");
     if (event.key === "Escape" && typing) return typing.blur();
     if (typing || !KEYS[event.key]) return;

@@ -4,6 +4,7 @@ import base64
 import html.parser
 import io
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from small_gallery import publish
 
 from jobs.gallery import infer, page
 from jobs.gallery.answers import Answer, FoundGarment, Hit
+from jobs.reports.pictures import PHOTO_PX
 from retrieval.gallery import Gallery, open_gallery
 from store.imageset import Photo
 from store.imageset_write import write_imageset
@@ -49,14 +51,21 @@ class Page(html.parser.HTMLParser):
         self.text += data
 
 
-def imageset(folder: Path, names: list[str], changed: int | None = None, without: int | None = None) -> None:
+def imageset(
+    folder: Path,
+    names: list[str],
+    changed: int | None = None,
+    without: int | None = None,
+    attributes: Sequence[Mapping[str, str]] = (),
+) -> None:
     """A shop photo for each name, which is file name and product of it; one shown anew, one gone."""
 
     def photos():
         for i, name in enumerate(names):
             one = stand_ins.photo(i, "shop", 1 + i + (50 if i == changed else 0))
             if i != without:
-                yield Photo(i, one.image, one.width, one.height, "shop", 1 + i, name, name)
+                told = attributes[i] if i < len(attributes) else {}
+                yield Photo(i, one.image, one.width, one.height, "shop", 1 + i, name, name, attributes=told)
 
     write_imageset(photos(), folder, source={"adapter": "x", "arguments": {}}, overwrite=True)
 
@@ -92,7 +101,7 @@ def test_everything_is_inside_the_one_file(box):
     assert len(pictures) == 2 + 2 * 6, "two photos, six shop items for each"
     for one in pictures:
         picture = Image.open(io.BytesIO(base64.b64decode(one.removeprefix("data:image/jpeg;base64,"))))
-        assert picture.format == "JPEG" and max(picture.size) <= 360
+        assert picture.format == "JPEG" and max(picture.size) <= PHOTO_PX
     assert {one for one in found.addresses if "//" in one and not one.startswith("data:")} == set()
     assert not any(
         tag[0] in ("script", "iframe", "form") or any(name.startswith("on") for name in tag) for tag in found.tags
@@ -135,3 +144,48 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(box):
     with pytest.raises(OSError):
         page.write(box / "none" / "found.html", gallery.record, "g", [], settings)
     assert not (box / "none").exists()
+
+
+def test_title_price_and_link_come_from_the_attributes(box):
+    about = {"Title": "Midi skirt", "price": "49.90", "Currency": "EUR", "url": "https://shop.example/p?a=1&b=2"}
+    imageset(box / "set", [f"name-{i}" for i in range(6)], attributes=[about | {"colour": "red"}, {"price": "7 USD"}])
+    found = written(box, [f"asked-{i}" for i in range(5)])
+    assert found.addresses.count("https://shop.example/p?a=1&b=2") == 2  # of two photos
+    words = " ".join(found.text.split())
+    assert "Midi skirt 49.90 EUR" in words and "colour red" in words and "name-1 7 USD" in words
+    assert "name-0" not in words and "https:" not in words and "49.90 49.90" not in words
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["javascript:alert(1)", "data:text/html,<b>", "//evil.example", "ftp://a/b", "https:// a", "HTTPS://[", ""],
+)
+def test_only_web_addresses_become_links(address):
+    offer = page.offer_of({"product_id": "p", "file_name": "f"}, [("link", address), ("title", "")])
+    assert (offer.title, offer.link) == ("p", "") and ("link", address) in offer.others
+
+
+def test_hostile_attributes_are_text(box):
+    about = [{"title": text, "price": text, "url": text, text or "x": text} for text in HOSTILE[:6]]
+    plain = [{"title": "t", "price": "p", "url": "u", "x": "x"} for _ in about]
+    tags = []
+    for attributes in (plain, about):
+        imageset(box / "set", [f"name-{i}" for i in range(6)], attributes=attributes)
+        tags.append(written(box, [f"asked-{i}" for i in range(5)]).tags)
+    assert tags[0] == tags[1]
+
+
+def test_garments_of_one_category_have_their_own_number_and_colour(box):
+    gallery = open_gallery(box / "gallery")
+    settings = infer.settings_of(gallery.record, stand_ins.CATALOGUE)
+    one, two = found_in(gallery), found_in(gallery)
+    two = FoundGarment((4, 6, 20, 30), 0.5, 3, two.hits, ((3, 0.5), (4, 0.375)))
+    answers = [Answer("a/b/street.jpg", stand_ins.photo(1, "user", 1).image, [one, two])]
+    page.write(box / "found.html", gallery.record, "runs/gallery", answers, settings)
+    source = (box / "found.html").read_text()
+    colours = re.findall(r'class="number" style="background: (#[0-9a-f]{6})">(\d)<', source)
+    assert [number for _, number in colours] == ["1", "2"] and colours[0][0] != colours[1][0]
+    text = " ".join(Page(box / "found.html").text.split())
+    assert "Shop items like street.jpg" in text and "2 garments in street.jpg" in text and "a/b" not in text
+    assert "short sleeve outwear or long sleeve outwear short sleeve outwear 50.0, long sleeve outwear 37.5" in text
+    assert "4 6 34 46" not in text, "no coordinates"

@@ -83,4 +83,4 @@ def test_an_earlier_run_over_other_photos_gives_a_sentence_instead(four, tmp_pat
 
 
 def test_an_earlier_run_without_figures_is_said(four, tmp_path):
-    assert "it has no metrics.json" in build(*four, compare=str(tmp_path / "nothing")).text
+    assert "it has no figures" in build(*four, compare=str(tmp_path / "nothing")).text

@@ -1,5 +1,6 @@
 """Accuracy over the length of the list, each model's rankings, and the similarities of right and wrong results."""
 
+import numpy as np
 import pytest
 import report_runs as runs
 
@@ -54,3 +55,19 @@ def test_similarities_of_right_and_wrong_first_results(tmp_path):
     assert (
         histogram.right.sum() == 1 and histogram.wrong.sum() == 2
     )  # photo 1; 2 and 3; 4 is missed and has no first result
+
+
+@pytest.mark.parametrize(
+    "low, high, first, last, width",
+    [
+        (66.2, 69.0, 66, 70, 1),
+        (66.0, 66.0, 66, 67, 1),  # one similarity
+        (-3.5, 98.0, -5, 100, 5),
+        (0.0, 79.9, 0, 80, 2),  # 40 bins exactly
+        (-100.0, 100.0, -100, 110, 10),
+    ],
+)
+def test_bins_start_at_whole_numbers(low, high, first, last, width):
+    edges = retrieval.whole_edges(low, high)
+    assert (edges[0], edges[-1], set(np.diff(edges).tolist())) == (first, last, {width})
+    assert edges[0] <= low and high <= edges[-1] and len(edges) <= retrieval.MOST_BINS + 1

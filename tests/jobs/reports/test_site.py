@@ -23,12 +23,69 @@ def test_each_query_says_how_it_ended(four):
     assert [r[2] for r in found.query(2)["results"]] == [False, True]
     assert not any(r[2] for r in found.query(3)["results"]) and found.query(3)["ranked"] == 2
     assert not found.query(4)["results"]
-    assert found.query(1)["marks"] == [["1", 9, "#d0307a", 0.8, 4, True, False]]  # the query's box: skirt, 4 votes
+    assert found.query(1)["marks"] == [["1", 9, "#d0307a", 0.8, 4, True, False, []]]  # the query's box: skirt, 4 votes
     assert [mark[0] for mark in found.query(4)["marks"]] == [
         "1",
         "?",
     ]  # the run's box, and the true one that it does not stand for
-    assert found.query(4)["marks"][1][5:] == [True, True] and found.query(1)["results"][0][1] == 0.9
+    assert found.query(4)["marks"][1][5:7] == [True, True] and found.query(1)["results"][0][1] == 0.9
+
+
+def test_what_else_a_box_may_be_is_told_of_the_querys(four):
+    """Photo 1's garment is right by the second hypothesis of its box: the query has its true category."""
+    output, images = four
+    hypotheses = [{"category_id": 8, "score": 0.8}, {"category_id": 9, "score": 0.25}]
+    row = ranking_row(1, [21], category_id=8) | {"query_hypotheses": hypotheses}
+    write_rows(output, "rankings/detected.parquet", tables.RANKINGS, [row])
+    items = [item_rows([1])[0] | {"category_id": 8, "hypotheses": hypotheses}, *item_rows([2])]
+    items.append(item_rows([2])[0] | {"item": 1, "bbox": (0.0, 0.0, 9.0, 9.0), "hypotheses": hypotheses})
+    write_rows(output, "items/detected/shard-00000.parquet", tables.ITEMS, items)
+    found = build(output, images)
+    assert found.query(1)["category"] == 9 and found.query(1)["first"] == 1
+    assert found.query(1)["marks"] == [["1", 8, "#8a4b16", 0.8, 4, True, False, [[9, 0.25]]]]
+    assert [mark[7] for mark in found.query(2)["marks"]] == [[], [], []]  # missed: two boxes, the true one
+
+
+def test_names_stand_for_photos_and_ids_only_where_there_is_none(four, tmp_path):
+    output, _ = four
+    large = 2**62
+    titled = photo(21, "shop", garment(2), pair_id=5, product_id="p", attributes={"Title": "Midi skirt"})
+    street = photo(large, "user", garment(1), pair_id=5, file_name="street.jpg")
+    photos = [street, titled, photo(22, "shop", garment(1), file_name="")]
+    images = make_set(tmp_path / "named", photos)
+    write_rows(output, "rankings/detected.parquet", tables.RANKINGS, [ranking_row(large, [21, 22])])
+    runs.with_figures(output)
+    failed = {"image_id": large, "shard": "s", "stage": "detect", "reason": "x"}
+    write_rows(output, "failures.parquet", tables.FAILURES, [failed])
+    found = build(output, images)
+    assert [result[3] for result in found.query(large)["results"]] == ["Midi skirt", ""]
+    visible = "".join(page.text for page in found.pages.values())
+    assert str(large) not in visible
+    assert all("street.jpg" in found.pages[name].text for name in ("index", "detection", "run"))
+
+
+def test_the_summary_says_how_sure_it_is(four):
+    """Of 4 queries 2 are right among the first ten; a random order of 5 shop items would have them all there."""
+    output, images = four
+    runs.with_figures(output)
+    tops = {"1": 0.25, "10": 0.75}
+    concat = runs.accuracy(0.5) | {"top_one_category": runs.accuracy(0.25)["top"], "top_any_category": tops}
+    retrieval = {"detected": {"lite": runs.accuracy(0.25) | {k: concat[k] for k in runs.OTHERS}, "concat": concat}}
+    output.write("metrics.json", json.dumps(METRICS | {"retrieval": retrieval}).encode())
+    output.write("index/detected/index.json", json.dumps({"rows": 5}).encode())
+    words = build(output, images).pages["index"].words
+    assert "own category 25.0, any category 75.0" in words
+    assert "95 %: 0.0 to 100.0, by chance 50.0" in words  # two have no right answer in the gallery
+    assert words.count("95 %:") == 4 and "where a figure would lie" in words and "in random order" in words
+    assert "Own category: that of the box's highest score" in words and "Any category: the box only has to" in words
+
+
+def test_a_single_model_that_beats_all_is_named_on_the_summary(four):
+    output, images = four
+    detection = {"atss": runs.figures(0.625), "fused": runs.figures(0.5)}
+    output.write("metrics.json", json.dumps(METRICS | {"detection": detection}).encode())
+    words = build(output, images).pages["index"].words
+    assert "atss alone is better than the fused boxes: AP50 62.5 against 50.0." in words
 
 
 def test_the_most_confident_mistakes_come_first(four):
@@ -109,6 +166,7 @@ def test_nothing_hostile_becomes_markup(four, tmp_path):
     assert not found.all.of("img") and {tag.get("src") for tag in found.all.of("script")} == {
         "data/queries.js",
         "assets/queries.js",
+        "assets/pictures.js",
     }
     assert found.text.count("<script>alert(1)</script>") == 2  # reason, run.json
     assert found.query(1)["file"] == HOSTILE and found.query(1)["results"][0][3] == HOSTILE
@@ -260,11 +318,11 @@ def test_a_run_that_has_only_begun_still_has_pages(tmp_path):
     images = make_set(tmp_path / "set", [photo(1, "user", garment(1), pair_id=5)])
     found = build(open_store(tmp_path / "run"), images)
     for words in (
-        "no metrics.json yet",
+        "no figures yet",
         "No detection figures",
         "No retrieval figures",
         "no rankings yet",
-        "no failures.parquet yet",
+        "no list of failures yet",
         "No logs",
     ):
         assert words in found.text
@@ -355,9 +413,10 @@ def test_only_shards_with_something_to_show_are_read_for_pictures(four, monkeypa
 
     monkeypatch.setattr(ImageSet, "read", spy)
     build(output, images, queries=1)
-    assert read == ["shard-00000", "shard-00002"]  # photo 1 and shop photo 25, not shop photos 21 to 24
+    # photo 1; shop photo 21, which would have been right; shop photo 25
+    assert read == ["shard-00000", "shard-00001", "shard-00002"]
     build(output, images, queries=1)
-    assert len(read) == 2  # again: nothing to draw
+    assert len(read) == 3  # again: nothing to draw
 
 
 def test_ids_of_63_bits_arrive_whole(four, tmp_path):

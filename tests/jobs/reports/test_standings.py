@@ -11,7 +11,7 @@ from jobs.reports.standings import Standings, pick
 def judged(first: list[int], missed: tuple[int, ...] = ()) -> Standings:
     """Queries in the order of the page; `missed` are places without a row."""
     row = np.array([-1 if place in missed else place for place in range(len(first))])
-    return Standings(row, np.arange(len(first)), np.array(first), np.zeros((len(first), 20), bool), 20)
+    return Standings(row, np.arange(len(first)), np.array(first), np.zeros((len(first), 20), bool), 20, row)
 
 
 @pytest.mark.parametrize(
