@@ -10,7 +10,6 @@ file by `--set search.classifier=FILE`, if its embedders, their weights and its 
 minute or less, so there is nothing to resume.
 """
 
-import argparse
 import hashlib
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "c
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from jobs import cli
+from jobs.runs import flags
 from jobs.runs.finished import FinishedRun, open_finished
 from jobs.runs.labels import true_categories
 from jobs.runs.progress import say
@@ -36,7 +36,7 @@ LEAST = 20  # held-out garments that the classifier's two weights are fitted to
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
+    args = parser().parse_args(argv)
     runs = [open_finished(output, (), args.endpoint_url) for output in args.runs]
     embedders = embedders_of(runs[0])
     for run in runs[1:]:
@@ -103,13 +103,13 @@ def judge(examples: Examples, likely: np.ndarray) -> str:
     )
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__)
     add = parser.add_argument
     add("runs", nargs="+", metavar="OUTPUT", help="folder of a finished run, or s3://BUCKET/PREFIX; one or several")
     add("--output", required=True, metavar="FILE", help="where the classifier goes, safetensors")
-    add("--endpoint-url", help="of an S3-compatible store (the SDK's own chain)")
-    return parser.parse_args(argv)
+    flags.add_endpoint_url(add)
+    return parser
 
 
 if __name__ == "__main__":
