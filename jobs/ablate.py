@@ -27,6 +27,7 @@ from jobs import cli
 from jobs.ablation import verdict
 from jobs.ablation.bench import Bench
 from jobs.ablation.boxes import judge_fusions
+from jobs.ablation.items import tune_items
 from jobs.ablation.ranking import judge_searches
 from jobs.ablation.tuning import tune_fusion
 from jobs.reports import site
@@ -81,6 +82,7 @@ def judge_everything(bench: Bench, args: argparse.Namespace) -> list[dict[str, A
     if args.part != "boxes":
         for kind in record["boxes"]:
             rows += judge_searches(bench, kind, args.only)
+            rows += tune_items(bench) if args.tune_fusion and kind == "detected" and record["detectors"] else []
     return rows
 
 
@@ -99,7 +101,7 @@ def parser() -> cli.Parser:
     add(
         "--tune-fusion",
         action="store_true",
-        help="tune the detectors' weights and thresholds on one half of the photos",
+        help="tune the detectors' weights and thresholds for AP, and the items' for Acc@10, on one half of the photos",
     )
     add("--parallel", type=positive, metavar="N", help="variants judged at once (as cores and memory allow)")
     flags.add_endpoint_url(add)

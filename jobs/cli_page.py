@@ -20,7 +20,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
 WIDTH = "100"  # columns of the terminal
 COMMANDS = (
     "ingest", "full_eval", *STAGES, "status", "reindex_gallery", "search", "ablate", "export", "train_detector",
-    "train_embedder", "compare",
+    "train_embedder", "compare", "fit_categories",
 )  # fmt: skip
 HEAD = """# Command lines
 

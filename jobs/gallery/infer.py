@@ -121,7 +121,8 @@ def _infer_once(
 ) -> tuple[PhotoGarments | None, str]:
     """The garments; or None and how the process ended."""
     with tempfile.TemporaryDirectory(prefix="infer-") as folder:
-        rows = (Photo(number, *photo, source="user") for number, photo in photos.items())
+        # as the gallery's own photos are processed, without what `items.query_score_threshold` adds
+        rows = (Photo(number, *photo, source="shop") for number, photo in photos.items())
         write_imageset(rows, f"{folder}/imageset", source={"adapter": "infer", "arguments": {}})
         request = {
             "settings": settings_record(settings), "categories": list(categories), "device": settings.device,

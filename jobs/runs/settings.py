@@ -88,6 +88,9 @@ class ItemSettings(SettingsRecord):
     """Which fused boxes are worth embedding, and which categories these garments may have."""
 
     score_threshold: Fraction = Field(0.1, description="Fused boxes with a lower score are not embedded.")
+    query_score_threshold: Fraction | None = Field(
+        None, description="The same for consumers' photos, whose garments are queries; null: as `score_threshold`."
+    )
     iou_threshold: Fraction = Field(
         0.7, description="Of boxes that overlap by more, whatever their categories, only the best is embedded."
     )
@@ -114,6 +117,11 @@ class SearchSettings(SettingsRecord):
 
     top_k: int = Field(20, ge=1, le=1000, description="Shop items in a ranking.")
     steps: Steps = Field(({"step": "concat"},), description="Steps of the search, in order, see docs/postproc.md.")
+    classifier: Address | None = Field(
+        None,
+        description="File of jobs/fit_categories.py that improves the categories of detected garments, in the weights "
+        "folder or with its place; null: the fused boxes alone decide.",
+    )
     pool: int = Field(200, ge=1, le=100_000, description="Candidates that steps on ranked lists look at, best first.")
     weights: Several[Weight] | None = Field(
         None, description="A weight for each embedder, in order; views that a step averages count as one; null: all 1."

@@ -33,7 +33,10 @@ RANKINGS = pa.schema([
     ("query_category_id", pa.int16()), ("query_hypotheses", HYPOTHESES), ("gallery_image_id", pa.list_(pa.int64())),
     ("gallery_item", pa.list_(pa.int32())), ("gallery_bbox", pa.list_(BOX)), ("similarity", pa.list_(pa.float32())),
 ])  # fmt: skip
-INDEX_IDS = pa.schema([("image_id", pa.int64()), ("item", pa.int32()), ("bbox", BOX)])  # row i: vector i of the index
+INDEX_IDS = pa.schema([  # row i: vector i of the index
+    ("image_id", pa.int64()), ("item", pa.int32()), ("bbox", BOX), ("score", pa.float32()),
+    ("category_id", pa.int16()), ("hypotheses", HYPOTHESES),
+])  # fmt: skip
 FAILURES = pa.schema({"image_id": pa.int64(), "shard": pa.string(), "stage": pa.string(), "reason": pa.string()})
 
 

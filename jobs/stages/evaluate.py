@@ -19,9 +19,21 @@ from detection.average_precision import JudgedBoxes
 from detection.matching import TrueBoxes
 from detection.metrics import true_masks, truth_arrays
 from jobs.runs import tables
+from jobs.runs.labels import true_categories
 from jobs.runs.marks import CODES, STAGES, WHOLE, Outcome, Unit, as_json, fingerprint
-from jobs.runs.reader import TRUTH, consumers, read_boxes, read_photos, read_rankings, read_table
+from jobs.runs.reader import (
+    TRUTH,
+    consumers,
+    matching_rows,
+    read_boxes,
+    read_categories,
+    read_photos,
+    read_rankings,
+    read_table,
+)
 from jobs.runs.run import Run
+from jobs.stages.classify import classifier_of
+from postproc.calibration import reliability
 from retrieval import lookbench
 from retrieval.photo_lists import identities
 from retrieval.truth import Truth, truth_of
@@ -41,6 +53,8 @@ def units(run: Run) -> list[Unit]:
         settings = {"models": names, "boxes": list(run.box_kinds)}
         if run.categories != DEEPFASHION2:  # runs from before categories were data stay done
             settings["categories"] = list(run.categories)
+        if note := classifier_of(run).note:
+            settings["classifier"] = note
         basis = {"code": CODES["evaluate"], "settings": settings, "inputs": inputs}
     return [Unit(f"evaluate/{WHOLE}", ("metrics.json", "failures.parquet"), basis, run.selected.images)]
 
@@ -65,6 +79,7 @@ def run_unfinished(run: Run) -> None:
         "summary": _summary(run.categories, detection, retrieval) | {"notes": _notes(run, truth, photos, retrieval)},
         "detection": detection,
         "retrieval": retrieval,
+        "item_categories": _item_categories(run, photos),
         "images": {"total": run.selected.images, "done": run.selected.images - n_failed, "failed": n_failed},
         "queries_per_photo": _queries_per_photo(run),
         "seconds": _seconds(run, earlier, time.perf_counter() - start),
@@ -166,6 +181,34 @@ def _retrieval(run: Run, kind: str, truth: Truth, photos: pa.Table) -> dict[str,
     return figures
 
 
+def _item_categories(run: Run, photos: pa.Table) -> dict[str, Any] | None:
+    """How well the categories of detected garments are known, where true boxes tell: of boxes that are right.
+
+    Returns boxes, how many overlap a true box at least by half; top_1, the share of those whose first hypothesis is the
+    true box's category; top_1_fused, the same by the category of the fused box alone; calibration_error, the expected
+    one of the first hypothesis's share of all; bins, rising confidence: {above, boxes, confidence, accuracy}. None
+    where there is nothing to judge.
+    """
+    if "detected" not in run.box_kinds or not run.selected.items or not run.detectors:
+        return None
+    found, confidence, image_id, item, bbox = read_categories(run.store)
+    items = read_table(run.store, "items/detected", run.selected.names, ["image_id", "item", "category_id"])
+    fused = items.column("category_id").to_numpy()[matching_rows(pa.table({"image_id": image_id, "item": item}), items)]
+    label = true_categories(image_id, bbox, photos)
+    known = label > 0
+    if not known.any():
+        return None
+    table = reliability(confidence[known], (found == label)[known])
+    lows = np.linspace(0, 1, len(table.count), endpoint=False).round(6).tolist()
+    names = ("above", "boxes", "confidence", "accuracy")
+    columns = (lows, table.count.tolist(), table.confidence.round(4).tolist(), table.accuracy.round(4).tolist())
+    return {
+        "boxes": int(known.sum()), "top_1": float((found == label)[known].mean()),
+        "top_1_fused": float((fused == label)[known].mean()), "calibration_error": table.error,
+        "bins": [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)],
+    }  # fmt: skip
+
+
 def _summary(categories: Sequence[str], detection: dict[str, Any], retrieval: dict[str, Any]) -> dict[str, Any]:
     """The few figures a person wants. The best detector is that of the best AP10, or AP where AP10 means nothing.
 
@@ -190,7 +233,7 @@ def _summary(categories: Sequence[str], detection: dict[str, Any], retrieval: di
 def _notes(run: Run, truth: Truth, photos: pa.Table, retrieval: dict[str, Any]) -> list[str]:
     """What could not be measured, and why."""
     has = run.selected
-    notes = []
+    notes = [note] if (note := classifier_of(run).note) else []
     if not run.detectors:
         notes.append("no detectors: the whole photo is the item, and detection is not judged")
     if not has.items and truth.kind is None and not has.n_unjudged:
