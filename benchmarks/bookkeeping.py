@@ -168,8 +168,8 @@ def step_status(n_photos: int) -> Callable[[], Any]:
     record = of.description() | {"schema": run_record.SCHEMA}
 
     def work() -> None:
-        with mock.patch("jobs.status._worker_state", lambda store: "nobody is at work"):
-            list(status.status_lines(store, record))  # type: ignore[arg-type]
+        with mock.patch("jobs.status.at_work", lambda store: None):
+            list(status.run_lines(status.run_status(store, record)))  # type: ignore[arg-type]
 
     return work
 

@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-import jobs
 from jobs import cli
 
 JOBS = (
@@ -24,7 +23,6 @@ JOBS = (
 
 def main() -> NoReturn:
     parser = cli.Parser(prog="clothes", description=_description())
-    parser.add_argument("--version", action="version", version=f"clothes {jobs.__version__}")
     parser.add_argument("job", choices=JOBS, metavar="JOB", help="one of the above")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…", help="of the job; JOB --help lists them")
     args = parser.parse_args()

@@ -201,10 +201,20 @@ class Gallery:
 
     def lookup(self, ids: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """The rows of items.parquet with these ids (N,), as `search` gives them; {} for -1 and ids not in it."""
+        rows = {row["id"]: row for row in self.table(ids).to_pylist()}
+        return [dict(rows.get(one, {})) for one in np.asarray(ids, np.int64).reshape(-1).tolist()]
+
+    def table(self, ids: Sequence[int] | np.ndarray, similarity: np.ndarray | None = None) -> pa.Table:
+        """`lookup` as a table, for `to_pandas()`: a row for each id (N,) that is in the gallery, in their order.
+
+        `similarity` (N,), as `search` gives it, becomes the first column.
+        """
         opened = self._opened
         place = places(opened.items["id"].to_numpy(), np.asarray(ids, np.int64).reshape(-1), opened.item_order)
-        rows = iter(opened.items.take(pa.array(place[place >= 0])).to_pylist())
-        return [next(rows) if there else {} for there in place >= 0]
+        rows = opened.items.take(pa.array(place[place >= 0]))
+        if similarity is None:
+            return rows
+        return rows.add_column(0, "similarity", pa.array(np.asarray(similarity, np.float32).reshape(-1)[place >= 0]))
 
     def vectors(self, ids: np.ndarray) -> np.ndarray:
         """(N, D') float32: the stored rows, after the steps, of ids that are in the gallery."""

@@ -27,7 +27,7 @@ from jobs.gallery.results import fingerprint_of
 from jobs.gallery.versions import settings_record
 from jobs.runs.catalogue import SHIPPED, choose_models
 from jobs.runs.categories import with_category_ids
-from jobs.runs.gpu import check_device
+from jobs.runs.gpu import found_device
 from jobs.runs.models import Catalogue
 from jobs.runs.pool import thread_limits
 from jobs.runs.reader import read_items
@@ -163,12 +163,7 @@ def answer(folder: Path, catalogue: Catalogue) -> None:
     detectors, embedders = choose_models(settings, catalogue)
     detectors = with_category_ids(detectors, request["categories"])
     images, output = open_imageset(folder / "imageset"), open_store(folder / "run")
-    device = request["device"]
-    if device == "auto":
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    check_device(device)
+    device = found_device(request["device"])
     detector_names, names = (tuple(model.name for model in models) for models in (detectors, embedders))
     embed = EmbedWorker(settings, catalogue, embedders, images, output)
     stages: list[tuple[Any, tuple[Any, ...]]] = [

@@ -117,9 +117,12 @@ def launch(module: str, argv: list[str], *, workers: int, device: str, threads: 
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    have = ray.cluster_resources()
+    if device == "auto":
+        device = "cuda" if have.get("GPU") else "cpu"
+        argv = [*argv, "--device", device]  # the same for every worker
     use_gpu = device.startswith("cuda")
     needs: dict[str, float] = {"CPU": threads, "GPU": 1} if use_gpu else {"CPU": threads}
-    have = ray.cluster_resources()
     for kind, each in needs.items():
         if have.get(kind, 0) < each * workers:
             reason = f"want {each * workers:g} {kind}, the cluster has {have.get(kind, 0):g}"
