@@ -28,6 +28,9 @@ from jobs.runs import cluster, one_process
 # may need longer than the default.
 os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "300")
 
+# ranx, an oracle of small tables, would spend minutes compiling its functions and milliseconds in them.
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
+
 # How long an example takes says how busy the machine is, and nothing about the code. The examples are the same each
 # time, so that a failure can be seen again; `make soak` looks for others.
 RANDOM = os.environ.get("EXAMPLES") == "random"
