@@ -136,8 +136,9 @@ def lists_of(gallery: np.ndarray, queries: np.ndarray) -> tuple[np.ndarray, np.n
 
 def category(gallery: np.ndarray, queries: np.ndarray) -> np.ndarray:
     from postproc.category_rule import category_rule
+    from postproc.hypotheses import Hypotheses
 
-    of_query, of_item = np.arange(len(queries)) % 13, np.arange(len(gallery)) % 13
+    of_query, of_item = (Hypotheses.own(np.arange(len(s)) % 13 + 1, np.ones(len(s))) for s in (queries, gallery))
     return category_rule(*lists_of(gallery, queries), of_query, of_item, "soft", 0.1)[1]
 
 

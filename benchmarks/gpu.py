@@ -324,7 +324,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse(argv)
     budget = Budget(args.minutes)
     warnings.simplefilter("ignore")
-    gpu.check_device(args.device)
+    gpu.found_device(args.device)
 
     import torch
 

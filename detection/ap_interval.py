@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from detection.matching import TrueBoxes
-from detection.metrics import AP10_IDS, Arrays, judged_rows
+from detection.average_precision import AP10_IDS
+from detection.matching import Arrays, TrueBoxes, judged_rows
 from store.categories import DEEPFASHION2
 
 RECALLS = np.linspace(0, 1, 101)

@@ -27,10 +27,11 @@ from jobs import cli
 from jobs.ablation import verdict
 from jobs.ablation.bench import Bench
 from jobs.ablation.boxes import judge_fusions
+from jobs.ablation.items import tune_items
 from jobs.ablation.ranking import judge_searches
 from jobs.ablation.tuning import tune_fusion
 from jobs.reports import site
-from jobs.runs import cluster, tables
+from jobs.runs import cluster, flags, tables
 from jobs.runs.finished import open_finished
 from jobs.runs.lock import Lock
 from jobs.runs.marks import fingerprint
@@ -43,7 +44,7 @@ CODE = 2  # raise it when the same variant would be judged otherwise
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
+    args = parser().parse_args(argv)
     run = open_finished(args.output, args.imageset, args.endpoint_url)
     refuse_other_kinds(run.store, "a run")
     lock = Lock(run.store)
@@ -81,17 +82,17 @@ def judge_everything(bench: Bench, args: argparse.Namespace) -> list[dict[str, A
     if args.part != "boxes":
         for kind in record["boxes"]:
             rows += judge_searches(bench, kind, args.only)
+            rows += tune_items(bench) if args.tune_fusion and kind == "detected" and record["detectors"] else []
     return rows
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__)
     add = parser.add_argument
     add("output", metavar="OUTPUT", help="folder of a finished run, or s3://BUCKET/PREFIX")
-    add(
-        "--imageset", action="append", default=[], metavar="IMAGESET",
-        help="where the run's image set is now; repeat it for several, in the run's order (default: where they were)",
-    )  # fmt: skip
+    flags.add_imageset(
+        add, text="where the run's image set is now; repeat it for several, in the run's order (where they were)"
+    )
     add(
         "--only", action="append", default=[], metavar="PATTERN",
         help="techniques by name, * and ? allowed; may be repeated (all)",
@@ -100,11 +101,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add(
         "--tune-fusion",
         action="store_true",
-        help="tune the detectors' weights and thresholds on one half of the photos",
+        help="tune the detectors' weights and thresholds for AP, and the items' for Acc@10, on one half of the photos",
     )
     add("--parallel", type=positive, metavar="N", help="variants judged at once (as cores and memory allow)")
-    add("--endpoint-url", help="of an S3-compatible store (the SDK's own chain)")
-    return parser.parse_args(argv)
+    flags.add_endpoint_url(add)
+    return parser
 
 
 if __name__ == "__main__":

@@ -27,7 +27,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO, cast
 
+import jobs
+
 LONGEST_LINE = 1000  # characters
+ANSWERS = ("--print-config", "--list-models")  # flags with which a command prints something and stops
 
 
 def one_line(text: str) -> str:
@@ -39,10 +42,27 @@ def one_line(text: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose `description` is shown as it is written, line by line."""
+    """A parser whose `description` is shown as it is written, line by line. It knows --version."""
 
     def __init__(self, **how: Any) -> None:
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter} | how)
+        if self.add_help:
+            self.add_argument("--version", action=ShowVersion, nargs=0, help="print the version and stop")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's own; beside a flag that only asks for something to read, nothing is required."""
+        if set(ANSWERS) & set(sys.argv[1:] if args is None else args):
+            for action in self._actions:
+                action.required = False
+        return super().parse_known_args(args, namespace)
+
+
+class ShowVersion(argparse.Action):
+    """The action of --version."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"clothes {jobs.__version__}")
+        parser.exit()
 
 
 class Once(argparse.Action):

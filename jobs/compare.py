@@ -20,7 +20,6 @@ OUTPUT/compare.json holds the rows, OUTPUT/compare.md the table: every seed, mea
 from the variants of `against` with its interval.
 """
 
-import argparse
 import contextlib
 import io
 import json
@@ -36,25 +35,31 @@ from jobs import cli, train_embedder
 from jobs.comparison.plan import SeedRun, final_run, read_plan, seed_runs
 from jobs.comparison.table import as_markdown, compare_rows, winner
 from jobs.comparison.trainings import CROPS, read_row, train_all
+from jobs.runs import flags
 from jobs.runs.places import refuse_other_kinds
 from jobs.runs.progress import say
-from jobs.training import flags
+from jobs.training import flags as training_flags
 from sources.arguments import minutes
 from store.errors import UserError
 from store.objects import open_store
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
+    args = parser().parse_args(argv)
     plan = read_plan(args.plan)
     wanted, variants = seed_runs(plan), list(plan["variants"])
     for seed_run in wanted:
         check_flags(seed_run.variant, seed_run)
-    store, ends = open_store(args.output), time.monotonic() + args.minutes * 60
+    store = open_store(args.output, endpoint_url=args.endpoint_url)
+    ends = time.monotonic() + args.minutes * 60
     refuse_other_kinds(store, "a comparison")
     rows = {seed_run: row for seed_run in wanted if (row := read_row(store, seed_run)) is not None}
     say(f"{len(variants)} variants, {len(plan['seeds'])} seeds: {len(rows)} of {len(wanted)} trained already")
     todo = [seed_run for seed_run in wanted if seed_run not in rows]
+    if args.dry_run:
+        for seed_run in todo:
+            say(f"to train: {seed_run.variant}, seed {seed_run.seed}")
+        return 0
     new_rows, failures = train_all(store, todo, args, ends)
     rows |= new_rows
 
@@ -96,15 +101,17 @@ def check_flags(name: str, seed_run: SeedRun) -> None:
     train_embedder.spec_of(args)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__)
     add = parser.add_argument
     add("plan", type=Path, metavar="VARIANTS.yaml")
     add("--output", required=True, help="folder or s3:// for the trainings and the table")
     add("--minutes", type=minutes, default=float("inf"), help="start no training after this time (no end)")
-    add("--threads", type=flags.threads, default=1, help="CPU cores of each training (1)")
-    add("--device", default="cpu", help="cpu or cuda (cpu)")
-    return parser.parse_args(argv)
+    add("--threads", type=training_flags.threads, default=1, help="CPU cores of each training (1)")
+    flags.add_device(add, default="cpu", numbered=True)
+    flags.add_dry_run(add, text="say which trainings are left, and stop")
+    flags.add_endpoint_url(add)
+    return parser
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ docs/formats.md describes every file, docs/recipes.md shows what reads them. Fil
 holds what is known of the run's photos, and of its tables a shard or a block of queries.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -18,13 +17,17 @@ if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "c
 from jobs import cli
 from jobs.exports import coco, rankings_csv, trec
 from jobs.exports.files import publish_text, refuse_existing, refuse_foreign
+from jobs.runs import flags
 from jobs.runs.finished import open_finished
 from jobs.runs.progress import say
 from store.objects import open_store
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
+    line = parser()
+    args = line.parse_args(argv)
+    if args.to == "coco" and args.boxes:
+        line.error("--boxes chooses rankings, and --to coco writes detections; leave it out")
     run = open_finished(args.output, args.imageset, args.endpoint_url)
     target = open_store(args.folder, endpoint_url=args.endpoint_url)
     refuse_foreign(target)
@@ -44,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__)
     add = parser.add_argument
     add("output", metavar="OUTPUT", help="folder of a finished run, or s3://BUCKET/PREFIX")
@@ -53,15 +56,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--boxes", choices=("detected", "true"), help="rankings by these boxes only (by all that the run has)")
     add("--model", metavar="NAME", help="one only: a detector or fused; of rankings an embedder, concat or steps")
     add("--overwrite", action="store_true", help="replace files that DIR holds")
-    add(
-        "--imageset", action="append", default=[], metavar="IMAGESET",
-        help="where the run's image set is now; repeat it for several, in the run's order (where they were)",
-    )  # fmt: skip
-    add("--endpoint-url", help="of an S3-compatible store (the SDK's own chain)")
-    args = parser.parse_args(argv)
-    if args.to == "coco" and args.boxes:
-        parser.error("--boxes chooses rankings, and --to coco writes detections; leave it out")
-    return args
+    flags.add_imageset(
+        add, text="where the run's image set is now; repeat it for several, in the run's order (where they were)"
+    )
+    flags.add_endpoint_url(add)
+    return parser
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from jobs.ingestion import adapters
 from jobs.ingestion.losses import tell_losses
 from jobs.ingestion.progress import described, with_progress
 from jobs.ingestion.update import update
+from jobs.runs import flags
 from jobs.runs.places import refuse_other_kinds
 from sources.arguments import positive, whole
 from store.errors import UserError
@@ -90,22 +91,27 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
+    return parser(argv[:1]).parse_args(argv)
+
+
+def parser(kind: list[str]) -> cli.Parser:
+    """With the arguments of the source of that name alone, since they bring its module."""
     parser = cli.Parser(prog="ingest.py", description="Make an image set from photos.")
     parser.set_defaults(check=False, update=False, dry_run=False)  # flags that only some sources have
     common = cli.Parser(add_help=False)
     add = common.add_argument
     add("imageset", metavar="IMAGESET", help="folder, file:// or s3:// to write to")
-    add("--endpoint-url", help="address of an S3-compatible server (default: AWS_ENDPOINT_URL, else AWS)")
+    flags.add_endpoint_url(add)
     add("--shard-images", type=positive, default=256, metavar="N", help="photos per shard (default 256)")
     add("--shard-bytes", type=whole(1, 2**40), default=64_000_000, metavar="N", help="and bytes (default 64 MB)")
     add("--overwrite", action="store_true", help="replace a finished image set")
     kinds = parser.add_subparsers(dest="adapter", required=True, metavar="KIND")
     for name, adapter in adapters.ADAPTERS.items():
         own = cli.Parser(add_help=False)
-        if argv[:1] == [name]:
+        if kind == [name]:
             adapters.add_arguments(own, name)
         kinds.add_parser(name, parents=[own, common], help=adapter.help)
-    return parser.parse_args(argv)
+    return parser
 
 
 def _not_empty(rows: Iterable[Photo | Failure], args: argparse.Namespace) -> Iterable[Photo | Failure]:

@@ -30,16 +30,18 @@ if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "c
 
 from jobs import cli
 from jobs.gallery import versions
-from jobs.runs import one_process
+from jobs.runs import flags, one_process
 from jobs.runs.catalogue import SHIPPED
 from jobs.runs.cluster import leave_ray
+from jobs.runs.config_text import asked, groups_of_settings
 from jobs.runs.lock import Lock, check_file
 from jobs.runs.models import Catalogue
 from jobs.runs.places import refuse_other_kinds
+from jobs.runs.progress import clear_bar
 from jobs.runs.settings import load
 from sources.arguments import positive
 from store.errors import UserError
-from store.objects import open_store
+from store.objects import ObjectStore, open_store
 
 FAILED, REFUSED = 3, 4
 EXIT_STATUS = {"published": 0, "unchanged": 0, "failed": FAILED, "refused": REFUSED}
@@ -54,27 +56,20 @@ GAUGES = {
 }
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = cli.Parser(description=__doc__)
+def parser() -> cli.Parser:
+    parser = cli.Parser(description=__doc__, epilog=groups_of_settings())
     add = parser.add_argument
     add("--gallery", required=True, help="the gallery: folder, file:// or s3://BUCKET/PREFIX")
-    add(
-        "--imageset", action="append", default=[], metavar="IMAGESET",
-        help="image set whose shop photos the gallery is to hold; repeat it for several",
-    )  # fmt: skip
-    add("--dry-run", action="store_true", help="say what changed and what a night would take; write nothing")
+    flags.add_imageset(add, text="image set whose shop photos the gallery is to hold; repeat it for several")
+    flags.add_dry_run(add, text="say what changed and what a night would take, or what --prune would remove or "
+                      "--rollback would make current; write nothing")  # fmt: skip
     add(
         "--retrain", choices=("never", "auto", "now"), default="never",
         help="learn clusters and projections again: never, when the night before advises it, or now (never)",
     )  # fmt: skip
     add("--retry-failed", action="store_true", help="try photos again that failed on an earlier night")
     add("--metrics", metavar="FILE", help="write the summary for node_exporter's textfile collector (Prometheus)")
-    add("--profile", choices=("tiny", "paper"), default="tiny", help="models and sizes (default: tiny)")
-    add("--config", metavar="RUN.yaml", help="settings on top of the profile's")
-    add(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-        help="one setting on top of both; may be repeated",
-    )  # fmt: skip
+    flags.add_settings(parser)
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--list", action="store_true", help="list the versions")
     instead.add_argument(
@@ -86,17 +81,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="remove old versions; never the current one, nor one superseded less than 24 h ago",
     )  # fmt: skip
     add("--keep", type=positive, default=7, metavar="N", help="with --prune: newest versions to keep (7)")
-    add("--endpoint-url", help="of an S3-compatible store, with --list, --rollback and --prune (the SDK's own chain)")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    line = parser()
+    args = line.parse_args(argv)
     args.upkeep = args.list or args.prune or args.rollback is not None
-    if not args.upkeep and not args.imageset and not args.config:
-        parser.error("--imageset is required, except with --list, --rollback or --prune")
-    args.limit, args.compare, args.output = None, None, f"{str(args.gallery).rstrip('/')}/work"
+    if not (args.upkeep or args.imageset or args.config or args.print_config or args.list_models):
+        line.error("--imageset is required, except with --list, --rollback or --prune")
+    args.limit = args.compare = args.top = None
+    args.output = args.gallery and f"{str(args.gallery).rstrip('/')}/work"
     return args
 
 
 def main(argv: list[str] | None = None, catalogue: Catalogue = SHIPPED) -> int:
     args = parse(argv)
+    if asked(args, catalogue):
+        return 0
     if args.upkeep:
         return upkeep(args)
     if args.metrics:
@@ -122,6 +124,7 @@ def main(argv: list[str] | None = None, catalogue: Catalogue = SHIPPED) -> int:
             check_file(lock)
         raise
     finally:
+        clear_bar()
         one_process.end()
         leave_ray()
         lock.release()
@@ -139,18 +142,31 @@ def upkeep(args: argparse.Namespace) -> int:
         print("\n".join(versions.table(store)))
         return 0
     refuse_other_kinds(store, "a gallery")
+    if args.dry_run:
+        prune_or_roll_back(args, store, None)
+        return 0
     lock = Lock(store)
     lock.take()
     try:
-        if args.prune:
-            removed = versions.prune(store, args.keep, lock=lock)
-            print(f"removed {len(removed)}: {', '.join(removed)}" if removed else "nothing to remove")
-        else:
-            left, now = versions.roll_back(store, args.rollback or None)
-            print(f"{now} is current again, {left} is not; readers follow with their next refresh")
+        prune_or_roll_back(args, store, lock)
     finally:
         lock.release()
     return 0
+
+
+def prune_or_roll_back(args: argparse.Namespace, store: ObjectStore, lock: Lock | None) -> None:
+    """Do it and say so; without the lock only say what would be done."""
+    write = lock is not None
+    if args.prune:
+        removed = versions.prune(store, args.keep, lock=lock, write=write)
+        names = f"{len(removed)}: {', '.join(removed)}"
+        print(f"{'removed' if write else 'would remove'} {names}" if removed else "nothing to remove")
+        return
+    left, now = versions.roll_back(store, args.rollback or None, write=write)
+    if write:
+        print(f"{now} is current again, {left} is not; readers follow with their next refresh")
+    else:
+        print(f"{now} would be current again, {left} would not")
 
 
 def check_metrics(metrics: str) -> None:

@@ -33,13 +33,13 @@ if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "c
 
 from detection import models
 from jobs import cli
-from jobs.runs.gpu import check_device
+from jobs.runs.gpu import found_device
 from jobs.training import flags, launch, loop
 from sources.arguments import above_zero, natural, number, share
 from store.errors import UserError
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__)
     parser.add_argument("--model", required=True, help="name of a detector in detection.models")
     parser.add_argument(
@@ -65,7 +65,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         steps=1000, batch_size=8, lr=1.2e-3, weight_decay=0.02, warm_up=60, drops="0.7,0.9", save_every=100,
         minutes=math.inf,
     )  # fmt: skip
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    return parser().parse_args(argv)
 
 
 def zoom(text: str) -> tuple[float, float]:
@@ -80,7 +84,7 @@ def train(argv: list[str], world: launch.World) -> int:
     from jobs.training.detector import DetectorTraining  # brings torch and cv2
 
     args = parse(argv)
-    check_device(args.device)
+    args.device = found_device(args.device)
     try:
         spec = models.named(args.model)
     except ValueError as error:

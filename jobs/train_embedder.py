@@ -23,7 +23,7 @@ if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "c
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from jobs import cli
-from jobs.runs.gpu import check_device
+from jobs.runs.gpu import found_device
 from jobs.runs.yaml_text import parse_yaml
 from jobs.training import flags, launch, loop
 from jobs.training.flags import EVERY_STAGE
@@ -34,7 +34,7 @@ from sources.arguments import above_zero, amount, minutes, natural, number, posi
 from store.errors import UserError
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__)
     text = "an embedder of retrieval.models by name, timm:ID, or an entry of a run file, {name: …, timm: ID, pool: cls}"
     parser.add_argument("--model", required=True, help=text)
@@ -58,7 +58,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.set_defaults(
         steps=600, batch_size=32, lr=1e-3, weight_decay=0.01, warm_up=30, drops="0.6,0.85", save_every=50
     )
-    return finish(parser, parser.parse_args(argv))
+    return parser
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    line = parser()
+    return finish(line, line.parse_args(argv))
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -156,7 +161,7 @@ def train(argv: list[str], world: launch.World) -> int:
     from jobs.training.embedder import EmbedderTraining  # brings torch and timm
 
     args = parse(argv)
-    check_device(args.device)
+    args.device = found_device(args.device)
     return loop.train(EmbedderTraining(args, spec_of(args), world), args, world)
 
 

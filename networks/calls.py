@@ -3,7 +3,7 @@
 The class is imported from the packages installed, from PYTHONPATH, or from the folder that the command was started in.
 It is made as `Class(**args)`, with `device` too where it takes one. That is running code: a run file with a `call` is
 trusted as much as a program. What the driver must know of the object (`version`, sizes, names) is asked of it in a
-process of its own, so that no package of networks is imported beside FAISS.
+process of its own, for the driver does without packages of networks, which take seconds and gigabytes.
 """
 
 import importlib

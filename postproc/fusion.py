@@ -183,7 +183,7 @@ def rank_within(groups: np.ndarray) -> np.ndarray:
 class ItemRule:
     """Which fused boxes are items, and which categories an item may have."""
 
-    score_threshold: float  # the least score of an item
+    score_threshold: float | np.ndarray  # the least score of an item, for all fused boxes or one for each, (M,)
     iou_threshold: float  # of boxes of any category that overlap by more, the best is an item
     max_per_image: int  # items of a photo, at most
     hypotheses: int  # categories of an item, its own included, at most; at least 1

@@ -41,6 +41,16 @@ class Hypotheses:
         """(N, H) bool: which entries are hypotheses, and not padding."""
         return self.category_id > 0
 
+    @property
+    def shares(self) -> np.ndarray:
+        """(N, H) float64: each score over the sum of the item's, its probability where scores are; 0 for padding.
+
+        >>> Hypotheses(np.array([[9, 1]]), np.array([[0.5, 0.25]])).shares.round(2).tolist()
+        [[0.67, 0.33]]
+        """
+        total = self.score.sum(axis=1, keepdims=True, dtype=np.float64)
+        return np.divide(self.score, total, out=np.zeros(self.score.shape), where=total > 0)
+
 
 def hypotheses_of(
     boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, image: np.ndarray, kept: np.ndarray,

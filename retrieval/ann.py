@@ -1,4 +1,4 @@
-"""Approximate nearest rows of a gallery by inner product: queries in, similarities and ids out; FAISS, never torch.
+"""Approximate nearest rows of a gallery by inner product: queries in, similarities and ids out; FAISS, without torch.
 
 A folder of `retrieval.ann_build`'s files is one version of a gallery and never changes; `with_changes` writes the next.
 The index only proposes: every similarity is computed from vectors.npy, so all kinds agree on it to the last bit.
@@ -15,7 +15,7 @@ import numpy as np
 from postproc.neighbours import nearest, pair_products
 from retrieval.ann_build import build, checked_ids, fill, grow_graph, unit_block
 from retrieval.ann_files import check_digest, read_array, read_index, write_index, write_rows
-from retrieval.ann_lists import PartLists, Renumbered, without_rows, write_lists
+from retrieval.ann_lists import PartLists, Renumbered, packed, without_rows, write_lists
 from retrieval.ann_plan import EXACT_BLOCK, FILL_BLOCK, SPARE, IndexPlan, faiss_threads
 
 faiss: Any = _faiss  # FAISS' type stubs are incomplete
@@ -32,9 +32,12 @@ class AnnIndex:
     `dead` (M,) int64 are rising row numbers.
     """
 
-    def __init__(self, plan: IndexPlan, index: Any, vectors: np.ndarray, ids: np.ndarray, dead: np.ndarray) -> None:
+    def __init__(
+        self, plan: IndexPlan, index: Any, searched: Any, vectors: np.ndarray, ids: np.ndarray, dead: np.ndarray
+    ) -> None:
         self.plan, self.vectors, self.ids, self.dead = plan, vectors, ids, dead
-        self.faiss_index = index  # None for flat
+        self.faiss_index = index  # as index.faiss has it; None for flat
+        self._searched = searched  # `packed` for searching
         self._is_dead = np.zeros(len(ids), bool)
         self._is_dead[dead] = True
 
@@ -76,11 +79,12 @@ class AnnIndex:
                 found, wanted = f"{index.ntotal:,} x {index.d} rows", f"{plan.kind} of {len(ids):,} x {plan.dim}"
                 reason = f"index.faiss is {kind} of {found}, want {wanted}"
                 raise ValueError(f"{folder}: {reason}; the files belong to different versions")
-        return AnnIndex(plan, index, vectors, ids, dead)
+        return AnnIndex(plan, index, packed(index), vectors, ids, dead)
 
     def with_parameters(self, **parameters: Any) -> "AnnIndex":
         """The same files, searched with other parameters of the plan."""
-        return AnnIndex(replace(self.plan, **parameters), self.faiss_index, self.vectors, self.ids, self.dead)
+        plan = replace(self.plan, **parameters)
+        return AnnIndex(plan, self.faiss_index, self._searched, self.vectors, self.ids, self.dead)
 
     @property
     def rows(self) -> int:
@@ -166,7 +170,7 @@ class AnnIndex:
             parameters = faiss.SearchParametersIVF(nprobe=min(plan.nprobe * effort, plan.n_lists))
             if plan.code_bytes:
                 parameters = faiss.SearchParametersPreTransform(index_params=parameters)
-        _, rows = self.faiss_index.search(queries, count, params=parameters)
+        _, rows = self._searched.search(queries, count, params=parameters)
         if len(self.dead):
             rows[self._is_dead[rows] & (rows >= 0)] = -1
         return rows

@@ -1,4 +1,4 @@
-"""Building a gallery's index: unit rows and an `IndexPlan` in, the files of `AnnIndex` out; FAISS, never torch.
+"""Building a gallery's index: unit rows and an `IndexPlan` in, the files of `AnnIndex` out; FAISS, without torch.
 
     vectors.npy   (N, D) float32 or float16, unit length; exact similarities are computed from these rows
     ids.npy       (N,) int64, the id of each row; no two living rows share one
@@ -6,7 +6,8 @@
     dead.npy      row numbers removed since, rising; not there when there are none
 
 `train`, `fill` and `merge` are steps of a cluster's job: bytes and paths in, bytes and paths out, nothing kept.
-With the same seed, threads and order of input they give the same bytes. Every file appears whole or not at all.
+With the same seed, threads and order of input they give the same bytes, and a graph does so with any number of threads.
+Every file appears whole or not at all.
 """
 
 import tempfile
@@ -19,11 +20,12 @@ import numpy as np
 
 from retrieval.ann_files import opened, read_array, sealed, write_index, write_rows
 from retrieval.ann_lists import PartLists, part_bytes, write_lists
-from retrieval.ann_plan import CODE_SAMPLE, FILL_BLOCK, PART_ROWS, IndexPlan, faiss_threads
+from retrieval.ann_plan import CODE_BITS, CODE_SAMPLE, FILL_BLOCK, PART_ROWS, IndexPlan, faiss_threads
 
 faiss: Any = _faiss  # FAISS' type stubs are incomplete
 LIST_ROUNDS, CODE_ROUNDS = 10, 10  # of k-means: for the clusters, for the code book
 ROTATION_ROUNDS, ROTATION_STEPS = 10, 4  # of OPQ, and of k-means inside each; the first has CODE_ROUNDS
+SUPER_FROM = 32  # numbers a row from which FAISS has SuperKMeans, which compares some of them first
 UNIT_TOLERANCE = 0.01  # rows stored in float16 are of unit length within this
 
 
@@ -31,12 +33,12 @@ def train(chosen: IndexPlan, sample: np.ndarray, seed: int = 0) -> bytes:
     """Learn the clusters of an IVF kind, and the rotation and code book of `ivf_pq`, from a sample of the gallery.
 
     `sample` (S, D) are float32 unit rows drawn at random from the whole gallery: best `chosen.train_rows` of them, at
-    least as many as clusters (256 for ivf_pq). Returns an empty index for `fill` and `merge`: FAISS' bytes with our
+    least as many as clusters (16 for ivf_pq). Returns an empty index for `fill` and `merge`: FAISS' bytes with our
     digest behind. Raises ValueError for another kind, and rows of another width, not of unit length, or too few.
     """
     if not chosen.kind.startswith("ivf"):
         raise ValueError(f"train: {chosen.kind} learns nothing; want ivf_flat or ivf_pq")
-    least = max(chosen.n_lists, 256 if chosen.code_bytes else 1)
+    least = max(chosen.n_lists, 1 << CODE_BITS if chosen.code_bytes else 1)
     if len(sample) < least:
         wish = f"want at least {least}, best {chosen.train_rows}"
         raise ValueError(f"train: {len(sample)} sample rows for {chosen.n_lists} clusters; {wish}")
@@ -107,7 +109,7 @@ def build(
     """
     vectors = read_array(folder / "vectors.npy", 2, (np.float32, np.float16))
     if chosen.kind == "hnsw":
-        write_index(_insert(_empty_graph(chosen, seed), vectors), folder / "index.faiss")
+        write_index(_insert(_empty_graph(chosen, seed), vectors, chosen.threads), folder / "index.faiss")
     elif chosen.kind.startswith("ivf"):
         draw = np.random.default_rng(seed).choice
         rows = np.sort(draw(len(vectors), min(chosen.train_rows, len(vectors)), replace=False))
@@ -173,18 +175,20 @@ def _untrained(chosen: IndexPlan, seed: int) -> tuple[Any, Any]:
     if not chosen.code_bytes:
         index = faiss.IndexIVFFlat(centres, width, chosen.n_lists, faiss.METRIC_INNER_PRODUCT)
     else:
-        index = faiss.IndexIVFPQ(centres, width, chosen.n_lists, chosen.code_bytes, 8, faiss.METRIC_INNER_PRODUCT)
-        _set_kmeans(index.pq.cp, seed, CODE_ROUNDS, CODE_SAMPLE // 256)
+        n_codes = chosen.code_bytes * 8 // CODE_BITS
+        index = faiss.IndexIVFPQ(centres, width, chosen.n_lists, n_codes, CODE_BITS, faiss.METRIC_INNER_PRODUCT)
+        _set_kmeans(index.pq.cp, seed, CODE_ROUNDS, CODE_SAMPLE >> CODE_BITS)
     index.own_fields = True
     centres.this.disown()
     _set_kmeans(index.cp, seed, LIST_ROUNDS, 256)
+    index.cp.use_super_kmeans = width >= SUPER_FROM
     if not chosen.code_bytes:
         return index, None
-    rotation = faiss.OPQMatrix(chosen.dim, chosen.code_bytes, chosen.code_dim)
+    rotation = faiss.OPQMatrix(chosen.dim, n_codes, chosen.code_dim)
     rotation.niter, rotation.niter_pq, rotation.niter_pq_0 = ROTATION_ROUNDS, ROTATION_STEPS, CODE_ROUNDS
     rotation.max_train_points = CODE_SAMPLE
-    book = faiss.ProductQuantizer(chosen.code_dim, chosen.code_bytes, 8)
-    _set_kmeans(book.cp, seed, CODE_ROUNDS, CODE_SAMPLE // 256)
+    book = faiss.ProductQuantizer(chosen.code_dim, n_codes, CODE_BITS)
+    _set_kmeans(book.cp, seed, CODE_ROUNDS, CODE_SAMPLE >> CODE_BITS)
     rotation.pq = book  # FAISS borrows it: the caller holds it while the rotation learns
     return faiss.IndexPreTransform(rotation, index), book
 
@@ -207,12 +211,12 @@ def grow_graph(index: Any, chosen: IndexPlan, vectors: np.ndarray) -> Any:
     """A copy in memory of a graph, which may be mapped, with more rows."""
     copy = faiss.deserialize_index(faiss.serialize_index(index))
     copy.hnsw.efConstruction = chosen.ef_build
-    return _insert(copy, vectors)
+    return _insert(copy, vectors, chosen.threads)
 
 
-def _insert(index: Any, vectors: np.ndarray) -> Any:
-    """The graph with more rows, inserted by one thread: with several, the links would depend on their race."""
-    with faiss_threads(1):
+def _insert(index: Any, vectors: np.ndarray, threads: int) -> Any:
+    """The graph with more rows; FAISS gives the same links for any number of threads."""
+    with faiss_threads(threads):
         for start in range(0, len(vectors), FILL_BLOCK):
             index.add(unit_block("build", vectors[start : start + FILL_BLOCK], index.d, start))
     return index

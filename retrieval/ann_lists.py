@@ -15,6 +15,7 @@ import faiss as _faiss
 import numpy as np
 
 from retrieval.ann_files import hash_of, opened, sealed, writing_sealed
+from retrieval.ann_plan import BLOCK_ROWS, CODE_BITS
 from store.files import hasher
 
 faiss: Any = _faiss  # FAISS' type stubs are incomplete
@@ -101,6 +102,20 @@ def part_bytes(trained: bytes, index: Any) -> bytes:
     rows, codes = (rows.tobytes() for _, rows in clusters), (codes.tobytes() for codes, _ in clusters)
     data = b"".join([head, lists.sizes.tobytes(), *rows, *codes])
     return data + hasher(data).digest()
+
+
+def packed(index: Any) -> Any:
+    """A mapped index as it is searched: 4-bit codes are copied into the blocks that FastScan compares, in memory.
+
+    FAISS neither maps such blocks nor takes rows out of them, so the file keeps plain codes. The copy needs the mapped
+    index, for its rotation and centres. Any other index, codes of 8 bits of earlier releases included, is itself.
+    """
+    if not isinstance(index, faiss.IndexPreTransform):
+        return index
+    inverted = faiss.downcast_index(faiss.extract_index_ivf(index))
+    if inverted.pq.nbits != CODE_BITS:
+        return index
+    return faiss.IndexPreTransform(index.chain.at(0), faiss.IndexIVFPQFastScan(inverted, BLOCK_ROWS))
 
 
 def without_rows(index: Any) -> bytes:

@@ -16,11 +16,14 @@ faiss: Any = _faiss  # FAISS' type stubs are incomplete
 KINDS = ("flat", "hnsw", "ivf_flat", "ivf_pq")
 SPARE = 8  # candidates beyond k that every approximate kind is asked for
 EXACT_UNTIL = 20_000  # rows up to which `auto` compares all of them: some milliseconds a query
-GRAPH_UNTIL = 200_000  # rows up to which `auto` takes the graph, which one thread builds row by row
+GRAPH_UNTIL = 200_000  # rows up to which `auto` takes the graph, whose building takes longest
 FEWEST = 1_000  # rows below which clustering is refused
 MOST_LISTS = 65_536
 ROWS_A_LIST = 39  # of the training sample, for each cluster: FAISS warns of poor centres below
 CODE_SAMPLE = 16_384  # rows that OPQ and the code book are learned from
+CANDIDATES = 32  # of k: rows that codes propose before `tune` has looked
+CODE_BITS = 4  # for each group of numbers; FastScan compares such codes in registers
+BLOCK_ROWS = 32  # of a cluster, that FastScan compares at once
 FILL_BLOCK = 8_192  # rows put into an index at once
 PART_ROWS = 262_144  # rows of a part, unless the caller cuts the gallery otherwise
 EXACT_BLOCK = 16_384  # rows that exact search compares at once
@@ -43,8 +46,8 @@ class IndexPlan:
     ef_search: int = 0  # hnsw: candidates held while searching
     k_factor: int = 1  # candidates compared exactly, as a multiple of k
     train_rows: int = 0  # ivf: rows wanted in the training sample
-    # while searching, with every page of index and ids touched; the approximate kinds also read pages of vectors.npy,
-    # k_factor x k rows a query, which the system can take back
+    # while searching, with every page of index and ids touched; the system can take back pages of vectors.npy, of which
+    # the approximate kinds read k_factor x k rows a query, and of index.faiss once ivf_pq's codes are packed from it
     memory_mb: float = 0
     build_mb: float = 0  # of the most expensive step of building: training, filling one part, or the graph
     disk_mb: float = 0  # index, vectors and ids
@@ -55,10 +58,9 @@ def plan(kind: str, rows: int, dim: int, *, budget_mb: float, threads: int = 1, 
     """Choose an index's parameters within a memory budget; the same choice on every machine.
 
     `kind` is flat, hnsw, ivf_flat, ivf_pq or auto; `rows` is N of the gallery, from 0, `dim` D, from 1. `budget_mb` is
-    what searching, and each step of building, may hold, in 10^6 bytes. `threads` train, fill and search, but
-    one builds the graph: with more, its links would depend on their race. A number in vectors.npy has 4 or 2
-    `vector_bytes`. Raises ValueError for an unknown kind, or one that does not fit the rows or the budget, with the
-    kinds that do.
+    what searching, and each step of building, may hold, in 10^6 bytes. `threads` train, fill and search. A number in
+    vectors.npy has 4 or 2 `vector_bytes`. Raises ValueError for an unknown kind, or one that does not fit the rows or
+    the budget, with the kinds that do.
 
     >>> small = plan("auto", 5_000, 64, budget_mb=100)
     >>> small.kind, round(small.disk_mb, 2)     # 5,000 x (64 x 4 + 8) bytes
@@ -125,15 +127,15 @@ def _candidates(kind: str, rows: int, dim: int, threads: int) -> Iterator[IndexP
 
 
 def _clustered(base: IndexPlan, n_lists: int, code: int) -> IndexPlan:
-    what = f"{code} bytes a row, {16 if code else 1} x k candidates compared exactly" if code else "rows kept whole"
+    what = f"{code} bytes a row, {CANDIDATES} x k candidates compared exactly" if code else "rows kept whole"
     return replace(
         base,
         n_lists=n_lists,
         nprobe=max(1, n_lists // 64),
         code_bytes=code,
-        code_dim=code * min(8, base.dim // code) if code else 0,
-        k_factor=16 if code else 1,
-        train_rows=min(base.rows, max(ROWS_A_LIST * n_lists, min(CODE_SAMPLE, ROWS_A_LIST * 256))),
+        code_dim=2 * code * max(1, min(4, base.dim // (2 * code))) if code else 0,
+        k_factor=CANDIDATES if code else 1,
+        train_rows=min(base.rows, max(ROWS_A_LIST * n_lists, CODE_SAMPLE if code else 0)),
         why=f"{n_lists} clusters of some {base.rows // n_lists} rows, {what}",
     )
 
@@ -153,11 +155,12 @@ def _with_sizes(sizeless: IndexPlan, vector_bytes: int) -> IndexPlan:
     if sizeless.kind == "flat":
         memory, build = vectors + ids + 8 * min(EXACT_BLOCK, n) * dim, 0
     elif sizeless.kind == "hnsw":
-        memory, build = index + ids, index + n + min(block, 4 * n * dim)
+        memory, build = index + ids, index + n * sizeless.threads + min(block, 4 * n * dim)
     else:
         row = index_row_bytes(sizeless)
         train = sizeless.train_rows * 4 * (2 * dim + sizeless.code_dim) + index - n * row
         memory, build = index + ids, max(train, 3 * min(PART_ROWS, n) * row + 2 * block)
+        memory += sizeless.n_lists * sizeless.code_bytes * BLOCK_ROWS // 2  # the last block of a cluster is half empty
     return replace(sizeless, memory_mb=memory / 1e6, build_mb=build / 1e6, disk_mb=(index + vectors + ids) / 1e6)
 
 
@@ -179,7 +182,7 @@ def index_row_bytes(chosen: IndexPlan) -> int:
 def index_bytes(chosen: IndexPlan) -> int:
     """Bytes of index.faiss: the rows, the clusters' centres, the rotation and the code book."""
     centres = chosen.n_lists * (4 * (chosen.code_dim or chosen.dim) + 8)
-    codes = 4 * chosen.dim * chosen.code_dim + 4 * 256 * chosen.code_dim
+    codes = 4 * chosen.dim * chosen.code_dim + (4 << CODE_BITS) * chosen.code_dim
     return chosen.rows * index_row_bytes(chosen) + centres + codes
 
 

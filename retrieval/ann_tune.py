@@ -73,6 +73,8 @@ def tune(index: AnnIndex, queries: np.ndarray, target: float = 0.95, k: int = 10
     options: list[tuple[float, dict[str, Any]]] = []
     highest = 0.0
     for parameters in _settings(index.plan):
+        if options and _bytes_read(replace(index.plan, **parameters), 0) > min(options, key=_cost)[0]:
+            break  # the settings that follow read even more
         recalls = _recall_by_factor(index.with_parameters(**parameters), queries, kth_similarity, k)
         highest = max(highest, recalls.max())
         for factor, reached in zip(FACTORS, recalls.tolist(), strict=True):
@@ -82,13 +84,19 @@ def tune(index: AnnIndex, queries: np.ndarray, target: float = 0.95, k: int = 10
     if not options:
         reason = f"recall {target} is not reached, {highest:.3f} at the most"
         raise ValueError(f"tune: {reason}; want a plan of more bytes a row or links")
-    return min(options, key=lambda option: option[0])[1]
+    return min(options, key=_cost)[1]
+
+
+def _cost(option: tuple[float, dict[str, Any]]) -> float:
+    return option[0]
 
 
 def _settings(plan: IndexPlan) -> list[dict[str, Any]]:
+    """The settings to try, the cheapest first."""
     if plan.kind == "hnsw":
         return [{"ef_search": ef} for ef in (16, 32, 64, 128, 256, 512)]
-    return [{"nprobe": 1 << power} for power in range(plan.n_lists.bit_length())]
+    counts = [1, *(count << power for power in range(plan.n_lists.bit_length()) for count in (2, 3))]
+    return [{"nprobe": count} for count in counts if count <= plan.n_lists]
 
 
 def _recall_by_factor(index: AnnIndex, queries: np.ndarray, kth_similarity: np.ndarray, k: int) -> np.ndarray:

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from postproc.hypotheses import Hypotheses
 from postproc.places import places
 from retrieval import steps
 from retrieval.ann import AnnIndex
@@ -107,12 +108,13 @@ class _Opened:
         item_ids, place = items["id"].to_numpy(), np.zeros(len(self.ids), np.int64)
         if not len(item_ids):
             nothing = np.zeros(0, np.int64)
-            return GalleryFacts(nothing, np.zeros(0), nothing, nothing)
+            return GalleryFacts(Hypotheses.own(nothing, nothing), np.zeros(0), nothing, nothing)
         place = np.minimum(np.searchsorted(item_ids, self.ids), len(item_ids) - 1)
         products = items["product_id"].to_numpy(zero_copy_only=False).astype(str)[place]
         names, product = np.unique(products, return_inverse=True)
         category_id, score, photo = (items[name].to_numpy()[place] for name in ("category_id", "score", "image_id"))
-        return GalleryFacts(category_id, score, photo, np.where(names[product] == "", -1, product))
+        own = Hypotheses.own(category_id, np.ones(len(category_id)))
+        return GalleryFacts(own, score, photo, np.where(names[product] == "", -1, product))
 
 
 class Gallery:
@@ -201,10 +203,20 @@ class Gallery:
 
     def lookup(self, ids: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """The rows of items.parquet with these ids (N,), as `search` gives them; {} for -1 and ids not in it."""
+        rows = {row["id"]: row for row in self.table(ids).to_pylist()}
+        return [dict(rows.get(one, {})) for one in np.asarray(ids, np.int64).reshape(-1).tolist()]
+
+    def table(self, ids: Sequence[int] | np.ndarray, similarity: np.ndarray | None = None) -> pa.Table:
+        """`lookup` as a table, for `to_pandas()`: a row for each id (N,) that is in the gallery, in their order.
+
+        `similarity` (N,), as `search` gives it, becomes the first column.
+        """
         opened = self._opened
         place = places(opened.items["id"].to_numpy(), np.asarray(ids, np.int64).reshape(-1), opened.item_order)
-        rows = iter(opened.items.take(pa.array(place[place >= 0])).to_pylist())
-        return [next(rows) if there else {} for there in place >= 0]
+        rows = opened.items.take(pa.array(place[place >= 0]))
+        if similarity is None:
+            return rows
+        return rows.add_column(0, "similarity", pa.array(np.asarray(similarity, np.float32).reshape(-1)[place >= 0]))
 
     def vectors(self, ids: np.ndarray) -> np.ndarray:
         """(N, D') float32: the stored rows, after the steps, of ids that are in the gallery."""
@@ -235,5 +247,6 @@ def _search_lists(
     n = len(next(iter(queries.values())))
     category = np.zeros(n, np.int64) if category is None else np.asarray(category, np.int64)
     pool = max(opened.record["search"]["pool"], k)
-    rows, similarity = opened.fitted.rank(queries, category, opened.facts, top_k=k, pool=pool)
+    own = Hypotheses.own(category, np.ones(n))  # none of a query without a category, such as a text
+    rows, similarity = opened.fitted.rank(queries, own, opened.facts, top_k=k, pool=pool)
     return similarity, np.where(rows >= 0, opened.ids[np.maximum(rows, 0)] if len(opened.ids) else -1, -1)

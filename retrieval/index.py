@@ -1,4 +1,4 @@
-"""An exact index over unit rows, as bytes in FAISS' own format, which other software can search; FAISS, never torch.
+"""An exact index over unit rows, as bytes in FAISS' own format, which other software can search; FAISS, without torch.
 
 Row numbers are positions in the gallery; the caller's table says what they are. `postproc.neighbours` searches the rows
 themselves, faster than this index and with ties in row order.

@@ -79,6 +79,9 @@ SERESNEXT101_SGM = EmbedderSpec(
     "seresnext101-sgm", "seresnext101_32x4d.gluon_in1k", ("spoc", "gem", "mac"), weights="seresnext101-sgm.safetensors"
 )
 
+# file of jobs/fit_categories.py -> its sha256
+CLASSIFIERS = {"categories.safetensors": "71d04d3258885b62c44aee77cb901220b1dff0c792eb8fed2360264451438769"}
+
 PROFILES: dict[str, tuple[EmbedderSpec, ...]] = {
     "tiny": (LITE0_SG, LITE1_GM, LITE2_SM),
     "paper": (RESNET152_GM, SERESNEXT101_SGM),

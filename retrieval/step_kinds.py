@@ -14,6 +14,7 @@ import numpy as np
 from postproc import category_rule, detector_score, grouping, query_expansion, rank_fusion, whiten
 from postproc.concat import concat
 from postproc.dba import augment
+from postproc.hypotheses import Hypotheses
 from postproc.power import power_normalise
 from postproc.views import average_views
 from postproc.whiten import Moments, Projection
@@ -56,7 +57,7 @@ class StepKind:
         QUERIES: (queries (Q, D), gallery (N, D), options, find) -> (Q, D);
         RANKING: (queries (Q, D), gallery (N, D), options, k) -> lists;
         LIST_FUSION: (every model's lists, options, weights of the models, k) -> lists;
-        LISTS, GROUPS: (lists, options, category ids of the queries (Q,), facts) -> lists.
+        LISTS, GROUPS: (lists, options, what the Q queries may be, facts) -> lists.
     """
 
     phase: Phase  # what it works on
@@ -73,7 +74,7 @@ class StepKind:
 class GalleryFacts:
     """What is known of the gallery's items besides their embeddings, in the same order."""
 
-    category_id: np.ndarray  # (N,) int
+    hypotheses: Hypotheses  # the categories that each of the N may have
     score: np.ndarray  # (N,) float in [0, 1], the detectors'
     photo: np.ndarray  # (N,) int, equal for items of one photo
     product: np.ndarray  # (N,) int, equal for items of one product, -1 where unknown
@@ -132,11 +133,8 @@ def _detector_score(lists: Lists, options: Options, _: Any, facts: GalleryFacts)
     return detector_score.with_detector_score(*lists, facts.score, options["weight"])
 
 
-def _category(lists: Lists, options: Options, category_id: np.ndarray, facts: GalleryFacts) -> Lists:
-    ruled = category_rule.category_rule(*lists, category_id, facts.category_id, options["rule"], options["penalty"])
-    known = np.asarray(category_id)[:, None] != 0  # a query without a category, such as a text, stays as it is
-    rows, similarity = (np.where(known, new, old) for new, old in zip(ruled, lists, strict=True))
-    return rows, similarity
+def _category(lists: Lists, options: Options, query: Hypotheses, facts: GalleryFacts) -> Lists:
+    return category_rule.category_rule(*lists, query, facts.hypotheses, options["rule"], options["penalty"])
 
 
 def _group(lists: Lists, options: Options, _: Any, facts: GalleryFacts) -> Lists:
@@ -189,7 +187,7 @@ STEPS: dict[str, StepKind] = {  # `o` are the step's options
     ),
     "detector_score": StepKind(Phase.LISTS, _detector_score, {"weight": _number(0.1, -10, 10)}),
     "category": StepKind(
-        Phase.LISTS, _category, {"rule": _one_of("soft", "hard", "off"), "penalty": _number(0.1, 0, 10)},
+        Phase.LISTS, _category, {"rule": _one_of("soft", "hard", "off"), "penalty": _number(0.02, 0, 10)},
     ),
     "group": StepKind(Phase.GROUPS, _group, {"by": _one_of("product", "image")}),
 }  # fmt: skip

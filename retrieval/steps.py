@@ -25,6 +25,7 @@ import safetensors.numpy
 
 from postproc import whiten
 from postproc.features import in_blocks
+from postproc.hypotheses import Hypotheses
 from postproc.neighbours import nearest
 from postproc.whiten import Moments, Projection
 from retrieval.step_kinds import ALTERNATIVES, STEPS, Embeddings, GalleryFacts, Lists, Options, Phase, StepKind, base_of
@@ -148,14 +149,12 @@ class FittedSearch:
     # (queries, k) -> similarity, rows: an index over the one entry of `gallery`; None: all rows are compared
     find: Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]] | None = None
 
-    def rank(
-        self, queries: Embeddings, query_category_id: np.ndarray, facts: GalleryFacts, *, top_k: int, pool: int
-    ) -> Lists:
+    def rank(self, queries: Embeddings, hypotheses: Hypotheses, facts: GalleryFacts, *, top_k: int, pool: int) -> Lists:
         """Rank the gallery for every query.
 
         `queries` are model -> (Q, D) float32 unit rows as the models gave them, the models `fit` had;
-        `query_category_id` is (Q,) int, and `facts` are of the gallery's items. `top_k` results are wanted, at least 1;
-        the steps on lists see the `pool` best candidates, at least top_k.
+        `hypotheses` are the categories that each query may have, and `facts` are of the gallery's items. `top_k`
+        results are wanted, at least 1; the steps on lists see the `pool` best candidates, at least top_k.
 
         Returns rows (Q, top_k) int64, positions in the gallery, best first, -1 where there are fewer, and similarity
         (Q, top_k) float32, falling, -inf there: the cosine, or 1 - distance of `k_reciprocal`, or the score of
@@ -169,7 +168,7 @@ class FittedSearch:
                 if step.kind.phase == Phase.LIST_FUSION:
                     rows, similarity = step.kind.apply(list(per_model.values()), step.options, self.weights, k)
                 elif step.kind.phase > Phase.LIST_FUSION:
-                    rows, similarity = step.kind.apply((rows, similarity), step.options, query_category_id, facts)
+                    rows, similarity = step.kind.apply((rows, similarity), step.options, hypotheses, facts)
         padding = ((0, 0), (0, max(0, top_k - rows.shape[1])))
         rows = np.pad(rows[:, :top_k].astype(np.int64), padding, constant_values=-1)
         return rows, np.pad(similarity[:, :top_k].astype(np.float32), padding, constant_values=-np.inf)

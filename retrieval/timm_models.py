@@ -4,8 +4,8 @@
     {name: dino, timm: vit_small_patch14_dinov2.lvd142m, weights: s3://BUCKET/dino.pth, input_size: 224, pool: cls}
 
 What an entry leaves out comes from the model's own configuration. A child process reads it there
-(`retrieval.timm_networks`), for it takes torch, which never shares a process with FAISS. How a crop becomes an input is
-timm's evaluation transform: a square crop of `input_size` is enlarged by 1 / `crop` and its middle is taken.
+(`retrieval.timm_networks`), for it takes torch, which a driver does without. How a crop becomes an input is timm's
+evaluation transform: a square crop of `input_size` is enlarged by 1 / `crop` and its middle is taken.
 """
 
 import functools

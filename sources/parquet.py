@@ -29,6 +29,7 @@ from sources.folder import Origin, add_origin_arguments
 from sources.photo_facts import PhotoFacts, box_of, category_id_of, each_once, facts_of, failure_of, item_of, rows_of
 from sources.places import open_file, split_uri
 from sources.reading import Reading
+from store.arrow import numpy_dtype
 from store.categories import CategoryList
 from store.imageset import Failure, Photo
 from store.objects import ObjectMissing, StorageError
@@ -148,7 +149,8 @@ class PhotoTable:
         for name, column in zip(batch.schema.names, batch.columns, strict=True):
             values = column.to_pylist()
             if pa.types.is_float32(column.type) or pa.types.is_float16(column.type):
-                values = [None if value is None else column.type.to_pandas_dtype()(value) for value in values]
+                number = numpy_dtype(column.type).type
+                values = [None if value is None else number(value) for value in values]
             elif name in self.class_names:
                 values = [_named(value, self.class_names[name]) for value in values]
             columns[name] = values

@@ -1,6 +1,7 @@
 """Fixtures for all tests: real photos where there are any, an S3 server, and Rays apart from the machine's own.
 
-Also the last line of a run with fuzz tests: how many inputs they tried, in all processes of pytest-xdist.
+Also the last lines of a run: what tests recorded with `record_property`, and how many inputs the fuzz tests tried, in
+all processes of pytest-xdist.
 """
 
 import os
@@ -27,6 +28,9 @@ from jobs.runs import cluster, one_process
 # may need longer than the default.
 os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", "300")
 
+# ranx, an oracle of small tables, would spend minutes compiling its functions and milliseconds in them.
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")
+
 # How long an example takes says how busy the machine is, and nothing about the code. The examples are the same each
 # time, so that a failure can be seen again; `make soak` looks for others.
 RANDOM = os.environ.get("EXAMPLES") == "random"
@@ -51,6 +55,9 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            terminalreporter.write_line(f"{report.location[2]}: {name}: {value}")
     for seed, inputs in fuzzed.items():
         told = ", ".join(f"{n:,} of {kind.removeprefix('test_')}" for kind, n in sorted(inputs.items()))
         terminalreporter.write_line(f"fuzzed inputs: {told}; FUZZ_SEED={seed} repeats them")

@@ -101,7 +101,8 @@ def test_a_folder_knows_only_its_neighbours(folder: str, may_know: set[str], may
 
 
 @pytest.mark.slow
-def test_torch_and_faiss_never_meet() -> None:
+def test_search_starts_without_torch_and_models_without_faiss() -> None:
+    """Either takes seconds to import; they may share a process (tests/retrieval/test_with_torch.py)."""
     its_trade = [
         m for m in modules_of("retrieval") if m.startswith(("retrieval.index", "retrieval.ann", "retrieval.gallery"))
     ]

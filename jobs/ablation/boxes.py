@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from detection.ap_interval import Curves, interval
+from detection.average_precision import AP10_IDS
 from detection.matching import TrueBoxes
-from detection.metrics import AP10_IDS, truth_arrays
+from detection.metrics import truth_arrays
 from jobs.ablation.bench import Bench, matches
 from jobs.runs import events
 from jobs.runs.finished import FinishedRun

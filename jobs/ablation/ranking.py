@@ -98,7 +98,10 @@ def techniques(models: Sequence[str], dims: Mapping[str, int], kind: str, *, has
         Technique("k-reciprocal 20, 6, 0.3", "rank", ({"step": "k_reciprocal"},)),
         Technique("k-reciprocal 10, 3, 0.5", "rank", ({"step": "k_reciprocal", "k1": 10, "k2": 3, "lambda": 0.5},)),
         Technique("diffusion", "rank", ({"step": "diffusion"},)),
-        Technique("category, soft 0.1", "category", ({"step": "category", "rule": "soft", "penalty": 0.1},)),
+        *(
+            Technique(f"category, soft {p}", "category", ({"step": "category", "rule": "soft", "penalty": p},))
+            for p in (0.05, 0.1)
+        ),
         Technique("category, hard", "category", ({"step": "category", "rule": "hard"},)),
         Technique("one result a photo", "group", ({"step": "group", "by": "image"},)),
     ]
@@ -125,7 +128,7 @@ def judge(
     start = time.perf_counter()
     queries, gallery = data.queries, data.gallery.embeddings
     fitted = steps.fit(steps.parse(entries, list(gallery)), gallery, weights)
-    lists = fitted.rank(queries.embeddings, queries.category_id, data.facts, top_k=data.length, pool=pool)
+    lists = fitted.rank(queries.embeddings, queries.hypotheses, data.facts, top_k=data.length, pool=pool)
     search_s = time.perf_counter() - start - sum(fitted.seconds.values())
     peak_mb = events.memory()["peak_mb"] - before_mb
     seconds = [[step.name, round(fitted.seconds.get(i, 0.0), 4)] for i, step in enumerate(fitted.steps)]

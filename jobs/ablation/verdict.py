@@ -56,7 +56,8 @@ def row(
 ) -> dict[str, Any]:  # fmt: skip
     """One row of ablation.parquet, from two answers of `jobs.ablation.ranking.judge`.
 
-    `group` is base, single, greedy or removed; the last two were chosen, so they get figures on the other half too.
+    `group` is base, single, greedy, removed or tuned; the last three were chosen, so they get figures on the other half
+    too.
     `photo` and `item` (A,) are those of the judged queries.
     """
     ours, theirs = is_right(judged["ranks"]), is_right(base["ranks"])
@@ -71,7 +72,7 @@ def row(
         return line | {"helped": [], "hurt": []}
     line["difference"], line["low"], line["high"] = paired_interval(ours, theirs, photo)
     other = ~selection_half(photo)
-    if group in ("greedy", "removed") and other.any():
+    if group in ("greedy", "removed", "tuned") and other.any():
         interval = paired_interval(ours[other], theirs[other], photo[other])
         line["half_value"] = float(ours[other].mean())
         line["half_difference"], line["half_low"], line["half_high"] = interval

@@ -48,10 +48,12 @@ def _run_tasks(
     import ray  # takes seconds; a finished comparison needs none
 
     cluster.join_ray(args.threads, show_workers=True)
-    if args.device.startswith("cuda") and not ray.cluster_resources().get("GPU"):
-        raise UserError(f"--device {args.device}: the cluster has no GPU; take one of: cpu")
-    slots = max(1, int(ray.cluster_resources().get("CPU", 1)) // args.threads)
-    n_gpus = 1 if args.device.startswith("cuda") else 0
+    there = ray.cluster_resources()
+    device = args.device if args.device != "auto" else "cuda" if there.get("GPU") else "cpu"
+    if device.startswith("cuda") and not there.get("GPU"):
+        raise UserError(f"--device {device}: the cluster has no GPU; take one of: cpu")
+    slots = max(1, int(there.get("CPU", 1)) // args.threads)
+    n_gpus = 1 if device.startswith("cuda") else 0
     # max_calls: each training has a process of its own, so that its memory is freed
     task: Any = ray.remote(max_calls=1, max_retries=0, num_cpus=args.threads, num_gpus=n_gpus)(train)
     waiting = list(todo)
@@ -61,7 +63,8 @@ def _run_tasks(
             seed_run = waiting.pop(0)
             minutes = max(0.1, (ends - time.monotonic()) / 60)
             more = ["--output", f"{args.output.rstrip('/')}/{seed_run.folder}", "--minutes", f"{minutes:.2f}"]
-            more += ["--threads", str(args.threads), "--device", args.device]
+            more += ["--threads", str(args.threads), "--device", device]
+            more += ["--endpoint-url", args.endpoint_url] if args.endpoint_url else []
             running[task.remote([*crops, *seed_run.argv, *more])] = seed_run
         if not running:
             return

@@ -73,6 +73,25 @@ def lines(answer: Answer, categories: Sequence[str]) -> list[str]:
     return out
 
 
+def as_json(answer: Answer, categories: Sequence[str]) -> dict[str, Any]:
+    """The answer as plain JSON values; `reason` says why a photo was not searched, and is "" where it was."""
+    garments = [
+        {
+            "category": category_name(categories, garment.category_id), "score": garment.score, "bbox": garment.bbox,
+            "items": [_hit_as_json(hit, categories) for hit in garment.hits],
+        }
+        for garment in answer.garments
+    ]  # fmt: skip
+    found = {"items": [_hit_as_json(hit, categories) for hit in answer.hits]} if not answer.name else {}
+    return {"photo": answer.name, "text": answer.text, "reason": answer.reason, "garments": garments} | found
+
+
+def _hit_as_json(hit: Hit, categories: Sequence[str]) -> dict[str, Any]:
+    item = {name: value for name, value in hit.item.items() if name not in ("digest", "category_id")}
+    category = category_name(categories, hit.item["category_id"])
+    return {"rank": hit.rank, "similarity": hit.similarity, "category": category} | item
+
+
 def table(hits: Sequence[Hit], categories: Sequence[str]) -> list[str]:
     """A line of column names, and a line for each shop item."""
     if not hits:

@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.gallery.results import PhotoResults
 from jobs.runs import tables
+from postproc.places import places
 from retrieval.gallery import Gallery
 from retrieval.gallery_files import VERSIONS
 from store.errors import UserError
@@ -74,24 +76,30 @@ def compare(
     if retry_failed:
         processed = processed.filter(pc.equal(processed.column("reason"), ""))
     rows, new = _rows_without_results(photos, processed)
-    old = {} if before is None else _photos_of(tables.read(store, f"{VERSIONS}/{before.version}/{PHOTOS_FILE}"))
-    now = _photos_of(photos)
-    both = now.keys() & old.keys()
-    same = {image_id for image_id in both if old[image_id][0] == now[image_id][0]}
-    had_products = [image_id for image_id in both if old[image_id][1]]
-    shown = set() if before is None else set(before.items.column("image_id").to_pylist())
+    old = photos.slice(0, 0)
+    shown: np.ndarray | list[int] = []
+    if before is not None:
+        old = tables.read(store, f"{VERSIONS}/{before.version}/{PHOTOS_FILE}")
+        shown = before.items.column("image_id").to_numpy()
+    ids = photos.column("image_id").to_numpy()
+    place = places(old.column("image_id").to_numpy(), ids)
+    now, then = photos.filter(pa.array(place >= 0)), old.take(pa.array(place[place >= 0]))
+    same, renamed = ~_differ(now, then, "digest"), _differ(now, then, "product_id") | _differ(now, then, "file_name")
+    had_product, has_product = (_has_product(table) for table in (then, now))
+    kept = now.column("image_id").to_numpy()
+    unshown = same & np.isin(kept, photos_with_garments(processed, photos)) & ~np.isin(kept, shown)
     return GalleryChanges(
         photos,
-        added=len(now) - len(both),
-        changed=len(both) - len(same),
-        removed=len(old) - len(both),
-        unchanged=len(same),
-        relabelled=sum(old[image_id] != now[image_id] for image_id in same),
-        unshown=len((photos_with_garments(processed, photos) & same) - shown),
+        added=len(photos) - len(now),
+        changed=int((~same).sum()),
+        removed=len(old) - len(now),
+        unchanged=int(same.sum()),
+        relabelled=int((same & renamed).sum()),
+        unshown=int(unshown.sum()),
         rows=rows,
         new=new,
-        had_products=len(had_products),
-        products_lost=sum(not now[image_id][1] for image_id in had_products),
+        had_products=int(had_product.sum()),
+        products_lost=int((had_product & ~has_product).sum()),
     )
 
 
@@ -108,13 +116,17 @@ def _rows_without_results(photos: pa.Table, processed: pa.Table) -> tuple[dict[s
     return rows, len(seen)
 
 
-def _photos_of(table: pa.Table) -> dict[int, tuple[bytes, str, str]]:
-    """image_id -> digest, product_id, file_name."""
-    columns = (table.column(name).to_pylist() for name in ("image_id", "digest", "product_id", "file_name"))
-    return {image_id: (digest, product, name) for image_id, digest, product, name in zip(*columns, strict=True)}
+def _differ(now: pa.Table, then: pa.Table, name: str) -> np.ndarray:
+    """(N,) bool: in which rows a column differs."""
+    return pc.not_equal(now.column(name), then.column(name)).to_numpy()
 
 
-def photos_with_garments(processed: pa.Table, photos: pa.Table) -> set[int]:
-    """image_ids of the photos on which garments were found; `processed` as of `PhotoResults.photos`."""
+def _has_product(photos: pa.Table) -> np.ndarray:
+    """(N,) bool: whose product is known."""
+    return pc.not_equal(photos.column("product_id"), "").to_numpy()
+
+
+def photos_with_garments(processed: pa.Table, photos: pa.Table) -> np.ndarray:
+    """(M,) int64: ids of the photos on which garments were found; `processed` as of `PhotoResults.photos`."""
     digests = processed.filter(pc.greater(processed.column("items"), 0)).column("digest").combine_chunks()
-    return set(photos.filter(pc.is_in(photos.column("digest"), value_set=digests)).column("image_id").to_pylist())
+    return photos.filter(pc.is_in(photos.column("digest"), value_set=digests)).column("image_id").to_numpy()

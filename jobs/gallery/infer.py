@@ -1,5 +1,4 @@
-"""The gallery's models on a few photos and texts, in a process of their own, so that torch never meets FAISS and a
-photo that kills the process costs no other photo.
+"""The gallery's models on a few photos and texts, in a process of their own, whose death costs one photo alone.
 
 In: a folder with request.json (settings and categories of version.json, the device, the texts) and imageset/ (the
 photos). Out: garments.npz in it, see `PhotoGarments`. The night's shard workers detect, fuse and embed, one after the
@@ -28,7 +27,7 @@ from jobs.gallery.results import fingerprint_of
 from jobs.gallery.versions import settings_record
 from jobs.runs.catalogue import SHIPPED, choose_models
 from jobs.runs.categories import with_category_ids
-from jobs.runs.gpu import check_device
+from jobs.runs.gpu import found_device
 from jobs.runs.models import Catalogue
 from jobs.runs.pool import thread_limits
 from jobs.runs.reader import read_items
@@ -122,7 +121,8 @@ def _infer_once(
 ) -> tuple[PhotoGarments | None, str]:
     """The garments; or None and how the process ended."""
     with tempfile.TemporaryDirectory(prefix="infer-") as folder:
-        rows = (Photo(number, *photo, source="user") for number, photo in photos.items())
+        # as the gallery's own photos are processed, without what `items.query_score_threshold` adds
+        rows = (Photo(number, *photo, source="shop") for number, photo in photos.items())
         write_imageset(rows, f"{folder}/imageset", source={"adapter": "infer", "arguments": {}})
         request = {
             "settings": settings_record(settings), "categories": list(categories), "device": settings.device,
@@ -164,12 +164,7 @@ def answer(folder: Path, catalogue: Catalogue) -> None:
     detectors, embedders = choose_models(settings, catalogue)
     detectors = with_category_ids(detectors, request["categories"])
     images, output = open_imageset(folder / "imageset"), open_store(folder / "run")
-    device = request["device"]
-    if device == "auto":
-        import torch
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    check_device(device)
+    device = found_device(request["device"])
     detector_names, names = (tuple(model.name for model in models) for models in (detectors, embedders))
     embed = EmbedWorker(settings, catalogue, embedders, images, output)
     stages: list[tuple[Any, tuple[Any, ...]]] = [

@@ -26,6 +26,7 @@ from jobs.gallery import gate, versions
 from jobs.gallery.build import Built, Wanted, build, reason_to_rebuild, refusal
 from jobs.gallery.changes import PHOTOS_FILE, GalleryChanges, compare, photos_with_garments
 from jobs.gallery.results import FOLDER, PhotoResults, fingerprint_of, harvest, keep_results
+from jobs.gallery.versions import NIGHTS, WORK
 from jobs.runs import tables
 from jobs.runs.catalogue import choose_models
 from jobs.runs.categories import remarks, resolve
@@ -48,7 +49,7 @@ from store.imageset_write import write_imageset
 from store.joined import open_imagesets
 from store.objects import ObjectStore, open_store
 
-WORK, COPIES, NIGHTS = "work", "copies", "nights"
+COPIES = "copies"
 WORK_RECORD = "night.json"  # what the run in work/ is about
 WORK_PHOTOS = "photos.parquet"  # shard, image_id, digest of the photos in work/
 FILES = ("vectors.npy", "ids.npy", "index.faiss", "dead.npy", "items.parquet", "steps.safetensors", PHOTOS_FILE)
@@ -312,7 +313,8 @@ def gate_figures(
     night: Night, built: Built, changes: GalleryChanges, before: Gallery | None, failed: int
 ) -> list[gate.Figure]:
     """Every figure but that of the copies, which needs the version opened."""
-    own, found = night.settings.gallery, photos_with_garments(night.results.photos(), changes.photos)
+    own = night.settings.gallery
+    found = set(photos_with_garments(night.results.photos(), changes.photos).tolist())
     shown = set() if before is None else set(before.items.column("image_id").to_pylist())
     had = shown & set(changes.photos.column("image_id").to_pylist())
     return [

@@ -47,6 +47,10 @@ class PhotoGarments:
     def __len__(self) -> int:
         return len(self.photo)
 
+    def at_least(self, score: float) -> "PhotoGarments":
+        """Those that the detectors give this score or more."""
+        return self.select(np.flatnonzero(self.score >= score))
+
     def select(self, rows: np.ndarray) -> "PhotoGarments":
         columns = {name: getattr(self, name)[rows] for name in NOTHING}
         return PhotoGarments(**columns, failed=self.failed, texts=self.texts)

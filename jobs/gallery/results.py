@@ -42,6 +42,7 @@ def fingerprint_of(settings: Settings, models: Sequence[Model], *, hypotheses: b
     """
     codes = {stage: CODES[stage] for stage in ("detect", "fuse", "embed")}
     items = record(settings.items)
+    del items["query_score_threshold"]  # of consumers' photos
     if not hypotheses:
         codes["fuse"] = FUSE_BEFORE
         items = {name: value for name, value in items.items() if not name.startswith("hypothes")}

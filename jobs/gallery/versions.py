@@ -32,6 +32,7 @@ from store.errors import UserError
 from store.objects import HIDDEN, ObjectStore
 
 GRACE_S = 24 * 3600.0  # a reader may hold a version this long after it was superseded
+WORK, NIGHTS = "work", "nights"  # folders: the run of a night's models while it lasts, and the summaries of nights
 HISTORY = 200  # publications that CURRENT records
 YEAR_9999 = 253_370_764_800  # seconds since 1970; no date can be shown after it
 BUILD_PREFIX = f"{HIDDEN}gallery-"  # of the folder a version is built in: on the gallery's disk, or this machine's
@@ -185,8 +186,10 @@ def _times(history: list[dict[str, Any]]) -> tuple[dict[str, float], dict[str, f
     return came, {name: at for name, at in went.items() if at > came[name] or name != history[-1]["version"]}
 
 
-def roll_back(store: ObjectStore, to: str | None = None) -> tuple[str, str]:
+def roll_back(store: ObjectStore, to: str | None = None, *, write: bool = True) -> tuple[str, str]:
     """Point to the version before the current, or to one by name; returns the version left and the one current now.
+
+    Without `write` both are only told.
 
     Raises:
         UserError: there is none to go back to.
@@ -210,7 +213,8 @@ def roll_back(store: ObjectStore, to: str | None = None) -> tuple[str, str]:
         raise UserError(f"{store.uri}: the gate refused {to}, see versions/{to}/version.json; {advice}")
     if to == left:
         raise UserError(f"{store.uri}: {to} is current already")
-    point_to(store, to, data, why="rolled back")
+    if write:
+        point_to(store, to, data, why="rolled back")
     return left, to
 
 
@@ -230,7 +234,13 @@ def _stack(history: list[dict[str, Any]]) -> list[str]:
 
 
 def prune(
-    store: ObjectStore, keep: int, *, lock: Lock | None = None, grace_s: float = GRACE_S, now: float | None = None
+    store: ObjectStore,
+    keep: int,
+    *,
+    lock: Lock | None = None,
+    grace_s: float = GRACE_S,
+    now: float | None = None,
+    write: bool = True,
 ) -> list[str]:
     """Remove all but the newest `keep` versions, and what a killed run left; returns the names of what was removed.
 
@@ -242,6 +252,7 @@ def prune(
     Args:
         keep: whole versions to keep, at least 1; the current one counts, those that the gate refused do not.
         lock: held, and checked before every version is removed; None: nobody else can be at work.
+        write: False only names the versions.
 
     Raises:
         GalleryError: CURRENT or its history cannot be read, so nobody knows what serves, or what did lately.
@@ -262,10 +273,14 @@ def prune(
                 continue
         elif now - (row.until or row.since or written_at(row.name)) < grace_s:
             continue
+        removed.append(row.name)
+        if not write:
+            continue
         if lock is not None:
             check_file(lock)
         _remove(store, row)
-        removed.append(row.name)
+    if not write:
+        return removed
     if lock is not None:
         check_file(lock)
     return removed + sweep(store)

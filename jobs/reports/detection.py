@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from detection import metrics
+from detection.average_precision import AP10_IDS
 from detection.matching import TrueBoxes
 from jobs.reports import certainty, charts
 from jobs.reports.charts import Chart
@@ -112,7 +113,7 @@ def examine(
                     _add_fused(result, true, boxes, judged)
     result.curves = {name: _curves(shards, n) for name, shards in matched.items() if shards}
     if matched.get("fused"):
-        means = {"AP50": range(1, n + 1)} | ({"AP10_50": metrics.AP10_IDS} if categories == DEEPFASHION2 else {})
+        means = {"AP50": range(1, n + 1)} | ({"AP10_50": AP10_IDS} if categories == DEEPFASHION2 else {})
         result.intervals = certainty.ap50_intervals(matched["fused"], fused_photos, means)
     return result if n_items and result.curves else None
 

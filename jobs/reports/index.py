@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from detection.metrics import AP10_IDS
+from detection.average_precision import AP10_IDS
 from jobs.reports.figures import BOXES, accuracy_at, final_list, final_name, judged_models, other_tops
 from jobs.reports.pages import count, duration, percent, title_of
 from jobs.runs.run_record import digests, read_record

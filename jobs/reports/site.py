@@ -292,6 +292,7 @@ def _of_detection_and_retrieval(contents: Contents) -> dict[str, Any]:
         "categories": figures.ap_categories(metrics),
         "has_ten": contents.categories == DEEPFASHION2,
         "images": figures.judged_images(metrics),
+        "item_categories": metrics.get("item_categories"),
         "result": contents.detection,
         "min_score": detection.MIN_SCORE,
         "picture_name": detection.picture_name,

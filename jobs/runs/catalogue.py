@@ -135,10 +135,7 @@ def _with_weights(spec: Any, folder: ObjectStore, settings: Settings) -> Model:
         return Model(spec.name, spec, found, "")
     if not spec.weights:
         return _published(spec, settings)
-    own = re.match(r"[a-zA-Z0-9]+://|/|\.\.?/|~/", spec.weights) is not None  # its own place, not the weights folder
-    place, name = os.path.split(os.path.expanduser(spec.weights)) if own else ("", spec.weights)
-    if own:
-        folder = open_store(place, endpoint_url=settings.storage.endpoint_url)
+    folder, place, name = place_of_weights(spec, folder, settings)
     try:
         exists = folder.exists(name)
     except ValueError as error:
@@ -152,6 +149,17 @@ def _with_weights(spec: Any, folder: ObjectStore, settings: Settings) -> Model:
         "them (jobs/train_detector.py, jobs/train_embedder.py), or try the pipeline out with "
         "--set allow_random_weights=true"
     )
+
+
+def place_of_weights(spec: Any, folder: ObjectStore, settings: Settings) -> tuple[ObjectStore, str, str]:
+    """Where a spec's file of weights should lie: the store, the path or URI of a folder of its own, the file's name.
+
+    `folder` is that of all weights, where a file without a folder of its own ("") lies.
+    """
+    if not re.match(r"[a-zA-Z0-9]+://|/|\.\.?/|~/", spec.weights):
+        return folder, "", spec.weights
+    place, name = os.path.split(os.path.expanduser(spec.weights))
+    return open_store(place, endpoint_url=settings.storage.endpoint_url), place, name
 
 
 def _published(spec: Any, settings: Settings) -> Model:

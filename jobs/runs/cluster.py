@@ -3,7 +3,9 @@
 Ray is imported only where it is used: a run with nothing to do needs none.
 """
 
+import asyncio
 import contextlib
+import json
 import math
 import os
 import re
@@ -16,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jobs.runs import autoscaler
 from jobs.runs.pool import Share
 from jobs.runs.settings import Settings
 from jobs.runs.versions import our_code, refuse_other_versions, versions
@@ -36,15 +39,15 @@ def start_ray(settings: Settings) -> None:
     """
     actors = (settings.actors, settings.detect.actors, settings.embed.actors)
     wanted = max((n for n in actors if isinstance(n, int)), default=1)
-    join_ray(n_cpus=wanted * settings.threads_per_actor)
+    join_ray(n_cpus=wanted * settings.threads_per_actor, output=settings.output)
     same_on_all_nodes()
 
 
-def join_ray(n_cpus: int = 1, *, show_workers: bool = False) -> None:
+def join_ray(n_cpus: int = 1, *, show_workers: bool = False, output: str = "") -> None:
     """Join the cluster RAY_ADDRESS names (or `ray start` left on this machine), or start one here; once per process.
 
     A Ray of our own says that it has `n_cpus` where the machine has fewer: with one thread each, workers share cores.
-    With `show_workers`, what they print comes here.
+    With `show_workers`, what they print comes here. `output` goes into the job's metadata on a cluster.
     """
     global started_here
     if not os.environ.get("RAY_ADDRESS"):
@@ -53,6 +56,7 @@ def join_ray(n_cpus: int = 1, *, show_workers: bool = False) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_agent_register_timeout_ms", "120000")  # a busy machine starts Ray's helpers slowly
     import ray
+    from ray.job_config import JobConfig
 
     if ray.is_initialized():
         return
@@ -63,8 +67,10 @@ def join_ray(n_cpus: int = 1, *, show_workers: bool = False) -> None:
     if address and not silence:
         try:
             with _signals_kept():
-                ray.init(**quiet)
+                ray.init(job_config=JobConfig(metadata={"output": output} if output else {}), **quiet)
             started_here = False
+            if output:
+                _tell_submission(output)
             return
         except (ConnectionError, ValueError) as error:
             silence = str(error)
@@ -85,6 +91,30 @@ def join_ray(n_cpus: int = 1, *, show_workers: bool = False) -> None:
             ray.shutdown()
             if not attempts_left:
                 raise
+
+
+def _tell_submission(output: str) -> None:
+    """Add OUTPUT to the metadata of a submitted job, where the dashboard and `ray list jobs` show it.
+
+    Ray keeps that record apart from the driver's own, which `ray.init` fills, and takes its metadata from `ray job
+    submit` alone; it rewrites the record when the job ends. A job that was not submitted has none.
+    """
+    told = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}"))
+    submission = told.get("metadata", {}).get("job_submission_id")
+    if not submission:
+        return
+    import ray
+    from ray.dashboard.modules.job.common import JobInfoStorageClient  # no public function adds to it
+
+    joined: Any = ray._private.worker.global_worker
+
+    async def add() -> None:
+        records = JobInfoStorageClient(joined.gcs_client)
+        if record := await records.get_info(submission):
+            record.metadata = (record.metadata or {}) | {"output": output}
+            await records.put_info(submission, record)
+
+    asyncio.run(add())
 
 
 @contextlib.contextmanager
@@ -190,13 +220,16 @@ def same_on_all_nodes() -> None:
 def share_out(settings: Settings, actors: int | str | None, n_jobs: int, *, gpu: bool = True) -> Share:
     """How many actors a stage gets, at most one a shard, and what each owns.
 
-    `actors` is the stage's own setting, None the run's; `gpu` is False for stages that have no use for one. A number of
-    actors that the cluster has no room for is asked for all the same: on a cluster that others started, nodes may join.
-    A UserError says that a GPU is asked for and the cluster has none, nor may get one.
+    `actors` is the stage's own setting, None the run's; `gpu` is False for stages that have no use for one. Actors that
+    the cluster has no room for are asked for all the same: `auto` counts the GPUs of nodes that its autoscaler could
+    start, and where a number is given, nodes may join. A UserError says that a GPU is asked for and the cluster has
+    none, nor may get one.
     """
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if gpu and settings.device != "cpu" and not started_here:
+        nodes += [node for node in autoscaler.startable(nodes) if node.get("GPU")]
     actors = settings.actors if actors is None else actors
     wanted = math.inf if actors == "auto" else int(actors)
     threads = settings.threads_per_actor
@@ -207,7 +240,7 @@ def share_out(settings: Settings, actors: int | str | None, n_jobs: int, *, gpu:
         apart = f", {max(have):g} on one node at most" if sum(have) >= settings.gpus_per_actor else ""
         raise UserError(
             f"device: cuda asks for {settings.gpus_per_actor:g} GPU an actor and the cluster has {sum(have):g}{apart}; "
-            "use device: auto or cpu, or --set actors=N on a cluster whose autoscaler starts N of them"
+            "use device: auto or cpu, or --set actors=N where nodes with a GPU will join"
         )
     if gpu and settings.device != "cpu" and (with_gpus or may_come):
         cpus = min([threads, *(max(1, int(n_cpus // min(n, wanted))) for n, n_cpus in with_gpus)])

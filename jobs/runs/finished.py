@@ -5,14 +5,14 @@ In: OUTPUT with run.json, items/, embeddings/, detections/, rankings/, and its i
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
 from jobs.runs import tables
 from jobs.runs.marks import WHOLE, fingerprint, read_json
-from jobs.runs.reader import EmbeddedItems, facts_of, ranked_hypotheses, read_photos, read_sides
+from jobs.runs.reader import EmbeddedItems, facts_of, indexed_hypotheses, ranked_hypotheses, read_photos, read_sides
 from jobs.runs.run_record import is_over, read_record
 from jobs.runs.selection import Selected, select
 from retrieval.metrics import KS
@@ -107,7 +107,8 @@ class FinishedRun:
         judged_by = truth_of(truth, whole_photos=not self.detectors)
         # a photo's lists are joined: as long as the run's they give the run's figures
         length = self.record["settings"]["search"]["top_k"] if judged_by.kind == "photo" else max(KS)
-        queries = replace(queries, hypotheses=ranked_hypotheses(self.store, kind, queries))
+        queries = queries.with_hypotheses(ranked_hypotheses(self.store, kind, queries))
+        gallery = gallery.with_hypotheses(indexed_hypotheses(self.store, kind, gallery))
         return SearchData(queries, gallery, facts_of(gallery, truth), judged_by, length)
 
 

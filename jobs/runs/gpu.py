@@ -53,16 +53,22 @@ class GpuBusy:
         self._process.wait()
 
 
-def check_device(device: str) -> None:
-    """Refuse a device that PyTorch does not find in this process; the UserError lists those it finds."""
+def found_device(device: str) -> str:
+    """The device that "auto" means in this process, cuda if PyTorch finds a GPU and else cpu; any other as it is given.
+
+    A UserError refuses one that PyTorch does not find here, and lists those it finds.
+    """
     if device == "cpu":
-        return
+        return device
     import torch
 
     gpus = torch.cuda.device_count()
+    if device == "auto":
+        return "cuda" if gpus else "cpu"
     there = ["cpu", *(["cuda"] if gpus else []), *(f"cuda:{number}" for number in range(gpus))]
     if device not in there:
         raise UserError(f"--device {device}: not found on this machine; take one of: {', '.join(there)}")
+    return device
 
 
 def may_be_here() -> bool:

@@ -191,7 +191,7 @@ def serve(pipe: Connection) -> None:
         try:
             method, argument = pickle.loads(requests.get())
             if method == "load":
-                host = Host(argument, "cpu", lambda n: pipe.send(("photos", n)))
+                host = Host(argument, "cpu", tell=lambda n: pipe.send(("photos", n)))
                 gc.collect()  # the models of the worker before refer to themselves
             assert host is not None
             reply: tuple[str, Any] = "answer", host.load() if method == "load" else host.run(argument, {}, False)

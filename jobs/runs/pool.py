@@ -57,13 +57,19 @@ class Host:
     the actor has a GPU.
     """
 
-    def __init__(self, worker: Worker, device: str, tell: Callable[[float], None] = _ignore) -> None:
+    def __init__(
+        self, worker: Worker, device: str, title: str = "worker", tell: Callable[[float], None] = _ignore
+    ) -> None:
         """`tell` is called in the worker's thread with `photos_done` whenever that grows."""
-        self.worker, self.device, self.tell = worker, device, tell
+        self.worker, self.device, self.title, self.tell = worker, device, title, tell
         self.done = 0.0
         self.ended: float | None = None
         self.gpu: gpu.GpuBusy | None = None
         photos.tell_done = self._count
+
+    def __repr__(self) -> str:
+        """What Ray's dashboard and `ray list actors --detail` call this actor."""
+        return self.title
 
     def load(self) -> tuple[dict[str, Any], dict[str, float]]:
         """What the worker's `load` returned, with node and process."""
@@ -182,6 +188,7 @@ class Pool:
     report: Callable[..., None] = _ignore
     photos_done: Callable[[str, float], None] = _ignore  # called with a shard at work and its photos done so far
     node_wait_s: float = math.inf  # how long there may be no actor at all: at the start, or after all have died
+    title: str = "worker"  # of the actors in Ray's dashboard, before their numbers
     accounts: list[dict[str, Any]] = field(default_factory=list)  # what each actor's `load` returned
     slots: list[Slot] = field(default_factory=list)
     answered: float = field(default_factory=time.monotonic)  # when an actor last answered, monotonic seconds
@@ -202,7 +209,9 @@ class Pool:
         # spite of `keep_freed_memory`, which costs a detector in torch 8 % more time.
         environment = thread_limits(share.cpus) | {"MALLOC_ARENA_MAX": "1"}
         host: Any = ray.remote(**options, runtime_env=versions.our_code(environment))(Host)
-        self.slots += [Slot(host.remote(self.worker, share.device), self.started + i) for i in range(n)]
+        for number in range(self.started, self.started + n):
+            actor = host.remote(self.worker, share.device, f"{self.title} {number}")
+            self.slots.append(Slot(actor, number))
         self.started += n
 
     def __exit__(self, *_: object) -> None:

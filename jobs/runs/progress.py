@@ -1,10 +1,15 @@
 """A line now and then while a stage works: how far, how fast, where the time goes, how much went wrong, how long yet.
 
+On a terminal the line stays at the bottom, with a bar, and is drawn again in its place; a log gets one every ten
+seconds.
+
 The rate is of this session, from the moment the first actor was ready: work that an earlier start finished counts as
 done and not as speed. GPUs that spend less than half of their actors' time in the models are called out, with what they
 wait for; so are those on which no kernel ran for half of that time.
 """
 
+import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,9 +23,43 @@ WAITS_FOR = {
 }
 
 
+CLEAR = "\r\x1b[K"  # back to the start of a terminal's line, and all of it gone
+BAR_WIDTH, REDRAW_S = 24, 0.2
+_bar_is_shown = False  # in the terminal's last line
+
+
 def say(line: str) -> None:
     """Print a line at once: whoever watches a log through a pipe sees it when it happens."""
+    clear_bar()
     print(line, flush=True)
+
+
+def clear_bar() -> None:
+    """Take the bar away, if there is one, so that what is printed next has a line of its own."""
+    global _bar_is_shown
+    if _bar_is_shown:
+        print(CLEAR, end="", flush=True)
+        _bar_is_shown = False
+
+
+def show_bar(stage: str, share: float, told: str) -> None:
+    """Draw the terminal's last line anew: a bar that is full to `share`, in [0, 1], and as much text as has room."""
+    from rich.console import Console  # here, as a log never needs it
+    from rich.progress_bar import ProgressBar
+
+    global _bar_is_shown
+    console = Console()
+    room = console.width - 1 - len(f"{stage}  ") - BAR_WIDTH  # in the last column some terminals begin a new line
+    with console.capture() as drawn:
+        console.print(ProgressBar(total=1.0, completed=share, width=BAR_WIDTH), end="")
+    told = told if len(told) <= room else f"{told[: max(room - 1, 0)]}…"
+    print(f"{CLEAR}{stage} {drawn.get()} {told}", end="", flush=True)
+    _bar_is_shown = True
+
+
+def on_terminal() -> bool:
+    """Whether somebody watches a terminal that can draw a line again."""
+    return sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
 
 
 @dataclass
@@ -45,6 +84,7 @@ class Progress:
     def __post_init__(self) -> None:
         self.started = self.last = self.clock()
         self.ready = False
+        self.live = self.say is say and on_terminal()
 
     def began(self) -> None:
         """An actor is ready; the clock of the rate starts with the first."""
@@ -75,8 +115,13 @@ class Progress:
         self.gpu_busy_seconds += busy * seconds
 
     def tick(self) -> None:
-        if self.clock() - self.last >= self.interval_s:
-            self.last = self.clock()
+        if self.clock() - self.last < (REDRAW_S if self.live else self.interval_s):
+            return
+        self.last = self.clock()
+        if self.live:
+            share = (self.images_done + sum(self.begun.values())) / max(self.images, 1)
+            show_bar(self.stage, share, self.line().removeprefix(f"{self.stage}: "))
+        else:
             self.say(self.line())
 
     def line(self) -> str:

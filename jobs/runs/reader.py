@@ -6,7 +6,7 @@ is imported.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pyarrow as pa
@@ -63,6 +63,12 @@ class EmbeddedItems:
             for side, rows in zip(sides, (chosen, ~chosen), strict=True):
                 side.embeddings[name] = matrix[rows]
         return sides[0], sides[1]
+
+    def with_hypotheses(self, hypotheses: Hypotheses) -> "EmbeddedItems":
+        """The items with other hypotheses, the first of them as their own category."""
+        first = hypotheses.category_id[:, 0]
+        own = np.where(first > 0, first, self.category_id).astype(np.int16)
+        return replace(self, hypotheses=hypotheses, category_id=own)
 
     def _without_embeddings(self, rows: np.ndarray) -> "EmbeddedItems":
         columns = {field.name: getattr(self, field.name)[rows] for field in fields(self) if field.name != "embeddings"}
@@ -165,19 +171,46 @@ def facts_of(gallery: EmbeddedItems, photos: pa.Table) -> GalleryFacts:
         raise UserError(f"items of photo {gallery.image_id[photo.argmin()]}, which the run lacks; use another --output")
     products, number = np.unique(photos.column("product_id").to_numpy().astype(str)[photo], return_inverse=True)
     number = np.where(products[number] == "", -1, number) if len(number) else number
-    return GalleryFacts(gallery.category_id, gallery.score, photo, number.astype(np.int64))
+    return GalleryFacts(gallery.hypotheses, gallery.score, photo, number.astype(np.int64))
 
 
 def ranked_hypotheses(store: ObjectStore, kind: str, queries: EmbeddedItems) -> Hypotheses:
     """The hypotheses that the rankings have of these queries, by which the run's figures were made."""
     columns = ["query_image_id", "query_item", "query_category_id", "query_score", "query_hypotheses"]
     ranked = tables.read(store, f"rankings/{kind}.parquet", columns)
-    asked = pa.table({"image_id": queries.image_id, "item": queries.item})
-    rows = matching_rows(asked, ranked.rename_columns([name.removeprefix("query_") for name in ranked.column_names]))
+    ranked = ranked.rename_columns([name.removeprefix("query_") for name in ranked.column_names])
+    return _hypotheses_in(ranked, queries, f"{store.uri}: rankings/{kind}.parquet")
+
+
+def indexed_hypotheses(store: ObjectStore, kind: str, gallery: EmbeddedItems) -> Hypotheses:
+    """The hypotheses that the index has of these shop items; in older runs those of the items."""
+    key = f"index/{kind}/ids.parquet"
+    indexed = tables.read(store, key)
+    if "hypotheses" not in indexed.column_names:
+        return gallery.hypotheses
+    return _hypotheses_in(indexed, gallery, f"{store.uri}: {key}")
+
+
+def read_categories(store: ObjectStore) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """What a search made of the detected items' categories, queries before the gallery.
+
+    Returns (N,) category ids; (N,) float64, the share of the first hypothesis in [0, 1]; image_id, item and bbox.
+    """
+    columns = ["image_id", "item", "bbox", "score", "category_id", "hypotheses"]
+    ranked = tables.read(store, "rankings/detected.parquet", [f"query_{name}" for name in columns])
+    indexed = tables.read(store, "index/detected/ids.parquet", columns)
+    ranked = ranked.rename_columns([name.removeprefix("query_") for name in ranked.column_names])
+    both = pa.concat_tables([ranked, indexed], promote_options="default")  # a replaced table may lack hypotheses
+    share = read_hypotheses(both).shares[:, 0]
+    image_id, item, category_id = (both.column(name).to_numpy() for name in ("image_id", "item", "category_id"))
+    return category_id, share, image_id, item, tables.rows_of(both.column("bbox"))
+
+
+def _hypotheses_in(table: pa.Table, items: EmbeddedItems, place: str) -> Hypotheses:
+    rows = matching_rows(pa.table({"image_id": items.image_id, "item": items.item}), table)
     if (rows < 0).any():
-        place = f"{store.uri}: rankings/{kind}.parquet"
-        raise UserError(f"{place} lacks a query of photo {queries.image_id[rows.argmin()]}; run jobs/rank.py again")
-    return read_hypotheses(ranked, "query_")[rows]
+        raise UserError(f"{place} lacks an item of photo {items.image_id[rows.argmin()]}; run jobs/rank.py again")
+    return read_hypotheses(table)[rows]
 
 
 def read_rankings(store: ObjectStore, name: str, length: int | None = None) -> Rankings:

@@ -29,8 +29,10 @@ MANY = 1000  # files whose digests take long enough to be announced
 MOST_NAMED = 3
 
 
-def take_replaced(store: ObjectStore, marks: dict[str, dict], present: Mapping[str, str]) -> None:
-    """Bring the marks up to date with the outputs that exist, in `marks` and in the store.
+def take_replaced(
+    store: ObjectStore, marks: dict[str, dict], present: Mapping[str, str], *, write: bool = True
+) -> None:
+    """Bring the marks up to date with the outputs that exist, in `marks` and, if they are to `write`, in the store.
 
     Args:
         marks: unit path -> mark. present: key -> stamp of the outputs that exist.
@@ -59,7 +61,8 @@ def take_replaced(store: ObjectStore, marks: dict[str, dict], present: Mapping[s
             "stamps": mark.get("stamps", {}) | {key: present[key] for key in of_mark},
             "replaced": sorted({*mark.get("replaced", ()), *other}),
         }
-    each(store, lambda path: store.write(f"done/{path}.json", as_json(marks[path])), sorted(suspects))
+    if write:
+        each(store, lambda path: store.write(f"done/{path}.json", as_json(marks[path])), sorted(suspects))
     if replaced:
         say(f"{_listed(replaced)}: replaced by another program; taken as they are, and what follows is done again")
 

@@ -181,6 +181,7 @@ def open_run(
     retry_failed: bool = False,
     rows: Mapping[str, Sequence[int]] | None = None,
     images: ImageSet | None = None,
+    write: bool = True,
 ) -> Iterator[Run]:
     """Hold the lock of OUTPUT, with the run's marks read.
 
@@ -188,6 +189,7 @@ def open_run(
         models: the detectors and the embedders, as `jobs.runs.catalogue.choose_models` returns them.
         rows: shard -> row numbers of the photos to take; None: as `settings.limit` says.
         images: the image sets that `rows` are of, which may change meanwhile; None: the settings' sets as they are now.
+        write: False only looks: nothing is written, no lock is taken, and no stage may be run.
 
     Raises:
         UserError: another run holds the lock, OUTPUT holds a run over other image sets or something else, or a detector
@@ -198,11 +200,15 @@ def open_run(
     images = images or open_imagesets(settings.imageset, endpoint_url=endpoint)
     store = open_store(settings.output, endpoint_url=endpoint)
     refuse_other_kinds(store, "a run")
-    store.probe(write=True)
+    if write or store.local_path is None:
+        store.probe(write=write)
     lock = Lock(store)
+    if not write:
+        yield _read_run(settings, catalogue, models, images, store, lock, retry_failed, rows, write)
+        return
     lock.take()
     try:
-        run = _read_run(settings, catalogue, models, images, store, lock, retry_failed, rows)
+        run = _read_run(settings, catalogue, models, images, store, lock, retry_failed, rows, write)
         try:
             yield run
         finally:
@@ -220,6 +226,7 @@ def _read_run(
     lock: Lock,
     retry_failed: bool,
     rows: Mapping[str, Sequence[int]] | None,
+    write: bool,
 ) -> Run:
     before = earlier_record(settings, store, images)
     categories, detectors = resolve(images, models[0])
@@ -234,8 +241,8 @@ def _read_run(
         store, {path for paths in expected(description).values() for path in paths} if before else ()
     )
     run.present = read_listing(store, run.marks)
-    take_replaced(store, run.marks, run.present)
-    if before | {"recorded": None} != description | {"recorded": None}:
+    take_replaced(store, run.marks, run.present, write=write)
+    if write and before | {"recorded": None} != description | {"recorded": None}:
         run.record()
     return run
 

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field
 
+from jobs.runs import flags
 from jobs.runs.validation import (
     Actors,
     Address,
@@ -41,6 +42,7 @@ from store.errors import UserError
 
 PROFILES = Path(__file__).resolve().parents[1] / "profiles"
 BOXES: Final = ("detected", "true")
+MOST_RESULTS = 100  # of a query in the report
 # YAML reads a bare true as the truth value.
 BoxKind = Annotated[Literal["detected", "true"], BeforeValidator(lambda value: "true" if value is True else value)]
 
@@ -86,6 +88,9 @@ class ItemSettings(SettingsRecord):
     """Which fused boxes are worth embedding, and which categories these garments may have."""
 
     score_threshold: Fraction = Field(0.1, description="Fused boxes with a lower score are not embedded.")
+    query_score_threshold: Fraction | None = Field(
+        None, description="The same for consumers' photos, whose garments are queries; null: as `score_threshold`."
+    )
     iou_threshold: Fraction = Field(
         0.7, description="Of boxes that overlap by more, whatever their categories, only the best is embedded."
     )
@@ -112,6 +117,11 @@ class SearchSettings(SettingsRecord):
 
     top_k: int = Field(20, ge=1, le=1000, description="Shop items in a ranking.")
     steps: Steps = Field(({"step": "concat"},), description="Steps of the search, in order, see docs/postproc.md.")
+    classifier: Address | None = Field(
+        None,
+        description="File of jobs/fit_categories.py that improves the categories of detected garments, in the weights "
+        "folder or with its place; null: the fused boxes alone decide.",
+    )
     pool: int = Field(200, ge=1, le=100_000, description="Candidates that steps on ranked lists look at, best first.")
     weights: Several[Weight] | None = Field(
         None, description="A weight for each embedder, in order; views that a step averages count as one; null: all 1."
@@ -141,14 +151,16 @@ class GallerySettings(SettingsRecord):
 class StorageSettings(SettingsRecord):
     """Object storage."""
 
-    endpoint_url: Address | None = Field(None, description="Of an S3-compatible store; null: the SDK's own chain.")
+    endpoint_url: Address | None = Field(
+        None, description="Of an S3-compatible store (`--endpoint-url`); null: the SDK's own chain."
+    )
 
 
 class ReportSettings(SettingsRecord):
     """The report on a run."""
 
     queries: int = Field(500, ge=0, le=10_000, description="Queries shown with pictures; all are listed.")
-    top: int = Field(10, ge=1, le=100, description="Results shown for each query.")
+    top: int = Field(10, ge=1, le=MOST_RESULTS, description="Results shown for each query (`--top`).")
     compare: Address | None = Field(None, description="OUTPUT of an earlier run over the same photos (`--compare`).")
 
 
@@ -178,11 +190,11 @@ class Settings(SettingsRecord):
     report: ReportSettings = Field(default_factory=ReportSettings)
     max_failed_share: Fraction = Field(0.01, description="If a larger share of the photos fails, the exit status is 3.")
     weights_dir: Address | None = Field(
-        None, description="Folder of the weight files; null: weights/PROFILE, as shipped."
+        None, description="Folder of the weight files (`--weights-dir`); null: weights/PROFILE, as shipped."
     )
     allow_random_weights: bool = Field(False, description="Run models without weights untrained, to try a pipeline.")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="Where networks run; `auto`: cuda if there is a GPU."
+        "auto", description="Where networks run; `auto`: cuda if there is a GPU (`--device`)."
     )
     engine: Literal["auto", "torch", "openvino", "cudagraph"] = Field(
         "auto", description="What runs networks; `auto`: openvino on a CPU, torch on a GPU. cudagraph is for GPUs."
@@ -209,49 +221,27 @@ RANDOM_WEIGHTS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of full_eval and of every stage, but those that only `jobs.stages.order` looks at."""
     add = parser.add_argument
-    add(
-        "--imageset", action="append", default=[], metavar="IMAGESET",
-        help="image set to read: folder, file:// or s3://BUCKET/PREFIX; repeat it to read several as one",
-    )  # fmt: skip
+    flags.add_imageset(
+        add, text="image set to read: folder, file:// or s3://BUCKET/PREFIX; repeat it to read several as one"
+    )
     add("--output", required=True, help="folder of the run; the same command again continues it")
-    add("--profile", choices=("tiny", "paper"), default="tiny", help="models and sizes (default: tiny)")
-    add("--config", metavar="RUN.yaml", help="settings on top of the profile's")
-    add(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-        help="one setting on top of both, dotted key, YAML value, e.g. fusion.method=nms; may be repeated",
-    )  # fmt: skip
+    flags.add_settings(parser)
     add(
         "--limit", type=positive, metavar="N",
-        help="take N photos only, half consumers', half shops' that are right for them (default: all)",
+        help="take N photos only, half consumers', half shops' that are right for them (all)",
     )  # fmt: skip
-    add(
-        "--check",
-        action="store_true",
-        help="check versions, devices and storage, pass a photo through each model, and stop",
-    )
-    add("--retry-failed", action="store_true", help="process the shards that hold failed photos again")
+    flags.add_top(add, most=MOST_RESULTS, otherwise="the setting `report.top`")
     add("--compare", metavar="OUTPUT2", help="an earlier run; the report shows what has changed since")
 
 
 def load(args: argparse.Namespace) -> Settings:
     """The settings of a command line; a UserError refuses an unknown key, an impossible value or an unreadable file."""
-    given = read_yaml(Path(args.config), "run file") if args.config else {}
-    for override in args.overrides:
-        merge(given, parse_override(override))
-    given |= {"imageset": [str(uri) for uri in args.imageset]} if args.imageset else {}
-    given |= {"output": str(args.output), "profile": args.profile}
-    if args.limit is not None:
-        given["limit"] = args.limit
-    if args.compare is not None:
-        merge(given, {"report": {"compare": str(args.compare)}})
-    layers = read_yaml(PROFILES / f"{args.profile}.yaml", "profile")
-    if given.get("allow_random_weights") is True:
-        merge(layers, RANDOM_WEIGHTS)
-    merge(layers, given)
-    if not layers.get("imageset"):
+    values = merged(layers(args))
+    if not values.get("imageset"):
         raise UserError("no image set: give --imageset, once or several times, or `imageset` in the run file")
-    settings = check_together(build(Settings, layers))
+    settings = check_together(build(Settings, values))
     places = [("--imageset", uri) for uri in settings.imageset] + [("--output", settings.output)]
     places += [("--compare", settings.report.compare)] if settings.report.compare is not None else []
     submitted = "working_dir" in os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "")
@@ -262,6 +252,43 @@ def load(args: argparse.Namespace) -> Settings:
                 "give an absolute path or a bucket"
             )
     return settings
+
+
+def layers(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """What each source of settings says, by its name; a later one wins.
+
+    UserError: a file or a value of --set that cannot be read, or a profile that does not exist.
+    """
+    run_file = read_yaml(Path(args.config), "run file") if args.config else {}
+    line: dict[str, Any] = {}
+    for override in args.overrides:
+        merge(line, parse_override(override))
+    given = {
+        "imageset": [str(uri) for uri in args.imageset] or None, "output": args.output and str(args.output),
+        "profile": args.profile, "limit": args.limit, "device": args.device, "weights_dir": args.weights_dir,
+    }  # fmt: skip
+    line |= {name: value for name, value in given.items() if value is not None}
+    deeper = {"report": {"compare": args.compare, "top": args.top}, "storage": {"endpoint_url": args.endpoint_url}}
+    for group, entries in deeper.items():
+        if said := {name: value for name, value in entries.items() if value is not None}:
+            merge(line, {group: said})
+    profile = line.get("profile", run_file.get("profile", "tiny"))
+    if profile not in (names := sorted(path.stem for path in PROFILES.glob("*.yaml"))):
+        raise UserError(f"profile: want {' or '.join(names)}, got {profile!r}")
+    found = {f"profile {profile}": read_yaml(PROFILES / f"{profile}.yaml", "profile")}
+    if line.get("allow_random_weights", run_file.get("allow_random_weights")) is True:
+        found["allow_random_weights"] = RANDOM_WEIGHTS
+    if args.config:
+        found["run file"] = run_file
+    return found | {"command line": line}
+
+
+def merged(of: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The settings that layers give together."""
+    values: dict[str, Any] = {}
+    for layer in of.values():
+        merge(values, layer)
+    return values
 
 
 def merge(base: dict[str, Any], top: Mapping[str, Any]) -> None:

@@ -173,7 +173,8 @@ def _run_pool(
     deadline_s, node_wait_s = run.settings.shard_deadline_s, run.settings.node_wait_s
     calls: dict[str, Any] = {"tick": reporter.tick, "say": say, "report": reporter.report}
     calls["photos_done"] = progress.photos
-    pool = Pool(worker, share, deadline_s, target_actors, node_wait_s=node_wait_s, **calls)
+    title = " ".join([shards.stage, *(model.name for model in getattr(worker, "models", ()))])
+    pool = Pool(worker, share, deadline_s, target_actors, node_wait_s=node_wait_s, title=title, **calls)
     with ThreadPoolExecutor(WRITERS) as writers, pool:
         for job, answer in pool.run(shards.jobs, begun):
             marking.append((writers.submit(write_marks, run, shards, job, answer), job, answer))

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from detection.detections import Detections
 from postproc.hypotheses import Hypotheses
 from retrieval.hypotheses import HYPOTHESES, as_column
+from store.arrow import numpy_dtype
 from store.errors import UserError
 from store.files import digest
 from store.objects import ObjectStore, StorageError
@@ -32,7 +33,10 @@ RANKINGS = pa.schema([
     ("query_category_id", pa.int16()), ("query_hypotheses", HYPOTHESES), ("gallery_image_id", pa.list_(pa.int64())),
     ("gallery_item", pa.list_(pa.int32())), ("gallery_bbox", pa.list_(BOX)), ("similarity", pa.list_(pa.float32())),
 ])  # fmt: skip
-INDEX_IDS = pa.schema([("image_id", pa.int64()), ("item", pa.int32()), ("bbox", BOX)])  # row i: vector i of the index
+INDEX_IDS = pa.schema([  # row i: vector i of the index
+    ("image_id", pa.int64()), ("item", pa.int32()), ("bbox", BOX), ("score", pa.float32()),
+    ("category_id", pa.int16()), ("hypotheses", HYPOTHESES),
+])  # fmt: skip
 FAILURES = pa.schema({"image_id": pa.int64(), "shard": pa.string(), "stage": pa.string(), "reason": pa.string()})
 
 
@@ -51,12 +55,12 @@ def _column(values: Any, kind: pa.DataType, n: int) -> pa.Array:
     if values is None:
         return pa.nulls(n, kind)
     if pa.types.is_fixed_size_list(kind):
-        flat = np.ascontiguousarray(values, kind.value_type.to_pandas_dtype()).reshape(-1)
+        flat = np.ascontiguousarray(values, numpy_dtype(kind.value_type)).reshape(-1)
         return pa.FixedSizeListArray.from_arrays(pa.array(flat, kind.value_type), kind.list_size)
     if isinstance(values, Hypotheses):
         return as_column(values)
     if isinstance(values, np.ndarray):
-        return pa.array(values.astype(kind.to_pandas_dtype()), kind)
+        return pa.array(values.astype(numpy_dtype(kind)), kind)
     return pa.array(values, kind)
 
 

@@ -5,19 +5,35 @@ fractions in [0, 1]; null where there is nothing to measure, with a sentence und
 missing.
 """
 
+import functools
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from detection.metrics import evaluate_boxes, evaluate_masks, truth_arrays
+from detection.average_precision import JudgedBoxes
+from detection.matching import TrueBoxes
+from detection.metrics import true_masks, truth_arrays
 from jobs.runs import tables
+from jobs.runs.labels import true_categories
 from jobs.runs.marks import CODES, STAGES, WHOLE, Outcome, Unit, as_json, fingerprint
-from jobs.runs.reader import TRUTH, consumers, read_boxes, read_photos, read_rankings, read_table
+from jobs.runs.reader import (
+    TRUTH,
+    consumers,
+    matching_rows,
+    read_boxes,
+    read_categories,
+    read_photos,
+    read_rankings,
+    read_table,
+)
 from jobs.runs.run import Run
+from jobs.stages.classify import classifier_of
+from postproc.calibration import reliability
 from retrieval import lookbench
 from retrieval.photo_lists import identities
 from retrieval.truth import Truth, truth_of
@@ -37,6 +53,8 @@ def units(run: Run) -> list[Unit]:
         settings = {"models": names, "boxes": list(run.box_kinds)}
         if run.categories != DEEPFASHION2:  # runs from before categories were data stay done
             settings["categories"] = list(run.categories)
+        if note := classifier_of(run).note:
+            settings["classifier"] = note
         basis = {"code": CODES["evaluate"], "settings": settings, "inputs": inputs}
     return [Unit(f"evaluate/{WHOLE}", ("metrics.json", "failures.parquet"), basis, run.selected.images)]
 
@@ -61,6 +79,7 @@ def run_unfinished(run: Run) -> None:
         "summary": _summary(run.categories, detection, retrieval) | {"notes": _notes(run, truth, photos, retrieval)},
         "detection": detection,
         "retrieval": retrieval,
+        "item_categories": _item_categories(run, photos),
         "images": {"total": run.selected.images, "done": run.selected.images - n_failed, "failed": n_failed},
         "queries_per_photo": _queries_per_photo(run),
         "seconds": _seconds(run, earlier, time.perf_counter() - start),
@@ -73,19 +92,19 @@ def run_unfinished(run: Run) -> None:
     run.finish(unit, Outcome(outputs, len(failures), {"infer": time.perf_counter() - start}))
 
 
-def _detection(run: Run, truth: pa.Table) -> dict[str, Any]:
+def _detection(run: Run, photos: pa.Table) -> dict[str, Any]:
     """AP of every detector and of the fused boxes: of boxes, on consumers' photos alone, and of masks if any."""
-    true, consumers = truth_arrays(truth), truth_arrays(truth, "user")
-    judged, judged_consumers = true.pop("judged"), consumers.pop("judged")
+    shards, categories = _true_shards(run, photos), run.categories
+    every, consumers = truth_arrays(photos)["judged"], truth_arrays(photos, "user")["judged"]
     if not run.detectors:  # nothing is detected, so nothing is judged
-        judged, judged_consumers = judged[:0], judged_consumers[:0]
+        every, consumers = every[:0], consumers[:0]
     folders = {model.name: f"detections/{model.name}" for model in run.detectors} | {"fused": "fused"}
     figures = {}
     for name, folder in folders.items():
-        boxes = read_boxes(run.store, folder, run.selected.names)
-        figures[name] = evaluate_boxes(true, boxes, judged, run.categories) | {
-            "consumers": _without_categories(evaluate_boxes(consumers, boxes, judged_consumers, run.categories)),
-            "masks": _without_categories(_masks(run, folder, truth, true, judged)),
+        boxes, masks = _judge(run, folder, shards)
+        figures[name] = boxes.figures(every, categories) | {
+            "consumers": _without_categories(boxes.figures(consumers, categories)),
+            "masks": _without_categories(masks.figures(every, categories) if masks else None),
         }
     return figures
 
@@ -94,20 +113,60 @@ def _without_categories(figures: dict[str, Any] | None) -> dict[str, Any] | None
     return figures and {name: value for name, value in figures.items() if name != "per_category"}
 
 
-def _masks(
-    run: Run, folder: str, truth: pa.Table, true: dict[str, np.ndarray], judged: np.ndarray
-) -> dict[str, Any] | None:
-    """Mask AP; None where this detector gives no masks or no true item has a polygon."""
-    plain = ["image_id", "score", "category_id"]
-    masks = read_table(run.store, folder, run.selected.names, [*plain, "mask"])
-    masks = masks.filter(pc.is_valid(masks.column("mask")))
-    photos = truth.filter(pc.invert(truth["weak_box"])).select(["image_id", "height", "width", "items"]).to_pylist()
-    polygons = [item["segmentation"] for photo in photos for item in photo["items"]]
-    if not len(masks) or not any(polygons):
-        return None
-    sizes = {photo["image_id"]: (photo["height"], photo["width"]) for photo in photos}
-    detections = {name: masks.column(name).to_numpy() for name in plain} | {"mask": masks.column("mask").to_pylist()}
-    return evaluate_masks(true | {"segmentation": polygons}, detections, judged, sizes, run.categories)
+@dataclass(frozen=True)
+class _TrueShard:
+    """What is right in one shard, without its photos of loose boxes."""
+
+    name: str
+    photos: pa.Table  # those of loose boxes included
+    true: dict[str, np.ndarray]  # as `truth_arrays` gives it
+    boxes: TrueBoxes
+
+    @property
+    def has_polygons(self) -> bool:
+        items = self._judging.column("items").combine_chunks().flatten()
+        return bool(pc.any(pc.greater(pc.list_value_length(items.field("segmentation")), 0)).as_py())
+
+    @functools.cached_property
+    def masks(self) -> list[Any]:
+        """Of each item of `true`."""
+        photos = self._judging.select(["image_id", "height", "width", "items"]).to_pylist()
+        polygons = [item["segmentation"] for photo in photos for item in photo["items"]]
+        return true_masks(
+            self.true, polygons, {photo["image_id"]: (photo["height"], photo["width"]) for photo in photos}
+        )
+
+    @property
+    def _judging(self) -> pa.Table:
+        return self.photos.filter(pc.invert(self.photos["weak_box"]))
+
+
+def _true_shards(run: Run, photos: pa.Table) -> list[_TrueShard]:
+    """`photos` are those of all shards, in order."""
+    shards, start = [], 0
+    for taken in run.selected.shards:
+        part = photos.slice(start, taken.images)
+        start += taken.images
+        true = truth_arrays(part)
+        judged = true.pop("judged")[: None if run.detectors else 0]
+        shards.append(_TrueShard(taken.name, part, true, TrueBoxes(true, judged, len(run.categories))))
+    return shards
+
+
+def _judge(run: Run, folder: str, shards: Sequence[_TrueShard]) -> tuple[JudgedBoxes, JudgedBoxes | None]:
+    """Boxes and masks of one detector, a shard in memory at a time; None where it has no masks or no item a polygon."""
+    boxes, masks, n_masks = JudgedBoxes(), JudgedBoxes(), 0
+    have_polygons = any(shard.has_polygons for shard in shards)
+    for shard in shards:
+        boxes.add_boxes(shard.boxes, shard.true, read_boxes(run.store, folder, [shard.name]))
+        if have_polygons:
+            plain = ["image_id", "score", "category_id"]
+            table = read_table(run.store, folder, [shard.name], [*plain, "mask"])
+            table = table.filter(pc.is_valid(table.column("mask")))
+            found = {name: table.column(name).to_numpy() for name in plain} | {"mask": table.column("mask").to_pylist()}
+            masks.add_boxes(shard.boxes, shard.true, found, shard.masks if len(table) else ())
+            n_masks += len(table)
+    return boxes, masks if n_masks else None
 
 
 def _retrieval(run: Run, kind: str, truth: Truth, photos: pa.Table) -> dict[str, Any]:
@@ -120,6 +179,34 @@ def _retrieval(run: Run, kind: str, truth: Truth, photos: pa.Table) -> dict[str,
         rankings = read_rankings(run.store, place.replace("BOXES", kind))
         figures[name] = truth.figures(rankings, run.categories) | lookbench.graded_figures(rankings, photos)
     return figures
+
+
+def _item_categories(run: Run, photos: pa.Table) -> dict[str, Any] | None:
+    """How well the categories of detected garments are known, where true boxes tell: of boxes that are right.
+
+    Returns boxes, how many overlap a true box at least by half; top_1, the share of those whose first hypothesis is the
+    true box's category; top_1_fused, the same by the category of the fused box alone; calibration_error, the expected
+    one of the first hypothesis's share of all; bins, rising confidence: {above, boxes, confidence, accuracy}. None
+    where there is nothing to judge.
+    """
+    if "detected" not in run.box_kinds or not run.selected.items or not run.detectors:
+        return None
+    found, confidence, image_id, item, bbox = read_categories(run.store)
+    items = read_table(run.store, "items/detected", run.selected.names, ["image_id", "item", "category_id"])
+    fused = items.column("category_id").to_numpy()[matching_rows(pa.table({"image_id": image_id, "item": item}), items)]
+    label = true_categories(image_id, bbox, photos)
+    known = label > 0
+    if not known.any():
+        return None
+    table = reliability(confidence[known], (found == label)[known])
+    lows = np.linspace(0, 1, len(table.count), endpoint=False).round(6).tolist()
+    names = ("above", "boxes", "confidence", "accuracy")
+    columns = (lows, table.count.tolist(), table.confidence.round(4).tolist(), table.accuracy.round(4).tolist())
+    return {
+        "boxes": int(known.sum()), "top_1": float((found == label)[known].mean()),
+        "top_1_fused": float((fused == label)[known].mean()), "calibration_error": table.error,
+        "bins": [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)],
+    }  # fmt: skip
 
 
 def _summary(categories: Sequence[str], detection: dict[str, Any], retrieval: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +233,7 @@ def _summary(categories: Sequence[str], detection: dict[str, Any], retrieval: di
 def _notes(run: Run, truth: Truth, photos: pa.Table, retrieval: dict[str, Any]) -> list[str]:
     """What could not be measured, and why."""
     has = run.selected
-    notes = []
+    notes = [note] if (note := classifier_of(run).note) else []
     if not run.detectors:
         notes.append("no detectors: the whole photo is the item, and detection is not judged")
     if not has.items and truth.kind is None and not has.n_unjudged:

@@ -6,7 +6,7 @@ fused is in `postproc.fusion`.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,7 @@ class FuseWorker:
     def run(self, job: Job, skip: dict[int, str], single: bool) -> dict[str, Outcome]:
         """Fuse and write; returns {"fuse": outcome}."""
         start = time.perf_counter()
-        columns = ["image_id", "width", "height", "items"]
+        columns = ["image_id", "source", "width", "height", "items"]
         photos = self.images.read(job.name, columns=columns).take(pa.array(job.rows, pa.int64()))
         image_ids = photos.column("image_id").to_numpy()
         detected, model, masks = self._read(job.name, image_ids)
@@ -96,9 +96,17 @@ class FuseWorker:
     def _items(self, kind: str, photos: pa.Table, fused: Boxes) -> tuple[Boxes, Hypotheses]:
         """Items of one kind of boxes; what is not detected is of its own category alone."""
         if kind == "detected" and self.detectors:
-            return worth_embedding(fused, ItemRule.of(self.settings.items))
+            return worth_embedding(fused, self._item_rule(photos, fused))
         items = true_items(photos.column("items")) if kind == "true" else whole_photos(photos)
         return items, Hypotheses.own(items.labels, items.scores)
+
+    def _item_rule(self, photos: pa.Table, fused: Boxes) -> ItemRule:
+        limits = self.settings.items
+        rule, of_queries = ItemRule.of(limits), limits.query_score_threshold
+        if of_queries is None:
+            return rule
+        is_query = photos.column("source").to_numpy()[fused.image] == "user"
+        return replace(rule, score_threshold=np.where(is_query, of_queries, limits.score_threshold))
 
     def _read(self, shard: str, image_ids: np.ndarray) -> tuple[Boxes, np.ndarray, pa.ChunkedArray]:
         """All detectors' boxes, (N,) the number of the detector each is from, and their masks, null for none."""

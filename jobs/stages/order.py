@@ -4,13 +4,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from jobs import cli
-from jobs.runs import cluster, one_process
+from jobs.runs import cluster, flags, one_process
 from jobs.runs.catalogue import SHIPPED, choose_models
 from jobs.runs.categories import remarks
+from jobs.runs.config_text import asked, groups_of_settings
 from jobs.runs.marks import STAGES, read_json
 from jobs.runs.models import Catalogue, executed
 from jobs.runs.planning import IN_DRIVER, plan, run_stage
-from jobs.runs.progress import say
+from jobs.runs.progress import clear_bar, say
 from jobs.runs.run import Run, open_run
 from jobs.runs.selection import remark_on_pixels
 from jobs.runs.settings import add_arguments, load
@@ -26,16 +27,18 @@ OTHER_TOPS = {"its own category alone": "top_one_category", "any category": "top
 
 def main(names: Sequence[str], argv: list[str] | None, doc: str | None, catalogue: Catalogue = SHIPPED) -> int:
     """Run the named stages; returns the exit status."""
-    parser = cli.Parser(description=doc)
-    add_arguments(parser)
-    args = parser.parse_args(argv)
+    args = parser(doc).parse_args(argv)
+    if asked(args, catalogue):
+        return 0
     settings = load(args)
     if args.check:
         return check(settings, catalogue)
     models = choose_models(settings, catalogue)
-    with open_run(settings, catalogue, models, retry_failed=args.retry_failed) as run:
+    with open_run(settings, catalogue, models, retry_failed=args.retry_failed, write=not args.dry_run) as run:
         for line in plan_lines(run, names):
             say(line)
+        if args.dry_run:
+            return 0
         try:
             for name in names:
                 if name in IN_DRIVER:
@@ -45,12 +48,28 @@ def main(names: Sequence[str], argv: list[str] | None, doc: str | None, catalogu
             say("stopped; what is finished stays, the same line again goes on from here")
             raise
         finally:
+            clear_bar()
             one_process.end()
             cluster.leave_ray()
         if names[-1] in ("evaluate", "report"):
             for line in figure_lines(run):
                 say(line)
         return _status(run, names)
+
+
+def parser(doc: str | None) -> cli.Parser:
+    """The command line that full_eval and every stage have."""
+    parser = cli.Parser(description=doc, epilog=groups_of_settings())
+    add_arguments(parser)
+    add = parser.add_argument
+    add(
+        "--check",
+        action="store_true",
+        help="check versions, devices and storage, pass a photo through each model, and stop",
+    )
+    flags.add_dry_run(add, text="say what is done and what is to do, write nothing, and stop")
+    add("--retry-failed", action="store_true", help="process the shards that hold failed photos again")
+    return parser
 
 
 def _status(run: Run, names: Sequence[str]) -> int:

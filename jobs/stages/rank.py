@@ -9,6 +9,7 @@ embeddings of both sides are in memory (items x D x 4 bytes, twice while a step 
 import json
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from jobs.runs.progress import say
 from jobs.runs.reader import EmbeddedItems, facts_of, read_photos, read_sides
 from jobs.runs.run import Run
 from jobs.runs.settings import record
-from postproc.hypotheses import Hypotheses
+from jobs.stages.classify import classifier_of
 from retrieval import steps
 from retrieval.hypotheses import read_hypotheses
 from retrieval.search_plan import SearchPlan
@@ -31,12 +32,14 @@ def units(run: Run) -> list[Unit]:
     """One for each kind of boxes, over all shards."""
     settings = {"search": record(run.settings.search), "embedders": [model.name for model in run.embedders]}
     taken = {shard.name: shard.basis() for shard in run.selected.shards}
-    plan, units = run.search_plan, []
+    plan, units, classifier = run.search_plan, [], classifier_of(run).sha256
     for kind in run.box_kinds:
         embedded = [unit for path, unit in run.units["embed"].items() if path.startswith(f"embed/{kind}/")]
         embeddings = run.digests(embedded)
         items = run.digests(run.units["fuse"].values(), below=f"items/{kind}/")
-        inputs = {"shards": taken, "items": items, "embeddings": embeddings}
+        inputs: dict[str, Any] = {"shards": taken, "items": items, "embeddings": embeddings}
+        if kind == "detected" and classifier:
+            inputs["classifier"] = classifier
         basis = None if None in (items, embeddings) else {"code": CODES["rank"], "settings": settings, "inputs": inputs}
         outputs = [f"index/{kind}/{name}" for name in (*plan.index_files, "ids.parquet", "index.json")]
         outputs += [f"rankings/{kind}.parquet", *(f"rankings/{kind}/{name}.parquet" for name in plan.beside)]
@@ -60,6 +63,9 @@ def rank(run: Run, kind: str) -> Outcome:
     plan, search = run.search_plan, run.settings.search
     photos = read_photos(run.images, run.selected.shards, ("image_id", "source", "product_id"))
     queries, gallery = read_sides(run.store, kind, run.selected.names, plan.models, photos)
+    if kind == "detected":
+        most, classifier = run.settings.items.hypotheses, classifier_of(run)
+        queries, gallery = (classifier.improved(side, most) for side in (queries, gallery))
     read = time.perf_counter()
 
     rankings = {f"{kind}/{name}": _rank_plainly(run, [name], queries, gallery, None) for name in plan.models}
@@ -68,7 +74,7 @@ def rank(run: Run, kind: str) -> Outcome:
         rankings[f"{kind}/concat"] = _rank_plainly(run, plan.own_models, queries, gallery, weights)
     fitted = steps.fit(plan.steps, gallery.embeddings, search.weights)
     facts = facts_of(gallery, photos)
-    lists = fitted.rank(queries.embeddings, queries.category_id, facts, top_k=search.top_k, pool=search.pool)
+    lists = fitted.rank(queries.embeddings, queries.hypotheses, facts, top_k=search.top_k, pool=search.pool)
     rankings[kind] = _rankings(queries, gallery, *lists)
     searched = time.perf_counter()
 
@@ -89,8 +95,8 @@ def _rank_plainly(
     sides = [{name: side.embeddings[name] for name in names} for side in (queries, gallery)]
     fitted = steps.fit(steps.parse([{"step": "concat"}], names), sides[1], weights)
     unknown, top_k = np.zeros(len(gallery), np.int64), run.settings.search.top_k
-    facts = steps.GalleryFacts(gallery.category_id, gallery.score, unknown, unknown)
-    return _rankings(queries, gallery, *fitted.rank(sides[0], queries.category_id, facts, top_k=top_k, pool=top_k))
+    facts = steps.GalleryFacts(gallery.hypotheses, gallery.score, unknown, unknown)
+    return _rankings(queries, gallery, *fitted.rank(sides[0], queries.hypotheses, facts, top_k=top_k, pool=top_k))
 
 
 def _rankings(queries: EmbeddedItems, gallery: EmbeddedItems, rows: np.ndarray, similarity: np.ndarray) -> pa.Table:
@@ -102,18 +108,13 @@ def _rankings(queries: EmbeddedItems, gallery: EmbeddedItems, rows: np.ndarray, 
     columns = {
         "query_image_id": queries.image_id, "query_item": queries.item, "query_bbox": queries.bbox,
         "query_score": queries.score, "query_category_id": queries.category_id,
-        "query_hypotheses": hypotheses_of_queries(queries),
+        "query_hypotheses": queries.hypotheses,
         "gallery_image_id": pa.ListArray.from_arrays(offsets, pa.array(gallery.image_id[flat], pa.int64())),
         "gallery_item": pa.ListArray.from_arrays(offsets, pa.array(gallery.item[flat], pa.int32())),
         "gallery_bbox": pa.ListArray.from_arrays(offsets, boxes),
         "similarity": pa.ListArray.from_arrays(offsets, pa.array(similarity[real], pa.float32())),
     }  # fmt: skip
     return tables.table(tables.RANKINGS, columns)
-
-
-def hypotheses_of_queries(queries: EmbeddedItems) -> Hypotheses:
-    """The hypotheses that go into the rankings and the submission: here those of the items, as they were fused."""
-    return queries.hypotheses
 
 
 def _write_index(
@@ -134,7 +135,8 @@ def _write_index(
         "weights": run.settings.search.weights,
         "steps": [step.as_json() for step in fitted.steps],
     }
-    ids = tables.table(tables.INDEX_IDS, {"image_id": gallery.image_id, "item": gallery.item, "bbox": gallery.bbox})
+    columns = {field.name: getattr(gallery, field.name) for field in tables.INDEX_IDS}
+    ids = tables.table(tables.INDEX_IDS, columns)
     files = {name: index.save(index.build(rows)) for name, rows in indexes.items()}
     if "steps.safetensors" in plan.index_files:
         files["steps.safetensors"] = steps.save(fitted)

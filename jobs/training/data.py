@@ -56,10 +56,18 @@ class LearningSet:
         UserError: the validation set has a category that none of the others has, so nobody learns it.
     """
 
-    def __init__(self, sets: list[MixturePart], validation: str | None = None, *, weak_boxes: bool = True) -> None:
+    def __init__(
+        self,
+        sets: list[MixturePart],
+        validation: str | None = None,
+        *,
+        weak_boxes: bool = True,
+        endpoint_url: str | None = None,
+    ) -> None:
         self.sets, self.weak_boxes = sets, weak_boxes
-        self.images = [imageset.open_imageset(part.uri) for part in sets]
-        self.validation = imageset.open_imageset(validation) if validation else None
+        how = {"endpoint_url": endpoint_url}
+        self.images = [imageset.open_imageset(part.uri, **how) for part in sets]
+        self.validation = imageset.open_imageset(validation, **how) if validation else None
         self._joined = JoinedSet([*self.images, *([self.validation] if self.validation else [])])
         self.categories = tuple(dict.fromkeys(name for images in self.images for name in images.categories))
         if unknown := self._joined.categories[len(self.categories) :]:

@@ -38,7 +38,7 @@ class DetectorTraining:
         cv2.setNumThreads(1)  # photos are spread over threads already
         warnings.filterwarnings("ignore", "To copy construct from a tensor", UserWarning)  # mmdetection's, once a mask
         # photos whose boxes are only their frame would teach the wrong thing
-        self.set = LearningSet(flags.imagesets(args), args.validation, weak_boxes=False)
+        self.set = LearningSet(flags.imagesets(args), args.validation, weak_boxes=False, endpoint_url=args.endpoint_url)
         if self.set.categories:  # else there are no boxes either, which `read_photos` refuses
             spec = with_categories(spec, self.set.categories)
         self.args, self.spec, self.world, self.name = args, spec, world, spec.name

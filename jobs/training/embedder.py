@@ -58,7 +58,7 @@ class EmbedderTraining:
     def __init__(self, args: argparse.Namespace, spec: Spec, world: World) -> None:
         torch.set_num_threads(args.threads)
         self.args, self.spec, self.world, self.name = args, spec, world, spec.name
-        self.set = LearningSet(flags.imagesets(args), args.validation)
+        self.set = LearningSet(flags.imagesets(args), args.validation, endpoint_url=args.endpoint_url)
         self.identity = {name: getattr(args, name) for name in SAME_TRAINING} | self.set.identity()
         self.best: dict[str, Any] | None = None  # figures of the best weights so far, {"worth", "step", "held_out"}
 

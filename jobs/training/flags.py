@@ -4,6 +4,7 @@ import argparse
 import os
 
 from jobs.cli import Once
+from jobs.runs.flags import add_device, add_endpoint_url
 from sources import mixtures
 from sources.arguments import above_zero, amount, natural, number, positive, share, whole
 from sources.mixtures import MixturePart
@@ -68,11 +69,12 @@ def add_process(parser: argparse.ArgumentParser) -> "argparse._ArgumentGroup":
     group = parser.add_argument_group("processes, log and checkpoints")
     add = group.add_argument
     add("--workers", type=positive, default=1, help="processes that train together, on Ray Train above 1 (1)")
-    add("--device", default="cpu", help="cpu or cuda (cpu)")
+    add_device(add, default="cpu", numbered=True)
     add("--threads", type=threads, default=os.cpu_count() or 1, help="CPU threads of each worker (all)")
     add("--seed", type=natural, default=0, help="of batches and augmentation (0)")
     add("--cache-gb", type=number(0, 100_000), default=4.0, help="memory for decoded photos or crops (4)")
     add("--log-every", type=positive, default=20, help="steps between lines of the log (20)")
     add("--save-every", type=positive, help="steps between checkpoints (%(default)s)")
     add("--keep", type=positive, default=2, help="checkpoints kept, the newest (2)")
+    add_endpoint_url(add)
     return group

@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from store.errors import UserError
@@ -19,6 +20,7 @@ from store.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+NEEDED = ("pytorch_metric_learning", "tensorboard")  # packages of the extra `train`, besides published weights
 MAX_FAILURES = 3  # deaths of a group of workers before the training gives up
 
 
@@ -100,6 +102,10 @@ def launch(module: str, argv: list[str], *, workers: int, device: str, threads: 
 
     UserError: a worker raised it, or the cluster is too small.
     """
+    for package in NEEDED:
+        if find_spec(package) is None:
+            name = package.replace("_", "-")
+            raise UserError(f"training needs {name}, which is not installed; install the extra: pip install '.[train]'")
     if workers == 1:
         return importlib.import_module(module).train(argv, World())
     from jobs.runs import cluster  # brings NumPy, which --help does not need
@@ -111,9 +117,12 @@ def launch(module: str, argv: list[str], *, workers: int, device: str, threads: 
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    have = ray.cluster_resources()
+    if device == "auto":
+        device = "cuda" if have.get("GPU") else "cpu"
+        argv = [*argv, "--device", device]  # the same for every worker
     use_gpu = device.startswith("cuda")
     needs: dict[str, float] = {"CPU": threads, "GPU": 1} if use_gpu else {"CPU": threads}
-    have = ray.cluster_resources()
     for kind, each in needs.items():
         if have.get(kind, 0) < each * workers:
             reason = f"want {each * workers:g} {kind}, the cluster has {have.get(kind, 0):g}"

@@ -51,7 +51,8 @@ def train(training: ModelTraining, args: argparse.Namespace, world: World) -> in
     UserError: the checkpoint is of another training, or the loss is not finite.
     """
     first = world.rank == 0
-    with TrainingRun(args.output, training.identity, keep=args.keep, writes=first) as run:
+    how = {"keep": args.keep, "writes": first, "endpoint_url": args.endpoint_url}
+    with TrainingRun(args.output, training.identity, **how) as run:
         state = run.resume()
         start, seconds = (state["step"], state["seconds"]) if state else (0, 0.0)
         if world.mean({"step": start})["step"] != start:

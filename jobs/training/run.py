@@ -38,8 +38,16 @@ class TrainingRun(contextlib.AbstractContextManager):
     the first of several workers `writes`; the others read checkpoints and write nothing.
     """
 
-    def __init__(self, output: str | Path, same: Mapping[str, Any], *, keep: int = 2, writes: bool = True) -> None:
-        self.store: ObjectStore = open_store(output)
+    def __init__(
+        self,
+        output: str | Path,
+        same: Mapping[str, Any],
+        *,
+        keep: int = 2,
+        writes: bool = True,
+        endpoint_url: str | None = None,
+    ) -> None:
+        self.store: ObjectStore = open_store(output, endpoint_url=endpoint_url)
         refuse_other_kinds(self.store, "a training")
         self.same = json.loads(json.dumps(same))
         self.keep, self.writes = keep, writes

@@ -1,30 +1,26 @@
 """The fast matching says what pycocotools' says, box by box, and its APs are the metric's."""
 
-import contextlib
-import io
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pycocotools.cocoeval import COCOeval
 
 import detection.matching
-from detection import metrics
 from detection.ap_interval import Curves
 from detection.matching import TrueBoxes
 from detection.metrics import evaluate_boxes
 from store.categories import DEEPFASHION2
+from tests.detection.coco_oracle import judge, records, sides
 
 
 def matches(truth: dict, detections: dict, image_ids: np.ndarray) -> dict[int, dict[str, np.ndarray]]:
     """pycocotools' own matching, what `TrueBoxes.matches` gives."""
-    records = []
+    parts = []
     for columns in (truth, detections):
-        rows = metrics.judged_rows(columns, image_ids, len(DEEPFASHION2), "boxes")
-        boxes = metrics._xywh(columns["bbox"])[rows]
-        records.append(metrics._annotations(columns, rows, bbox=boxes.tolist(), area=boxes[:, 2:].prod(1).tolist()))
-    true_items, detected = records
+        rows = detection.matching.judged_rows(columns, image_ids, len(DEEPFASHION2), "boxes")
+        boxes = sides(columns["bbox"])[rows]
+        parts.append(records(columns, rows, bbox=boxes.tolist(), area=boxes[:, 2:].prod(1).tolist()))
+    true_items, detected = parts
     images = [{"id": int(i)} for i in np.unique(image_ids)]
     place = {image["id"]: i for i, image in enumerate(images)}
     ids = range(1, len(DEEPFASHION2) + 1)
@@ -35,12 +31,8 @@ def matches(truth: dict, detections: dict, image_ids: np.ndarray) -> dict[int, d
     items = {i: np.zeros(len(images)) for i in ids}
     for item in true_items:
         items[item["category_id"]][place[item["image_id"]]] += 1
-    with contextlib.redirect_stdout(io.StringIO()):
-        judge = COCOeval(*(metrics._coco(boxes, images, ids) for boxes in (true_items, detected)), "bbox")
-        judge.params.catIds, judge.params.maxDets, judge.params.areaRng = list(ids), [100], [[0, 1e10]]
-        judge.params.areaRngLbl = ["all"]
-        judge.evaluate()
-    for entry in filter(None, judge.evalImgs):
+    judged = judge(true_items, detected, images, ids, "bbox", areaRng=[[0, 1e10]], areaRngLbl=["all"])
+    for entry in filter(None, judged.evalImgs):
         parts = gathered[entry["category_id"]]
         parts["score"].append(np.asarray(entry["dtScores"], np.float64))
         parts["image_id"].append(np.full(len(entry["dtScores"]), entry["image_id"], np.int64))

@@ -13,7 +13,8 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from detection.metrics import AP10_IDS, evaluate_boxes, evaluate_masks, polygon_area, truth_arrays
+from detection.average_precision import AP10_IDS
+from detection.metrics import evaluate_boxes, evaluate_masks, polygon_area, truth_arrays
 from store.categories import DEEPFASHION2
 
 TOP, OUTWEAR, SKIRT = 1, 3, 9  # short sleeve outwear (3) is not among the ten

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from detection import models
-from detection.metrics import AP10_IDS
+from detection.average_precision import AP10_IDS
 from store.categories import DEEPFASHION2
 
 

@@ -1,10 +1,10 @@
-"""Contract files of an evaluation and of a three-night gallery, and every --help: what moving code must not change.
+"""Contract files of an evaluation and of a three-night gallery: what moving code must not change.
 
 The stand-in embedders here return rows of +1/4 and -1/4. Four of them joined still have exact products, so the bytes of
 rankings and figures do not depend on a processor's instructions. Times, versions of packages and random names are left
 out.
 
-    python tests/golden/runs.py          # writes golden.json and help.json anew; read the difference before a commit
+    python tests/golden/runs.py          # writes golden.json anew; read the difference before a commit
     python tests/golden/runs.py --demo   # demo.json as well: figures of the shipped models, some two minutes
 """
 
@@ -37,14 +37,6 @@ from jobs.runs.models import Catalogue
 from store.objects import open_store
 
 HERE = Path(__file__).resolve().parent
-COMMANDS = (
-    "ablate", "compare", "detect", "embed", "evaluate", "export", "full_eval", "fuse", "ingest", "rank",
-    "reindex_gallery", "report", "search", "status", "train_detector", "train_embedder",
-)  # fmt: skip
-INGESTED = (
-    "coco", "darn", "deepfashion2", "drawn", "folder", "lookbench", "mpv", "mvc", "parquet", "street2shop",
-    "webdataset",
-)  # fmt: skip
 PASSING = {  # keys of JSON files whose values follow from the moment or the machine
     "age_s", "at", "created", "finished", "notes", "photo_s", "photos_per_s", "published", "recorded", "seconds",
     "stamps", "token", "uri", "versions",
@@ -138,34 +130,6 @@ def demo(folder: Path) -> dict[str, Any]:
     return lasting(json.loads((folder / "run" / "metrics.json").read_text()))
 
 
-@functools.cache
-def help_texts() -> dict[str, str]:
-    """Command and its subcommand -> what --help prints at 100 columns."""
-    lines = [(name, ["--help"]) for name in COMMANDS] + [("ingest", [kind, "--help"]) for kind in INGESTED]
-    return {" ".join([name, *argv]): _help(name, argv) for name, argv in lines}
-
-
-def _help(name: str, argv: Sequence[str]) -> str:
-    import importlib
-
-    said = io.StringIO()
-    main = importlib.import_module(f"jobs.{name}").main
-    with (
-        contextlib.redirect_stdout(said),
-        contextlib.suppress(SystemExit),
-        mock.patch.dict("os.environ", COLUMNS="100"),
-        mock.patch.object(sys, "argv", [f"{name}.py"]),
-    ):
-        main(list(argv))
-    return said.getvalue()
-
-
-def options(text: str) -> list[str]:
-    """The usage of a help text, which names every flag, its values and what is required, without line breaks."""
-    usage = text.partition("\n\n")[0]
-    return re.findall(r"\[[^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*\]|\S+", " ".join(usage.split()))
-
-
 @contextlib.contextmanager
 def in_this_process() -> Iterator[None]:
     """No Ray, and nothing printed."""
@@ -219,7 +183,6 @@ def main() -> None:
         (Path(folder) / "n").mkdir()
         golden = {"evaluation": evaluation(Path(folder) / "e"), "nights": nights(Path(folder) / "n")}
     (HERE / "golden.json").write_text(json.dumps(golden, indent=1) + "\n")
-    (HERE / "help.json").write_text(json.dumps(help_texts(), indent=1) + "\n")
 
 
 if __name__ == "__main__":

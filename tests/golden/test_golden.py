@@ -1,4 +1,4 @@
-"""The golden runs: files, figures and command lines are what they were before the code was moved.
+"""The golden runs: files and figures are what they were before the code was moved.
 
 A difference that is meant is recorded by `python tests/golden/runs.py`, in the commit that means it.
 """
@@ -27,18 +27,6 @@ def test_contract_files_of_an_evaluation(tmp_path: Path) -> None:
 
 def test_contract_files_of_a_gallery_over_three_nights(tmp_path: Path) -> None:
     assert runs.nights(tmp_path) == recorded("golden")["nights"]
-
-
-@pytest.mark.parametrize("command", sorted(recorded("help")))
-def test_help(command: str) -> None:
-    assert runs.help_texts()[command] == recorded("help")[command]
-
-
-def test_no_command_without_its_help() -> None:
-    folder = HERE.parents[1] / "jobs"
-    assert set(runs.COMMANDS) == {
-        path.stem for path in folder.glob("*.py") if "    cli.run(main)" in path.read_text()
-    } - {"cli"}
 
 
 @pytest.mark.slow

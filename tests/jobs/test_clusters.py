@@ -117,6 +117,30 @@ def test_a_submitted_night_publishes_what_a_night_at_home_does(small_set: Path, 
     assert home.record["files"]["vectors.npy"] == away.record["files"]["vectors.npy"]
 
 
+def test_the_dashboard_says_what_jobs_and_actors_are(small_set: Path, tmp_path: Path, clone: Path) -> None:
+    from ray.job_submission import JobSubmissionClient
+    from ray.util.state import list_actors
+
+    port = own_ray.free_port()
+    dashboard = f"http://127.0.0.1:{port}"
+    line = [*evaluation(small_set, tmp_path / "run"), *ALL_COUNTS]
+    submit = ["ray", "job", "submit", "--address", dashboard, "--working-dir", "."]
+    submit += ["--runtime-env-json", '{"env_vars": {"PYTHONPATH": "tests/jobs"}}', "--"]
+    options = ("--num-cpus=2", "--include-dashboard=true", f"--dashboard-port={port}")
+    with own_ray.head(*options, env=own_ray.environment({})) as address:
+        status, said = carried_out(*submit, *line, cwd=clone)
+        assert status == 0, said
+        status, said = carried_out(*line, "--set", "detect.score_threshold=0.5", env={"RAY_ADDRESS": address})
+        assert status == 0, said
+        jobs = JobSubmissionClient(dashboard).list_jobs()
+        actors = list_actors(address=dashboard, detail=True)
+    assert {(job.type.value, (job.metadata or {}).get("output")) for job in jobs} == {
+        ("SUBMISSION", str(tmp_path / "run")),
+        ("DRIVER", str(tmp_path / "run")),
+    }
+    assert {actor.repr_name for actor in actors} >= {f"detect near far {i}" for i in range(2)}, actors
+
+
 @pytest.fixture
 def three_nodes() -> Iterator[str]:
     env = own_ray.environment({})

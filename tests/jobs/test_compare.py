@@ -71,3 +71,16 @@ def test_variants_are_trained_compared_and_not_trained_again(imageset, tmp_path,
     compare.main([str(path), "--output", str(out)])
     assert "2 of 3 trained already" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_dry_run_tells_what_is_left_and_trains_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("jobs.compare.train_all", lambda *_: pytest.fail("trained"))
+    plan = tmp_path / "plan.yaml"
+    plan.write_text("base: {model: lite0-sg, imageset: [set]}\nseeds: [0, 1]\nvariants: {one: {}, two: {dim: 64}}\n")
+    assert compare.main([str(plan), "--output", str(tmp_path / "out"), "--dry-run"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "2 variants, 2 seeds: 0 of 4 trained already"
+    assert said[1:] == [f"to train: {name}, seed {seed}" for seed in (0, 1) for name in ("one", "two")]
+    assert not (tmp_path / "out").exists()

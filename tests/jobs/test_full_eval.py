@@ -225,6 +225,24 @@ def test_a_photo_a_detector_stumbles_over_is_its_failure_alone(tmp_path: Path, c
     assert read(tmp_path / "run", "metrics.json")["images"] == {"total": 13, "done": 11, "failed": 2}
 
 
+def test_a_dry_run_tells_the_plan_and_writes_nothing(
+    small_set: Path, tmp_path: Path, calls: Calls, full: Full, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert full(small_set, tmp_path / "run", "--dry-run") == 0
+    assert "detect        0 of 10 done, to do: 10 first time" in capsys.readouterr().out
+    assert not (tmp_path / "run").exists() and not calls
+    assert full(small_set, tmp_path / "run", "--set", "max_failed_share=0.1") == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    os.utime(tmp_path / "run" / "fused" / "shard-00000.parquet")  # a stamp that a run would write into the mark
+    before[tmp_path / "run" / "fused" / "shard-00000.parquet"] = 0
+    assert full(small_set, tmp_path / "run", "--dry-run", "--set", "fusion.method=nms") == 0
+    told = capsys.readouterr().out
+    assert "detect       10 of 10 done" in told and "fuse          0 of 5 done, to do: 5 " in told
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    after[tmp_path / "run" / "fused" / "shard-00000.parquet"] = 0
+    assert after == before
+
+
 def test_a_stage_alone_wants_what_comes_before(small_set: Path, tmp_path: Path, calls: Calls) -> None:
     from jobs.stages import order
 

@@ -27,7 +27,9 @@ PARSERS = {
 
 
 def parsed(words: list[str]) -> Any:
-    """The arguments of a command line `…python jobs/NAME.py …`."""
+    """The arguments of a command line `…python jobs/NAME.py …`, or `clothes NAME …` as in the image."""
+    if words[0] == "clothes":
+        return PARSERS[f"jobs/{words[1].replace('-', '_')}.py"](words[2:])
     assert Path(words[0]).name == "python", words
     return PARSERS[words[1]](words[2:])
 

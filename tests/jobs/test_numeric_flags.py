@@ -41,9 +41,13 @@ TABLE = {
         ("minutes", "a number from 0 up", "-1 nan"), ("threads", "a whole number from 1 to 1024", "0 1025"),
     ],
     ("ablate", "out"): [("parallel", WHOLE, "0 nan")],
-    ("full_eval", "--imageset set --output out"): [("limit", WHOLE, "0 1.5 inf")],
+    ("full_eval", "--imageset set --output out"): [
+        ("limit", WHOLE, "0 1.5 inf"), ("top", "a whole number from 1 to 100", "0 101"),
+    ],
     ("reindex_gallery", "--gallery place --prune"): [("keep", WHOLE, "0 nan")],
-    ("search", "photo.jpg --gallery place"): [("top", "a whole number from 1 to 1000", "0 1001 nan")],
+    ("search", "photo.jpg --gallery place"): [
+        ("top", "a whole number from 1 to 1000", "0 1001 nan"), ("min-score", SHARE, "2 nan"),
+    ],
     ("ingest", DRAWN): [
         ("users", "a whole number from 0 to 1099511627776", "-1 inf"),
         ("shops", "a whole number from 0 to 1099511627776", "-1"),

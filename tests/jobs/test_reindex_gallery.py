@@ -26,7 +26,7 @@ from galleries import (
 )
 
 from jobs import ingest, reindex_gallery
-from jobs.gallery import build, gate
+from jobs.gallery import build, gate, versions
 from jobs.gallery import night as nights
 from jobs.runs import shards, tables
 from retrieval.gallery_files import GalleryError
@@ -471,8 +471,6 @@ def test_a_night_after_a_rollback_starts_from_what_serves(where: tuple[Path, Pat
 def test_pruned_versions_take_their_results_along_when_no_other_needs_them(
     where: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from jobs.gallery import versions
-
     stock(shop(range(6)), where[0])
     night(*where)
     stock(shop(range(7)), where[0])
@@ -484,6 +482,21 @@ def test_pruned_versions_take_their_results_along_when_no_other_needs_them(
     assert len(versions.prune(store, 1, grace_s=0)) == 2
     assert {info.key.split("/")[1] for info in store.list("results/")} == {opened(where[1]).record["results"]}
     assert night(*where, *finest)["status"] == "unchanged"
+
+
+def test_a_dry_run_names_what_would_go_and_come_back_and_changes_nothing(
+    where: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = []
+    for n in (6, 7, 8):
+        stock(shop(range(n)), where[0])
+        names.append(night(*where)["version"])
+    monkeypatch.setitem(versions.prune.__kwdefaults__, "grace_s", 0)
+    before = on_disk(where[1])
+    assert house(where[1], "--prune", "--keep", "1", "--dry-run") == f"would remove 2: {names[0]}, {names[1]}\n"
+    told = house(where[1], "--rollback", "--dry-run")
+    assert told == f"{names[1]} would be current again, {names[2]} would not\n"
+    assert on_disk(where[1]) == before
 
 
 def test_a_prune_before_the_first_night_finds_nothing(where: tuple[Path, Path]) -> None:

@@ -79,7 +79,7 @@ def test_bad_photos_are_a_line_each_and_the_others_go_on(gallery, tmp_path, caps
         "gone\x1b[2J.png": "No such file or directory",
         "none.png": "empty file",
         "other.png": NO_PICTURE,
-        "folder.png": "not a plain file",
+        "folder.png": "no picture in this folder",
         "pipe.png": "not a plain file",
         "half.png": "cannot be decoded",
     }
@@ -125,6 +125,52 @@ def test_a_photo_in_a_bucket(gallery, tmp_path, capsys, s3_bucket, s3_client):
     told = capsys.readouterr()
     assert first_lines(told.out)[0] == ["1.0000", "13.png"]
     assert [line.split(": ")[1] for line in told.err.splitlines()] == names[1:]
+
+
+def test_a_folder_is_all_pictures_in_it_by_name(gallery, tmp_path, capsys):
+    folder = tmp_path / "street"
+    (folder / "more").mkdir(parents=True)
+    for name, number in (("b.png", 14), ("a.png", 13), ("more/c.png", 15)):
+        (folder / name).write_bytes(stand_ins.photo(number, "shop", 1 + number % 12).image)
+    (folder / "notes.txt").touch()
+    assert ask(gallery, folder, "--json", "--top", "1") == 0
+    told = capsys.readouterr()
+    answers = [json.loads(line) for line in told.out.splitlines()]
+    assert [answer["photo"] for answer in answers] == [f"{folder}/{name}" for name in ("a.png", "b.png", "more/c.png")]
+    assert [answer["garments"][0]["items"][0]["file_name"] for answer in answers] == ["13.png", "14.png", "15.png"]
+    assert told.err == f"search.py: {folder}: 3 pictures; left out: 1 .txt\n"
+
+
+def test_json_has_what_the_table_has_and_a_reason_for_a_bad_photo(gallery, tmp_path, capsys):
+    photo = saved(tmp_path, 13, "shop")
+    assert ask(gallery, photo, tmp_path / "gone.png", "--json", "--top", "2") == 0
+    good, bad = map(json.loads, capsys.readouterr().out.splitlines())
+    (garment,) = good["garments"]
+    assert garment["category"] == DEEPFASHION2[category_of(13) - 1] and len(garment["bbox"]) == 4
+    first = garment["items"][0]
+    assert (first["rank"], first["file_name"], round(first["similarity"], 4)) == (1, "13.png", 1.0)
+    assert "digest" not in first and len(garment["items"]) == 2 and good["reason"] == ""
+    assert (bad["garments"], bad["reason"]) == ([], "No such file or directory")
+
+
+def test_garments_of_a_low_score_are_left_out(gallery, tmp_path, capsys):
+    photo = saved(tmp_path, 13, "shop")
+    ask(gallery, photo, "--json")
+    score = json.loads(capsys.readouterr().out)["garments"][0]["score"]
+    for least, n in ((score - 0.01, 1), (min(score + 0.01, 1), 0)):
+        ask(gallery, photo, "--json", "--min-score", str(least))
+        assert len(json.loads(capsys.readouterr().out)["garments"]) == n
+
+
+def test_the_old_spelling_of_a_version_goes_on_working_and_says_so(gallery, tmp_path, capsys):
+    name = version_file(gallery).parent.name
+    photo = saved(tmp_path, 13, "shop")
+    for line in (["--version", name], [f"--version={name}"], ["--gallery-version", name]):
+        assert ask(gallery, photo, *line) == 0
+        told = capsys.readouterr()
+        assert "13.png" in told.out and ("is now --gallery-version" in told.err) is ("--version" in line[0][:9])
+    with pytest.raises(ValueError, match="no version 000009"):
+        ask(gallery, photo, "--gallery-version", "000009")
 
 
 def category_of(number: int) -> int:

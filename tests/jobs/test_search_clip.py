@@ -58,7 +58,7 @@ def test_words_find_in_a_gallery_what_their_rows_are_nearest_to(tmp_path: Path) 
     gallery = tmp_path / "gallery"
     carried_out("jobs/reindex_gallery.py", "--imageset", tmp_path / "set", "--gallery", gallery, "--config", run_file)
     asked = [word for text in TEXTS for word in ("--text", text)]
-    said = carried_out("jobs/search.py", *asked, "--gallery", gallery, "--top", 5).stdout
+    said = carried_out("jobs/search.py", *asked, "--gallery", gallery, "--top", 5, "--all").stdout
     opened = open_gallery(gallery)
     assert [model["weights"] for model in opened.record["models"]] == [file_sha256(tiny_clip.weights_of(folder))] * 2
     items = opened.items.to_pylist()

@@ -74,3 +74,59 @@ def test_figures_of_another_shape_are_left_out(
     put(store, "metrics.json", metrics)
     lines = said(store, capsys).splitlines()
     assert lines[8:] == (["  Acc@1: 0.500"] if isinstance(metrics["summary"], dict) else [])
+
+
+def test_a_run_as_json(store: ObjectStore, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status.main([store.uri, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["kind"], told["at_work"]) == ("run", None)
+    assert told["stages"]["detect"] == {
+        "done": 1, "of": 2, "failed": 1, "seconds": {"read": 0.25, "infer": 2.0}, "last": "2030-01-02T04:00:00+00:00",
+    }  # fmt: skip
+
+
+@pytest.fixture
+def gallery(tmp_path: Path) -> ObjectStore:
+    """Two nights, the first of which published."""
+    store = open_store(tmp_path / "gallery")
+    name = "000001-20300102T000000Z"
+    record = {
+        "schema": 1, "name": name, "files": {}, "index": {"kind": "flat"}, "rows": 1200, "photos": 1000, "results": "r",
+        "created": 1e9, "parameters": {}, "models": [], "detectors": [], "search": {}, "categories": ["skirt"],
+    }  # fmt: skip
+    put(store, "CURRENT", {"version": name, "history": []})
+    put(store, f"versions/{name}/version.json", record)
+    put(store, f"nights/{name}.json", {"status": "published", "version": name, "added": 1000, "advice": ""})
+    put(store, "nights/000002-20300103T000000Z.json", {"status": "refused", "version": name, "added": 7, "failed": 7})
+    return store
+
+
+def test_a_gallery(gallery: ObjectStore, capsys: pytest.CaptureFixture[str]) -> None:
+    first, night, worker = said(gallery, capsys).splitlines()
+    assert "version 000001-20300102T000000Z, 1,200 garments of 1,000 photos, index flat, written " in first
+    assert night.endswith(": status refused, version 000001-20300102T000000Z, added 7, failed 7")
+    assert worker == "  nobody is at work"
+
+
+def test_a_gallery_whose_night_is_at_work(gallery: ObjectStore, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run of its models is in work/."""
+    put(gallery, "work/run.json", RUN)
+    put(gallery, "work/done/detect/near/shard-00000.json", MARK)
+    assert status.main([gallery.uri, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["work"] is None, "left by a killed night"
+    put(gallery, lock.KEY, {"token": "a", "host": "elsewhere", "name": "elsewhere", "pid": 7, "beat": 1e9})
+    assert status.main([gallery.uri, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["at_work"] == {"who": "run 7 on elsewhere", "alive": None, "beat": 1e9}
+    assert (told["items"], told["work"]["stages"]["detect"]["done"]) == (1200, 1)
+    assert "    detect        1 of 2 done, 1 failed" in said(gallery, capsys)
+
+
+def test_a_gallery_before_its_first_version(gallery: ObjectStore, capsys: pytest.CaptureFixture[str]) -> None:
+    gallery.delete("CURRENT")
+    assert said(gallery, capsys).splitlines()[0].endswith(": no version is published")
+
+
+def test_a_place_that_holds_neither(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no run \(no run\.json\) and no gallery \(no CURRENT\)"):
+        status.main([str(tmp_path)])

@@ -65,6 +65,18 @@ def test_the_file_loads_with_its_digest_and_starts_another_training(imageset, tm
     assert train_embedder.main(line(imageset, tmp_path / "second", "--init-from", str(path))) == 0
 
 
+def test_the_store_is_the_one_that_the_line_names(imageset, s3_bucket, s3_endpoint, s3_client, monkeypatch):
+    """Image set and OUTPUT in a bucket whose address stands in no variable."""
+    monkeypatch.delenv("AWS_ENDPOINT_URL")
+    bucket = s3_bucket.removeprefix("s3://")
+    for path in Path(imageset).iterdir():
+        s3_client.upload_file(str(path), bucket, f"set/{path.name}")
+    more = ("--steps", "2", "--endpoint-url", s3_endpoint, "--device", "auto")
+    assert train_embedder.main(line(f"{s3_bucket}/set", Path("out"), *more, "--output", f"{s3_bucket}/out")) == 0
+    keys = {entry["Key"] for entry in s3_client.list_objects_v2(Bucket=bucket, Prefix="out/")["Contents"]}
+    assert {"out/small.safetensors", "out/summary.json", "out/log.jsonl"} <= keys
+
+
 def test_training_ranks_better_in_the_end(imageset, tmp_path):
     train_embedder.main(line(imageset, tmp_path, "--steps", "24", "--eval-every", "24"))
     lines = [json.loads(text) for text in (tmp_path / "log.jsonl").read_text().splitlines()]

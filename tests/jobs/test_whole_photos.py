@@ -21,7 +21,7 @@ def test_a_run_without_detectors(small_set: Path, tmp_path: Path, calls: Calls, 
     assert {stage for stage, _, _ in calls} == {"embed"}
     items = pq.read_table(tmp_path / "run/items/detected/shard-00000.parquet").to_pylist()
     assert items[0] == {
-        "image_id": 0, "item": 0, "bbox": [0, 0, 48, 64], "score": 1, "category_id": 0, "votes": 0,
+        "image_id": 0, "item": 0, "bbox": [0, 0, 48, 64], "score": 1, "category_id": 0, "votes": 0, "hypotheses": [],
     }  # fmt: skip
     assert [item["image_id"] for item in items] == list(range(6)) and {item["item"] for item in items} == {0}
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from postproc.category_rule import category_rule
 from postproc.detector_score import with_detector_score
 from postproc.grouping import group
+from postproc.hypotheses import Hypotheses
 
 NONE = -np.inf
 
@@ -18,7 +19,11 @@ def lists(rows: list, similarity: list) -> tuple[np.ndarray, np.ndarray]:
     return np.array(rows, np.int64).reshape(len(rows), -1), np.array(similarity, np.float32).reshape(len(rows), -1)
 
 
-CATEGORY = np.array([1, 2, 1, 2])
+def sure(*category: int) -> Hypotheses:
+    return Hypotheses.own(np.array(category), np.ones(len(category)))
+
+
+CATEGORY = sure(1, 2, 1, 2)
 
 
 @pytest.mark.parametrize("rule, penalty, want_rows, want", [
@@ -29,9 +34,26 @@ CATEGORY = np.array([1, 2, 1, 2])
     ("soft", 0.0, [0, 1, 2], [0.75, 0.5, 0.25]),
 ])  # fmt: skip
 def test_other_categories_lose_places_or_go(rule: str, penalty: float, want_rows: list, want: list) -> None:
-    rows, similarity = category_rule(*lists([[0, 1, 2]], [[0.75, 0.5, 0.25]]), np.array([2]), CATEGORY, rule, penalty)
+    rows, similarity = category_rule(*lists([[0, 1, 2]], [[0.75, 0.5, 0.25]]), sure(2), CATEGORY, rule, penalty)
     assert rows.tolist() == [want_rows]
     np.testing.assert_allclose(similarity, [want])
+
+
+def test_the_soft_rule_asks_for_the_probability_of_one_category() -> None:
+    query = Hypotheses(np.array([[1, 2]]), np.array([[0.6, 0.2]]))  # shares 3/4, 1/4
+    gallery = Hypotheses(np.array([[1, 2], [2, 0]]), np.array([[0.1, 0.1], [0.3, 0.0]]))  # 1/2, 1/2; 1
+    rows, similarity = category_rule(*lists([[0, 1]], [[0.5, 0.75]]), query, gallery, "soft", 1.0)
+    assert rows.tolist() == [[0, 1]]
+    np.testing.assert_allclose(similarity, [[0.5 - (1 - (3 / 8 + 1 / 8)), 0.75 - (1 - 1 / 4)]], atol=1e-7)
+
+
+@pytest.mark.parametrize("rule", ["soft", "hard"])
+def test_a_query_of_unknown_category_keeps_its_list(rule: str) -> None:
+    both = lists([[0, 1], [0, 1]], [[0.75, 0.5], [0.75, 0.5]])
+    rows, similarity = category_rule(*both, sure(0, 2), CATEGORY, rule, 0.5)
+    assert rows[0].tolist() == [0, 1]
+    assert similarity[0].tolist() == [0.75, 0.5]
+    assert rows[1, 0] == 1
 
 
 @pytest.mark.parametrize("weight, want_rows, want", [
@@ -59,8 +81,8 @@ def test_the_best_of_each_group_stays(rows: list, key: list, want: list) -> None
 
 
 RULES: list[Callable] = [
-    lambda rows, s: category_rule(rows, s, np.zeros(len(rows), int), CATEGORY, "hard"),
-    lambda rows, s: category_rule(rows, s, np.ones(len(rows), int), CATEGORY, "soft", 0.3),
+    lambda rows, s: category_rule(rows, s, sure(*[3] * len(rows)), CATEGORY, "hard"),
+    lambda rows, s: category_rule(rows, s, sure(*[1] * len(rows)), CATEGORY, "soft", 0.3),
     lambda rows, s: with_detector_score(rows, s, np.linspace(0, 1, 4), 0.7),
     lambda rows, s: group(rows, s, np.array([3, 3, -1, 4])),
 ]
@@ -94,9 +116,9 @@ def test_lists_that_cannot_be_are_refused(rule: Callable, rows: list, similarity
 
 
 @pytest.mark.parametrize("call", [
-    lambda: category_rule(*lists([[0]], [[1.0]]), np.array([1, 2]), CATEGORY),
-    lambda: category_rule(*lists([[0]], [[1.0]]), np.array([1]), CATEGORY, "medium"),
-    lambda: category_rule(*lists([[0]], [[1.0]]), np.array([1]), CATEGORY, "soft", -1.0),
+    lambda: category_rule(*lists([[0]], [[1.0]]), sure(1, 2), CATEGORY),
+    lambda: category_rule(*lists([[0]], [[1.0]]), sure(1), CATEGORY, "medium"),
+    lambda: category_rule(*lists([[0]], [[1.0]]), sure(1), CATEGORY, "soft", -1.0),
     lambda: with_detector_score(*lists([[0]], [[1.0]]), np.array([2.0])),
     lambda: with_detector_score(*lists([[0]], [[1.0]]), np.array([0.5]), np.nan),
     lambda: group(*lists([[0]], [[1.0]]), np.array([0.5])),

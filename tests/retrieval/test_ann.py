@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -170,6 +171,23 @@ def test_flat_is_a_sort_of_all_products(tmp_path_factory, n, q, d, k, half, dead
     stored = vectors.astype(np.float16).astype(np.float32) if half else vectors
     for have, want in zip(got, brute_force(stored[alive], ids[alive], queries, k), strict=True):
         np.testing.assert_array_equal(have, want)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_codes_of_earlier_releases_stay_readable_and_grow(bits, tmp_path, rows, monkeypatch):
+    """Until November 2026 a code had 8 bits; such an index is searched as it was, and the next version keeps them."""
+    vectors, ids, queries = rows
+    monkeypatch.setattr(ann_build, "CODE_BITS", bits)
+    (tmp_path / "old").mkdir()
+    index = built(tmp_path / "old", "ivf_pq", vectors[:2900], ids[:2900])
+    monkeypatch.undo()
+    later = index.with_changes(tmp_path / "next", vectors[2900:], ids[2900:], ids[:100])
+    for version, kept in ((index, slice(0, 2900)), (later, slice(100, 3000))):
+        inverted = faiss.downcast_index(faiss.extract_index_ivf(version.faiss_index))
+        assert inverted.pq.nbits == bits and inverted.code_size == 4
+        want = brute_force(vectors[kept], ids[kept], queries, 10)[1]
+        found = version.search(queries, 10)[1]
+        assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, want, strict=True)]) >= 0.9
 
 
 def test_float16_rows_are_compared_as_stored(tmp_path, rows):

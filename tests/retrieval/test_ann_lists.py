@@ -8,7 +8,7 @@ import pytest
 
 from retrieval import ann_build
 from retrieval.ann_files import opened, read_index
-from retrieval.ann_lists import without_rows
+from retrieval.ann_lists import packed, without_rows
 from tests.retrieval.clustered import damaged, gallery, planned
 
 N, DIM = 1500, 16
@@ -62,6 +62,18 @@ def test_the_rows_are_read_from_the_file_not_loaded(trained, rows, tmp_path):
     assert isinstance(lists, faiss.OnDiskInvertedLists)
     assert without_rows(index) == trained
     assert index.ntotal == N and index.search(rows[0][:5], 1)[1].shape == (5, 1)  # and it still answers
+
+
+def test_packed_codes_rank_as_the_plain_ones(rows, tmp_path):
+    """FastScan rounds the table of distances, not the codes: with every cluster searched nearly the same come first."""
+    trained = ann_build.train(planned("ivf_pq", N, DIM), rows[0], seed=3)
+    ann_build.merge(trained, written(tmp_path, trained, rows[0], [500]), tmp_path / "index.faiss")
+    plain = read_index(tmp_path / "index.faiss")
+    n_lists = planned("ivf_pq", N, DIM).n_lists
+    all_clusters = faiss.SearchParametersPreTransform(index_params=faiss.SearchParametersIVF(nprobe=n_lists))
+    first, second = (index.search(rows[2], 50, params=all_clusters)[1] for index in (plain, packed(plain)))
+    assert np.mean([len(set(a) & set(b)) / 50 for a, b in zip(first, second, strict=True)]) >= 0.9
+    assert sorted(packed(plain).search(rows[2][:1], N, params=all_clusters)[1][0]) == list(range(N))
 
 
 def test_parts_that_do_not_belong_are_refused(rows, trained, tmp_path):

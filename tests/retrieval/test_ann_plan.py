@@ -20,7 +20,7 @@ REPO = Path(__file__).resolve().parents[2]
         (IndexPlan("ivf_flat", 1000, 64, n_lists=8), 1000 * (4 * 64 + 8) + 8 * (4 * 64 + 8)),
         (
             IndexPlan("ivf_pq", 1000, 64, n_lists=8, code_bytes=8, code_dim=64),
-            1000 * (8 + 8) + 8 * (4 * 64 + 8) + 4 * 64 * 64 + 4 * 256 * 64,  # codes, centres, rotation, code book
+            1000 * (8 + 8) + 8 * (4 * 64 + 8) + 4 * 64 * 64 + 4 * 16 * 64,  # codes, centres, rotation, code book
         ),
     ],
 )

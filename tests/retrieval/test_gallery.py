@@ -117,6 +117,17 @@ def test_a_garment_is_looked_up_by_its_id(tmp_path: Path) -> None:
     assert found[0]["product_id"] == "p1" and found[2]["bbox"] == [0, 0, 9, 9]
 
 
+def test_a_table_has_the_rows_of_a_lookup(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    version(store, "000001-x", [8, 2, 5])
+    point(store, "000001-x")
+    gallery, ids = open_gallery(tmp_path), np.array([8, -1, 2, 7])
+    assert gallery.table(ids).to_pylist() == [gallery.lookup([8])[0], gallery.lookup([2])[0]]
+    rows = gallery.table(ids, np.array([0.75, -np.inf, 0.5, 0.25], np.float32))
+    assert rows.column_names[0] == "similarity" and rows["similarity"].to_pylist() == [0.75, 0.5]
+    assert rows["id"].to_pylist() == [8, 2]
+
+
 @pytest.mark.parametrize("vectors, k, want", [
     (np.zeros((2, DIM + 1), np.float32), 3,
      r"want vectors \(Q, 6\) float32 \(m 6\) and k from 1, got \(2, 7\) float32, 3"),

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from postproc.features import unit
+from postproc.hypotheses import Hypotheses
 from retrieval import steps
 from retrieval.step_kinds import STEPS, GalleryFacts
 from retrieval.steps import fit, load, parse, plain, save
@@ -20,8 +21,12 @@ def random_rows(n: int, d: int, seed: int) -> np.ndarray:
     return unit(np.random.default_rng(seed).normal(size=(n, d))).astype(np.float32)
 
 
+def sure(category_id: np.ndarray) -> Hypotheses:
+    return Hypotheses.own(category_id, np.ones(len(category_id)))
+
+
 def facts(n: int) -> GalleryFacts:
-    return GalleryFacts(np.arange(n) % 3 + 1, np.linspace(0, 1, n), np.arange(n) // 2, np.arange(n) % 4)
+    return GalleryFacts(sure(np.arange(n) % 3 + 1), np.linspace(0, 1, n), np.arange(n) // 2, np.arange(n) % 4)
 
 
 GALLERY = {"a": random_rows(30, 6, 1), "b": random_rows(30, 4, 2)}
@@ -30,7 +35,7 @@ QUERIES = {"a": random_rows(5, 6, 3), "b": random_rows(5, 4, 4)}
 
 def rank(entries: list[dict[str, Any]], **how: Any) -> tuple[np.ndarray, np.ndarray]:
     fitted = fit(parse(entries, list(GALLERY)), GALLERY, how.pop("weights", None))
-    return fitted.rank(QUERIES, np.ones(5, int), facts(30), **({"top_k": 8, "pool": 20} | how))
+    return fitted.rank(QUERIES, sure(np.ones(5, int)), facts(30), **({"top_k": 8, "pool": 20} | how))
 
 
 @pytest.mark.parametrize("entries, models, words", [
@@ -131,7 +136,7 @@ def test_steps_are_the_techniques_one_after_the_other() -> None:
     by_cosine, found = neighbours.nearest(queries, gallery, 20)
     of_gallery = facts(30)
     found, by_cosine = category_rule.category_rule(
-        found, by_cosine, np.ones(5, int), of_gallery.category_id, "soft", 0.5
+        found, by_cosine, sure(np.ones(5, int)), of_gallery.hypotheses, "soft", 0.5
     )
     found, by_cosine = grouping.group(found, by_cosine, of_gallery.product)
     assert rows[:, :4].tolist() == found[:, :4].tolist()
@@ -146,7 +151,7 @@ def test_views_of_a_model_become_one_embedding() -> None:
     )
     fitted = fit(parse([{"step": "views"}], list(gallery)), gallery)
     np.testing.assert_allclose(fitted.gallery["a"], unit(gallery["a"] + gallery["a@flip"]), atol=1e-6)
-    rows, _ = fitted.rank(queries, np.ones(2, int), facts(9), top_k=3, pool=3)
+    rows, _ = fitted.rank(queries, sure(np.ones(2, int)), facts(9), top_k=3, pool=3)
     want = unit(queries["a"] + queries["a@flip"]) @ fitted.gallery["a"].T
     assert rows.tolist() == np.argsort(-want, axis=1)[:, :3].tolist()
 
@@ -156,7 +161,7 @@ def test_learned_projections_are_saved_and_read_again() -> None:
     fitted = fit(plan, GALLERY)
     again = load(plan, fitted.gallery, save(fitted))
     for one, other in zip(
-        *(f.rank(QUERIES, np.ones(5, int), facts(30), top_k=9, pool=9) for f in (fitted, again)), strict=True
+        *(f.rank(QUERIES, sure(np.ones(5, int)), facts(30), top_k=9, pool=9) for f in (fitted, again)), strict=True
     ):
         np.testing.assert_array_equal(one, other)
     assert save(fitted) == save(fit(plan, GALLERY))
@@ -173,14 +178,14 @@ def test_learned_projections_are_saved_and_read_again() -> None:
 def test_small_and_empty_sides(entries: list, n: int, q: int) -> None:
     gallery, queries = ({name: rows[:k] for name, rows in side.items()} for side, k in ((GALLERY, n), (QUERIES, q)))
     fitted = fit(parse(entries, list(gallery)), gallery)
-    rows, similarity = fitted.rank(queries, np.ones(q, int), facts(n), top_k=4, pool=4)
+    rows, similarity = fitted.rank(queries, sure(np.ones(q, int)), facts(n), top_k=4, pool=4)
     assert rows.shape == similarity.shape == (q, 4)
     assert ((rows >= 0).sum(axis=1) <= n).all() and ((rows < 0) == (similarity == -np.inf)).all()
 
 
 def test_seconds_are_kept_for_every_step() -> None:
     fitted = fit(parse([CONCAT, {"step": "whiten"}, {"step": "category"}], list(GALLERY)), GALLERY)
-    fitted.rank(QUERIES, np.ones(5, int), facts(30), top_k=3, pool=9)
+    fitted.rank(QUERIES, sure(np.ones(5, int)), facts(30), top_k=3, pool=9)
     assert set(fitted.seconds) == {0, 1, 2} and all(seconds >= 0 for seconds in fitted.seconds.values())
 
 

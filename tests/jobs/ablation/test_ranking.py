@@ -65,7 +65,7 @@ def test_a_judged_search_is_the_same_as_the_runs_own(
     queries, gallery = data.queries, data.gallery
     plan = steps.parse(yaml.safe_load(entries), list(gallery.embeddings))
     rows, similarity = steps.fit(plan, gallery.embeddings).rank(
-        queries.embeddings, queries.category_id, data.facts, top_k=20, pool=200
+        queries.embeddings, queries.hypotheses, data.facts, top_k=20, pool=200
     )
     table = pq.read_table(tmp_path / "rankings" / "detected.parquet")
     assert table["query_image_id"].to_pylist() == queries.image_id.tolist()

@@ -89,14 +89,15 @@ def test_an_actor_tells_it_with_each_shard(
 
 
 @pytest.mark.parametrize("n_gpus, there, absent, listed", [
-    (0, ["cpu"], ["cuda", "cuda:0", "auto", ""], "cpu"),
+    (0, ["cpu"], ["cuda", "cuda:0", ""], "cpu"),
     (2, ["cpu", "cuda", "cuda:0", "cuda:1"], ["cuda:2", "mps"], "cpu, cuda, cuda:0, cuda:1"),
 ])  # fmt: skip
 def test_a_device_that_is_not_there_is_refused(n_gpus, there, absent, listed, monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: n_gpus)
+    assert gpu.found_device("auto") == ("cuda" if n_gpus else "cpu")
     for device in there:
-        gpu.check_device(device)
+        assert gpu.found_device(device) == device
     for device in absent:
         with pytest.raises(UserError) as caught:
-            gpu.check_device(device)
+            gpu.found_device(device)
         assert str(caught.value) == f"--device {device}: not found on this machine; take one of: {listed}"

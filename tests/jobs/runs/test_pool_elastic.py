@@ -113,11 +113,11 @@ def test_an_autoscaler_starts_gpu_nodes_for_waiting_actors_and_takes_them_back(
 
     ray_cluster.join_ray()
     assert "GPU" not in ray.cluster_resources()
-    with pytest.raises(
-        UserError, match=r"the cluster has 0; .* or --set actors=N on a cluster whose autoscaler starts N"
-    ):
-        ray_cluster.share_out(Settings(device="cuda"), None, 20)
-    assert len(set(nodes_of(tmp_path / "nodes", Settings(device="cuda", actors=2), 20))) == 2
+    assert ray_cluster.share_out(Settings(device="cpu", actors="auto"), None, 20).device == "cpu"
+    for device in ("auto", "cuda"):  # none of the two nodes is there yet
+        assert ray_cluster.share_out(Settings(device=device), None, 20) == ray_cluster.Share(2, "cuda", 1.0, 1)
+    assert ray_cluster.share_out(Settings(), None, 1).n == 1
+    assert len(set(nodes_of(tmp_path / "nodes", Settings(), 20))) == 2
     for _ in range(240):  # without actors the nodes are idle and go; two minutes are a guard against hanging
         if not ray.cluster_resources().get("GPU"):
             break

@@ -1,8 +1,21 @@
 """The line a person watches at night: what it counts, and what it calls out."""
 
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
 import pytest
 
 from jobs.runs.progress import Progress
+
+REPO = Path(__file__).resolve().parents[3]
 
 
 class Clock:
@@ -95,3 +108,69 @@ def test_a_gpu_that_idles_while_its_actors_are_in_the_models_is_called_out(
         progress.gpu(share, seconds)
     progress.add("shard-4", 10, {"read": 1.0, "infer": 9.0}, failed=0)
     assert progress.idle().removeprefix("; ").startswith(told) and bool(told) == bool(progress.idle())
+
+
+SCRIPT = """
+from jobs.runs.progress import Progress, say
+now = [0.0]
+progress = Progress("detect", total=2, done=0, images=60, clock=lambda: now[0])
+progress.began()
+progress.photos("shard-0", 15)
+now[0] = 11.0
+progress.tick()
+say("a worker died")
+now[0] = 22.0
+progress.add("shard-0", 30, {"read": 1.0, "infer": 3.0}, failed=1)
+now[0] = 22.1
+progress.tick()  # too soon to draw again
+progress.finish()
+"""
+LOG = [
+    "detect: shard 0/2, photo 15/60, 1.4 images/s, bad 0, 33 s to go",  # 45 at 15 in 11 s
+    "a worker died",
+    "detect: shard 1/2, 1.4 images/s, read 25% infer 75%, bad 1, 22 s to go",
+    "detect: 30 images in 22 s, 1.4 images/s, bad 1",
+]
+
+
+def printed(columns: int, term: str) -> str:
+    """What the script prints on a terminal of so many columns."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    left_out = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR")  # which rich obeys
+    env = {name: value for name, value in os.environ.items() if name not in left_out} | {"TERM": term}
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT], cwd=REPO, env=env, stdout=theirs, stdin=theirs)
+    os.close(theirs)
+    read = b""
+    with contextlib.suppress(OSError):  # how Linux tells that the other side is closed
+        while part := os.read(ours, 4096):
+            read += part
+    os.close(ours)
+    assert process.wait() == 0
+    return read.decode().replace("\r\n", "\n")
+
+
+def lines_of(drawn: str) -> list[str]:
+    """What stood in the terminal's lines one after the other, without colours."""
+    plain = re.sub(r"\x1b\[[\d;]*m", "", drawn)
+    return [line for line in re.split(r"\r\x1b\[K|\n", plain) if line]
+
+
+def test_a_terminal_gets_a_bar_in_its_last_line() -> None:
+    drawn = printed(100, "xterm")
+    first, worker, second, last = lines_of(drawn)
+    assert re.fullmatch(r"detect ━{6}╺━+ shard 0/2, photo 15/60, 1.4 images/s, bad 0, 33 s to go", first)
+    assert re.fullmatch(rf"detect ━{{12}}╺━+ {LOG[2].removeprefix('detect: ')}", second)
+    assert (worker, last) == (LOG[1], LOG[3])
+    assert drawn.count("\n") == 2, "the bar is drawn again in its place"
+
+
+def test_a_bar_is_cut_to_a_narrow_terminal() -> None:
+    first = lines_of(printed(60, "xterm"))[0]
+    assert first.startswith("detect ━") and len(first) == 59 and first.endswith("…")
+
+
+def test_what_is_no_terminal_gets_lines() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=REPO, capture_output=True, text=True)
+    assert done.stdout.splitlines() == LOG
+    assert printed(100, "dumb").splitlines() == LOG

@@ -1,0 +1,47 @@
+"""Every job as a verb of one command, which the installed package has.
+
+clothes --help                                                  # the jobs
+clothes full-eval --imageset runs/set --output runs/first       # as python jobs/full_eval.py in the repository
+python -m jobs full-eval --help                                 # the same without the command on the PATH
+clothes --version
+"""
+
+import argparse
+import ast
+import importlib
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from jobs import cli
+
+JOBS = (
+    "ingest", "full-eval", "detect", "fuse", "embed", "rank", "evaluate", "report", "status", "export", "ablate",
+    "reindex-gallery", "search", "train-detector", "train-embedder", "compare",
+)  # fmt: skip
+
+
+def main() -> NoReturn:
+    parser = cli.Parser(prog="clothes", description=_description())
+    parser.add_argument("job", choices=JOBS, metavar="JOB", help="one of the above")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…", help="of the job; JOB --help lists them")
+    args = parser.parse_args()
+    sys.argv = [f"clothes {args.job}", *args.arguments]  # messages and usage begin with it
+    cli.run(importlib.import_module(f"jobs.{_module(args.job)}").main)
+
+
+def _module(job: str) -> str:
+    return job.replace("-", "_")
+
+
+def _description() -> str:
+    """One line a job, the first of its file, which is not imported."""
+    lines = ["Given a consumer's photo, find the very garment among shop photos. The jobs:\n"]
+    for job in JOBS:
+        text = (Path(__file__).parent / f"{_module(job)}.py").read_text(encoding="utf-8")
+        lines.append(f"  {job:16} {(ast.get_docstring(ast.parse(text)) or '').partition(chr(10))[0]}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
