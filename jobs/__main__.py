@@ -17,7 +17,7 @@ from jobs import cli
 
 JOBS = (
     "ingest", "full-eval", "detect", "fuse", "embed", "rank", "evaluate", "report", "status", "export", "ablate",
-    "reindex-gallery", "search", "train-detector", "train-embedder", "compare",
+    "reindex-gallery", "search", "train-detector", "train-embedder", "fit-categories", "compare",
 )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import numpy as np
 
 
 def places(keys: np.ndarray, wanted: np.ndarray, order: np.ndarray | None = None) -> np.ndarray:
-    """(W,) int64: the place of each of (W,) `wanted` among (N,) `keys`, of equal keys the first; -1 where it is absent.
+    """int64, of the shape of `wanted`: the place of each among (N,) `keys`, of equal keys the first; -1 for absent.
 
     `order` is np.argsort(keys, kind="stable") where the caller keeps it.
 
@@ -12,7 +12,7 @@ def places(keys: np.ndarray, wanted: np.ndarray, order: np.ndarray | None = None
     array([ 1, -1,  2])
     """
     if not len(keys):
-        return np.full(len(wanted), -1)
+        return np.full(np.shape(wanted), -1)
     order = np.argsort(keys, kind="stable") if order is None else order
     nearest = order[np.minimum(np.searchsorted(keys, wanted, sorter=order), len(keys) - 1)]
     return np.where(keys[nearest] == wanted, nearest, -1)

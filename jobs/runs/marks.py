@@ -138,8 +138,8 @@ def expected(run: Mapping) -> dict[str, set[str]]:
     if rows is not None:
         shards = list(rows)
     else:
-        counts = [entry["shards"] for entry in run["imagesets"]]
-        shards = [joined_name(number, f"shard-{i:05d}") for number, count in enumerate(counts) for i in range(count)]
+        sets = enumerate(run["imagesets"])
+        shards = [name for i, entry in sets for name in entry.get("names") or numbered(i, entry["shards"])]
     models = [model["name"] for model in run["embedders"]]
     return {
         "detect": {f"detect/{model['name']}/{shard}" for model in run["detectors"] for shard in shards},
@@ -149,6 +149,11 @@ def expected(run: Mapping) -> dict[str, set[str]]:
         "evaluate": {f"evaluate/{WHOLE}"},
         "report": {f"report/{WHOLE}"},
     }
+
+
+def numbered(image_set: int, count: int) -> list[str]:
+    """The shards of a run's image set whose names nobody recorded: an ingested set numbers them from 0."""
+    return [joined_name(image_set, f"shard-{i:05d}") for i in range(count)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from jobs.runs.marks import (
     expected,
     mark_of,
     now,
+    numbered,
     read_listing,
     read_marks,
     what_changed,
@@ -162,10 +163,14 @@ class Run:
     def _sets(self) -> list[dict[str, Any]]:
         """The image sets as the settings name them, and how much the run takes of each."""
         parts = zip(self.settings.imageset, self.images.sets, self.selected.by_set(self.images), strict=True)
-        return [
-            {"uri": uri, "digest": part.digest, "images": sum(shard.images for shard in taken), "shards": len(taken)}
-            for uri, part, taken in parts
-        ]
+        sets = []
+        for i, (uri, part, taken) in enumerate(parts):
+            of: dict[str, Any] = {"uri": uri, "digest": part.digest}
+            of |= {"images": sum(shard.images for shard in taken), "shards": len(taken)}
+            names = [shard.name for shard in taken]
+            # An update leaves gaps in the numbers of a set's shards. A set without gaps needs no list of 100,000 names.
+            sets.append(of if names == numbered(i, len(names)) else of | {"names": names})
+        return sets
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
     {"schema": 2, "imagesets": [{"uri", "digest", "images", "shards"}], "selected": {…}, "settings": {…}, "detectors",
      "embedders", "boxes", "versions", "recorded"}
 
-`images` and `shards` of a set are what the run takes of it; `selected` is `jobs.runs.selection.Selected.as_json`.
+`images` and `shards` of a set are what the run takes of it, with `names` of the shards where numbers are left out;
+`selected` is `jobs.runs.selection.Selected.as_json`.
 Schema 1 had one set, "imageset": {"uri", "digest", "images", "shards", "selected"}, and is read as the same record.
 """
 

@@ -56,6 +56,8 @@ NOT_RUN = {  # beginning of a command, or document and beginning -> why; the fir
     "docs/results.md python": "measured by hand on ccp_df2, which is not part of the project",
     "docs/results.md for plan in": "hours; tests/jobs/test_compare.py compares small trainings",
     "docs/training.md python jobs/train_": "tests/test_documents.py runs shorter ones; --workers 8 wants eight GPUs",
+    "docs/training.md python jobs/full_eval.py": "its run is for the next line",
+    "docs/training.md python jobs/fit_categories.py": "tests/jobs/test_fit_categories.py",
     "docs/training.md python jobs/compare.py": "an hour; tests/jobs/test_compare.py",
     "tensorboard": "a server, and not ours",
 }  # fmt: skip

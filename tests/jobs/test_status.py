@@ -1,14 +1,18 @@
 """What status says of a run's folder; what it says when a file in it was not written by a run."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import stand_ins
 
 from jobs import status
 from jobs.runs import lock
 from store.errors import UserError
+from store.imageset import open_imageset
+from store.imageset_write import removal_of, update_imageset
 from store.objects import ObjectStore, open_store
 
 RUN: dict[str, Any] = {
@@ -44,6 +48,21 @@ def test_a_run_half_done(store: ObjectStore, capsys: pytest.CaptureFixture[str])
     assert lines[0].endswith("3 images of runs/set in 2 shards, settings of 2030-01-02T03:04:05+00:00")
     assert lines[1] == "  nobody is at work"
     assert lines[2] == "  detect        1 of 2 done, 1 failed, infer 2 s, last 2030-01-02T04:00:00+00:00"
+
+
+def test_an_update_of_the_set_leaves_numbers_out(
+    tmp_path: Path, calls: list, full: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stand_ins.imageset(tmp_path / "set", n=8, max_images=2)
+    images = open_imageset(tmp_path / "set")
+    gone = images.read("shard-00001", ["image_id"])["image_id"].to_pylist()
+    update_imageset(images, [], removal_of(images, gone), source=images.manifest.source)
+    assert full(tmp_path / "set", tmp_path / "run", "--set", "max_failed_share=1") == 0
+    capsys.readouterr()
+    assert status.main([str(tmp_path / "run"), "--json"]) == 0
+    stages = json.loads(capsys.readouterr().out)["stages"]
+    assert len(open_imageset(tmp_path / "set").shards) == 4 and stages["fuse"]["of"] == 4
+    assert all(stage["done"] == stage["of"] for stage in stages.values())
 
 
 def test_a_lock_of_another_shape_counts_as_none(store: ObjectStore, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ import pytest
 import stand_ins
 
 from jobs import export, reindex_gallery
+from store.imageset_write import write_imageset
 
 Full = Callable[..., int]
 Calls = list[tuple[str, str, Any]]
@@ -31,6 +32,16 @@ def test_a_run_without_detectors(small_set: Path, tmp_path: Path, calls: Calls, 
     assert any("no detectors" in note for note in metrics["summary"]["notes"])
     calls.clear()
     assert full(small_set, tmp_path / "run", *NONE) == 0 and calls == []
+
+
+def test_consumers_alone_have_no_results(tmp_path: Path, calls: Calls, full: Full) -> None:
+    photos = [stand_ins.photo(number, "user", pair=number) for number in range(1, 4)]
+    write_imageset(photos, tmp_path / "set", source={"adapter": "stand-in", "arguments": {}})
+    assert full(tmp_path / "set", tmp_path / "run", *NONE) == 0
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert "no shop photos: the gallery is empty, so queries have no results" in metrics["summary"]["notes"]
+    judged = metrics["retrieval"]["detected"]["concat"]
+    assert (judged["truth"], judged["queries"], judged["top"]["20"]) == ("photo", 3, 0)
 
 
 @pytest.mark.parametrize("rule", ["soft", "hard"])

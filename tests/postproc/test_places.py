@@ -16,6 +16,11 @@ def test_the_first_of_equal_keys_and_never_a_neighbour(keys: list, wanted: list)
     assert found.tolist() == [first.get(key, -1) for key in wanted]
 
 
+def test_the_shape_is_that_of_what_is_wanted() -> None:
+    assert places(np.array([7, 5]), np.array([[5, 6], [7, 7]])).tolist() == [[1, -1], [0, 0]]
+    assert places(np.zeros(0, np.int64), np.array([[5, 6], [7, 7]])).tolist() == [[-1, -1], [-1, -1]]
+
+
 @given(held=KEYS, wanted=KEYS)
 def test_all_pairs_of_equal_values(held: list, wanted: list) -> None:
     ordered = sorted(held)
