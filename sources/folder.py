@@ -196,8 +196,8 @@ class PhotoFolder:
         if len(self.unmatched) > self.most_missing * len(self.metadata):
             counts = f"{len(self.unmatched):,} of {len(self.metadata):,} rows of the CSV name no picture"
             there = f"the folder has {listed[0].name!r}" if listed else "the folder has none"
-            advice = "write names relative to the folder, or add --allow-missing"
-            raise UserError(f"{counts}: {self.unmatched[0]!r}, while {there}; {advice}")
+            advice = "write names relative to the folder; for pictures that are gone, take their rows away"
+            raise UserError(f"{counts}: {self.unmatched[0]!r}, while {there}; {advice}, or add --allow-missing")
         return listed
 
     def rows(self, listed: Iterable[ListedPhoto]) -> Iterator[tuple[ListedPhoto, Photo | Failure]]:

@@ -132,10 +132,12 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
 
 
 def _meant(header: Sequence[str], *columns: str) -> str:
-    """Which name in the header is one of the columns written in another way, for the end of a message; or nothing."""
+    """For the end of a message: the name in the header that is one of the columns written in another way, else all."""
     written = {re.sub("[^a-z0-9]", "", name.lower()): name for name in header}
     found = [(written[key], column) for column in columns if (key := column.replace("_", "")) in written]
-    return f"; it has {found[0][0]!r}: call it {found[0][1]}" if found else ""
+    if found:
+        return f"; it has {found[0][0]!r}: call it {found[0][1]}"
+    return f"; it has {', '.join(map(repr, header))[:200]}"
 
 
 def _row(line: str, header: Sequence[str], cells: Sequence[str]) -> tuple[str, Facts]:

@@ -262,7 +262,7 @@ def refuse_no_comparison(settings: Settings) -> None:
 def earlier_record(settings: Settings, store: ObjectStore, images: ImageSet) -> dict[str, Any]:
     """run.json of the run in OUTPUT, {} without one; a UserError where it is no record, or of other image sets."""
     before = read_record(store)
-    check_sets(before, images, settings.output)
+    check_sets(before, images, settings.imageset, settings.output)
     return before
 
 

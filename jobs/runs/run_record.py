@@ -8,7 +8,7 @@
 Schema 1 had one set, "imageset": {"uri", "digest", "images", "shards", "selected"}, and is read as the same record.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jobs.runs.marks import has_parts, read_json
@@ -52,10 +52,11 @@ def is_over(record: Mapping[str, Any], images: ImageSet) -> bool:
     return digests(record) == [part.digest for part in images.sets]
 
 
-def check_sets(record: Mapping[str, Any], images: ImageSet, output: str) -> None:
+def check_sets(record: Mapping[str, Any], images: ImageSet, uris: Sequence[str], output: str) -> None:
     """Refuse other image sets than those the run is over, and those it is over in another order.
 
-    A run may gain sets after those that it has. The ids of sets that are new to it are looked at.
+    A run may gain sets after those that it has. The ids of sets that are new to it are looked at. `uris` are those of
+    `images.sets`, as the settings name them.
 
     Raises:
         UserError: the run in `output` is over other sets.
@@ -63,6 +64,9 @@ def check_sets(record: Mapping[str, Any], images: ImageSet, output: str) -> None
     """
     known, now = digests(record), [part.digest for part in images.sets]
     if now[: len(known)] != known:
+        if tuple(uris[: len(known)]) == tuple(entry.get("uri") for entry in record["imagesets"]):
+            changed = next(uri for uri, was, digest in zip(uris, known, now, strict=False) if was != digest)
+            raise UserError(f"{output}: holds a run over {changed} as it was before an update; choose another --output")
         had = ", ".join(f"{entry.get('uri')}, digest {entry.get('digest')}" for entry in record["imagesets"])
         given = ", ".join(f"{part.uri} has {part.digest}" for part in images.sets)
         raise UserError(

@@ -5,6 +5,7 @@ A check of ours raises a ValueError that says what it wants; the place of the va
 
 import difflib
 import re
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, InstanceOf, ValidationError
@@ -129,13 +130,21 @@ def _refusal(schema: Schema, error: dict[str, Any], place: str) -> str:
         here = schema["$defs"][inner["$ref"].rpartition("/")[2]] if "$ref" in inner else inner
     if "properties" in here and error["type"] in ("extra_forbidden", "invalid_key", "string_unicode"):
         key = str(steps[0] if steps else error["input"])
+        within = f"{place}." if place else ""
         close = difflib.get_close_matches(key, here["properties"], n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        unknown = f"{place}.{key}" if place else key
+        close = close or [f"{group}.{key}" for group in here["properties"] if key in _fields(schema, here, group)]
+        hint = f"did you mean {within + close[0]!r}? " if close else ""
+        unknown = within + key
         return f"unknown setting {unknown!r}; {hint}allowed here: {', '.join(here['properties'])}"
     if error["type"] == "value_error":
         return f"{place}: {error['ctx']['error']}"
     return f"{place}: want {allowed(here)}, got {error['input']!r}"
+
+
+def _fields(schema: Schema, here: Schema, group: str) -> Collection[str]:
+    """The names of a group's fields; none for a field that is no group."""
+    inner = _inside(here, group) or {}
+    return schema["$defs"][inner["$ref"].rpartition("/")[2]].get("properties", {}) if "$ref" in inner else ()
 
 
 def _inside(schema: Schema, step: int | str) -> Schema | None:

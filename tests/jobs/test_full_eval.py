@@ -132,6 +132,11 @@ def test_another_image_set_is_refused(small_set: Path, tmp_path: Path, calls: Ca
     for more in ([], ["--check"]):  # a check that says yes where the run says no is worth nothing
         with pytest.raises(UserError, match="holds a run over another image set"):
             full(tmp_path / "other", tmp_path / "run", *more)
+    full(tmp_path / "other", tmp_path / "run2")
+    shutil.rmtree(tmp_path / "other")
+    stand_ins.imageset(tmp_path / "other", 10)
+    with pytest.raises(UserError, match=r"a run over .*/other as it was before an update; choose another --output"):
+        full(tmp_path / "other", tmp_path / "run2")
 
 
 @pytest.mark.parametrize("limit, users, shops", [(4, 2, 2), (5, 3, 2), (24, 12, 12), (25, 12, 13), (99, 12, 13)])

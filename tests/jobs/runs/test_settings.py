@@ -41,7 +41,8 @@ def test_truth_values_are_those_of_yaml(text: str, value: bool) -> None:
 
 
 @pytest.mark.parametrize("override, words", [
-    ("fusion.iou_treshold=0.5", ["'fusion.iou_treshold'", "did you mean 'iou_threshold'", "conf_type"]),  # misspelt
+    ("fusion.iou_treshold=0.5", ["'fusion.iou_treshold'", "did you mean 'fusion.iou_threshold'", "conf_type"]),
+    ("top_k=5", ["unknown setting 'top_k'; did you mean 'search.top_k'?"]),  # without its group
     ("nonsense=1", ["unknown setting 'nonsense'", "max_failed_share"]),                                # nothing like it
     ("aws_secret_access_key=hunter2", ["unknown setting"]),  # and the value is not said
     ("fusion.iou_threshold=1.5", ["fusion.iou_threshold", "0 to 1", "1.5"]),                           # above
