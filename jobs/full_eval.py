@@ -2,7 +2,7 @@
 
     # laptop, no GPU: the five small detectors on synthetic images
     python jobs/ingest.py drawn runs/demo/imageset --users 40 --shops 80 --seed 0
-    python jobs/full_eval.py --imageset runs/demo/imageset --output runs/demo --profile tiny
+    python jobs/full_eval.py --imageset runs/demo/imageset --output runs/demo/run --profile tiny
 
     # cluster
     ray job submit --working-dir . -- python jobs/full_eval.py \\

@@ -1,8 +1,8 @@
 """Status of a run or a gallery, from its folder alone: what is finished or serves, what failed, whether someone works.
 
-    python jobs/status.py runs/demo
+    python jobs/status.py runs/demo/run
     python jobs/status.py s3://BUCKET/gallery
-    python jobs/status.py runs/demo --json          # the same as one JSON object
+    python jobs/status.py runs/demo/run --json      # the same as one JSON object
 
 Of a gallery: the version that serves, its garments and age, the last night that built a version, and whether a night is
 at work.

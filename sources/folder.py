@@ -171,6 +171,7 @@ class PhotoFolder:
         self.metadata, self.most_missing = metadata, most_missing
         self.facts: dict[str, Facts] = {}
         self.unmatched: tuple[str, ...] = ()
+        self.unnamed = 0  # pictures that no row of the CSV means
         self.skipped: Counter[str] = Counter()
         self.stem = origin.stem
         garments = (garment.category for facts in metadata.values() for garment in facts.garments)
@@ -179,7 +180,8 @@ class PhotoFolder:
     @property
     def remarks(self) -> Sequence[str]:
         names = sorted({name for facts in self.metadata.values() for name, _ in facts.attributes})
-        return [f"columns kept as attributes: {', '.join(names)}"] if names else []
+        kept = [f"columns kept as attributes: {', '.join(names)}"] if names else []
+        return kept + ([f"{self.unnamed:,} photos have no row in the CSV"] if self.unnamed else [])
 
     def image_id(self, name: str) -> int:
         return image_id(self.stem + name)
@@ -193,6 +195,7 @@ class PhotoFolder:
         row_of = match(self.metadata, (photo.name for photo in listed))
         self.facts = {name: self.metadata[row] for name, row in row_of.items()}
         self.unmatched = tuple(sorted(self.metadata.keys() - row_of.values()))
+        self.unnamed = len(listed) - len(row_of)
         if len(self.unmatched) > self.most_missing * len(self.metadata):
             counts = f"{len(self.unmatched):,} of {len(self.metadata):,} rows of the CSV name no picture"
             there = f"the folder has {listed[0].name!r}" if listed else "the folder has none"

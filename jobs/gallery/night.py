@@ -341,6 +341,7 @@ def copies_figure(night: Night, built: Built, record: Mapping[str, Any], changes
         uri, endpoint = f"{night.store.uri}/{COPIES}", night.settings.storage.endpoint_url
         copies = gate.copied_photos(night.images, changes.photos, boxes, night.settings.max_pixels)
         how: dict[str, Any] = {"endpoint_url": endpoint, "categories": night.categories}
+        say(f"gate: copies of {len(boxes)} known photos go through the models")
         write_imageset(copies, f"{uri}/imageset", source={"adapter": "copies"}, **how)
         run_models(night, night.settings.replace(imageset=(f"{uri}/imageset",), output=f"{uri}/run"), None)
         photos = open_imageset(f"{uri}/imageset", endpoint_url=endpoint).photos(("image_id", "digest"))
