@@ -37,6 +37,7 @@ from jobs.runs.lock import Lock
 from jobs.runs.marks import fingerprint
 from jobs.runs.places import refuse_other_kinds
 from jobs.runs.progress import say
+from jobs.stages.report import mark_rewritten
 from sources.arguments import positive
 from store.errors import UserError
 
@@ -60,6 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         tables.write(run.store, "ablation.parquet", tables.table(verdict.SCHEMA, columns))
         say("\n".join(verdict.lines(rows)))
         report = site.build(run.store, run.images, **run.record["settings"]["report"])  # existing pictures stay
+        mark_rewritten(run.store)
         say(f"\nreport: {report}")
     finally:
         cluster.leave_ray()

@@ -61,7 +61,7 @@ def classifier_of(run: Run) -> RunClassifier:
         raise UserError(f"{folder.uri}/{file}: {error}; make it with jobs/fit_categories.py") from None
     has = {model.name: model.weights for model in run.embedders}
     if lacking := [embedder for embedder, weights in found.embedders.items() if has.get(embedder) != weights]:
-        return RunClassifier(note=_note(f"{file} is made for other weights than this run's: {listed(lacking)}"))
+        return RunClassifier(note=_note(f"{file} wants embeddings that this run lacks: {listed(lacking)}"))
     try:
         return RunClassifier(found.for_categories(run.categories), sha256)
     except ValueError as error:

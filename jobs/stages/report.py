@@ -7,12 +7,12 @@ Out: OUTPUT/report/index.html with pages, data and pictures beside it, made by `
 import time
 
 from jobs.reports import site
-from jobs.runs.marks import CODES, WHOLE, Outcome, Unit, fingerprint
+from jobs.runs.marks import CODES, WHOLE, Outcome, Unit, as_json, fingerprint, read_json
 from jobs.runs.progress import say
 from jobs.runs.run import Run
 from jobs.runs.settings import record
 from store.files import digest
-from store.objects import open_store
+from store.objects import ObjectStore, open_store
 
 PAGE = "report/index.html"
 ABLATION = "ablation.parquet"
@@ -45,3 +45,11 @@ def run_unfinished(run: Run) -> None:
     seconds = time.perf_counter() - start
     run.finish(unit, Outcome({PAGE: digest(run.store.read(PAGE))}, wanted.queries, {"write": seconds}))
     say(f"report: written in {seconds:.1f} s")
+
+
+def mark_rewritten(store: ObjectStore) -> None:
+    """After another command has written the page: the mark of the run's report names the bytes that are there now."""
+    key = f"done/report/{WHOLE}.json"
+    if mark := read_json(store, key):
+        now = {"outputs": {PAGE: store.digest(PAGE)}, "stamps": {PAGE: store.info(PAGE).stamp}}
+        store.write(key, as_json(mark | now))

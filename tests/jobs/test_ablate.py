@@ -90,6 +90,13 @@ def test_the_same_line_again_judges_nothing_and_writes_the_same(run: Path, judge
     assert len(judged) == n + 1  # what is lost, and nothing else
 
 
+def test_the_report_is_still_the_runs_own(run: Path, judged: list[str], capsys: Any, small_set: Path) -> None:
+    line = [*stand_ins.SETTINGS, "--imageset", str(small_set), "--output", str(run)]
+    assert ablate.main([str(run), "--part", "retrieval", "--only", "dba*"]) == 0
+    assert full_eval.main(line, stand_ins.CATALOGUE) == 3  # one of the set's photos is cut off
+    assert "replaced by another program" not in capsys.readouterr().out
+
+
 def test_another_run_in_the_folder_is_judged_again(run: Path, judged: list[str]) -> None:
     line = [str(run), "--part", "retrieval", "--only", "power 0.5"]
     ablate.main(line)
