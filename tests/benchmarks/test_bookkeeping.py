@@ -16,6 +16,7 @@ PHOTOS = int(os.environ.get("BOOKKEEPING_PHOTOS", "1000000"))
 MOST_MB = {"manifest": 50, "plan": 100, "marks": 50, "rerun": 400, "status": 250, "night": 800}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300 + PHOTOS // 10_000)
 @pytest.mark.parametrize("step", MOST_MB)
 def test_a_step_of_bookkeeping_fits(step: str) -> None:
