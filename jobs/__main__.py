@@ -16,8 +16,8 @@ from typing import NoReturn
 from jobs import cli
 
 JOBS = (
-    "ingest", "full-eval", "detect", "fuse", "embed", "rank", "evaluate", "report", "status", "export", "ablate",
-    "reindex-gallery", "search", "train-detector", "train-embedder", "fit-categories", "compare",
+    "ingest", "full-eval", "detect", "fuse", "embed", "rank", "evaluate", "report", "status", "reindex-gallery",
+    "search", "ablate", "export", "train-detector", "train-embedder", "compare", "fit-categories",
 )  # fmt: skip
 
 
@@ -27,10 +27,11 @@ def main() -> NoReturn:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…", help="of the job; JOB --help lists them")
     args = parser.parse_args()
     sys.argv = [f"clothes {args.job}", *args.arguments]  # messages and usage begin with it
-    cli.run(importlib.import_module(f"jobs.{_module(args.job)}").main)
+    cli.run(importlib.import_module(f"jobs.{module_of(args.job)}").main)
 
 
-def _module(job: str) -> str:
+def module_of(job: str) -> str:
+    """The name of a job's file without .py."""
     return job.replace("-", "_")
 
 
@@ -38,7 +39,7 @@ def _description() -> str:
     """One line a job, the first of its file, which is not imported."""
     lines = ["Given a consumer's photo, find the very garment among shop photos. The jobs:\n"]
     for job in JOBS:
-        text = (Path(__file__).parent / f"{_module(job)}.py").read_text(encoding="utf-8")
+        text = (Path(__file__).parent / f"{module_of(job)}.py").read_text(encoding="utf-8")
         lines.append(f"  {job:16} {(ast.get_docstring(ast.parse(text)) or '').partition(chr(10))[0]}")
     return "\n".join(lines)
 

@@ -12,16 +12,14 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from jobs.__main__ import JOBS, module_of
 from jobs.ingestion.adapters import ADAPTERS
 from jobs.runs.marks import STAGES
 from jobs.stages import order
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "cli.md"
 WIDTH = "100"  # columns of the terminal
-COMMANDS = (
-    "ingest", "full_eval", *STAGES, "status", "reindex_gallery", "search", "ablate", "export", "train_detector",
-    "train_embedder", "compare", "fit_categories",
-)  # fmt: skip
+COMMANDS = tuple(map(module_of, JOBS))
 HEAD = """# Command lines
 
 What `--help` of every command prints; this page is made by `python -m jobs.cli_page`.

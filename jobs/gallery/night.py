@@ -346,10 +346,10 @@ def copies_figure(night: Night, built: Built, record: Mapping[str, Any], changes
         run_models(night, night.settings.replace(imageset=(f"{uri}/imageset",), output=f"{uri}/run"), None)
         photos = open_imageset(f"{uri}/imageset", endpoint_url=endpoint).photos(("image_id", "digest"))
         parts = harvest(night.store.sub(f"{COPIES}/run"), photos, list(night.results.models))
-        items = pa.concat_tables([(schema := night.results.schema).empty_table(), *(p.cast(schema) for _, p in parts)])
-        columns = (photos.column(name).to_pylist() for name in ("image_id", "digest"))
-        for image_id, digest in zip(*columns, strict=True):
-            garments[image_id] = items.filter(pc.equal(items.column("digest"), digest))
+        schema = night.results.schema
+        items = pa.concat_tables([schema.empty_table(), *(part.cast(schema) for _, part in parts)])
+        for photo in photos.to_pylist():
+            garments[photo["image_id"]] = items.filter(pc.equal(items.column("digest"), photo["digest"]))
         empty(night.store.sub(COPIES))
     return gate.of_copies(gallery, boxes, garments, own.least_copies)
 
