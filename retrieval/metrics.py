@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from postproc.belonging import belonging, coco_iou
 from postproc.places import spans
 from retrieval.results import QueryDetections, Records, Results, columns_of, detections_of, shop_lists
 
@@ -274,17 +275,7 @@ def _summary(first: np.ndarray, stands: np.ndarray, chosen: np.ndarray, ks: Sequ
 
 def _belonging(detections: QueryDetections, queries: _Queries) -> tuple[np.ndarray, np.ndarray]:
     """(R,) int64, the true item that each result overlaps most, -1 on a photo without any; (R,) that overlap."""
-    order = np.argsort(queries.image, kind="stable")
-    result, position = spans(queries.image[order], detections.image)
-    item = order[position]
-    overlap = _iou(detections.bbox[result], queries.bbox[item])
-    belongs, most = np.full(len(detections.image), -1, dtype=np.int64), np.zeros(len(detections.image))
-    if len(result):
-        starts = np.flatnonzero(np.r_[True, result[1:] != result[:-1]])
-        best = np.repeat(np.maximum.reduceat(overlap, starts), np.diff(np.r_[starts, len(result)]))
-        tops = np.flatnonzero(overlap == best)[::-1]  # backwards, so that the first of equal overlaps is written last
-        belongs[result[tops]], most[result[tops]] = item[tops], overlap[tops]
-    return belongs, most
+    return belonging(detections.image, detections.bbox, queries.image, queries.bbox)
 
 
 def _claims(detections: QueryDetections, belongs: np.ndarray, queries: _Queries) -> np.ndarray:
@@ -334,7 +325,7 @@ def _right_entries(
     for start in range(0, len(row), block):
         r, s = row[start : start + block], shop[start : start + block]
         pair, place = np.nonzero((ids[r] == gallery.image[s, None]) & (np.arange(ids.shape[1]) < count[r, None]))
-        overlap = _iou(boxes(rows[r[pair]], place), gallery.bbox[s[pair]])
+        overlap = coco_iou(boxes(rows[r[pair]], place), gallery.bbox[s[pair]])
         right = overlap >= iou_threshold
         parts.append((r[pair][right], place[right], s[pair][right], overlap[right]))
     which, place, shop, overlap = (np.concatenate(columns) for columns in zip(*parts, strict=True))
@@ -347,15 +338,6 @@ def _match_keys(queries: _Queries, gallery: _Gallery) -> tuple[np.ndarray, np.nd
     styles, style = np.unique(np.concatenate([queries.style, gallery.style]), return_inverse=True)
     key = pair * len(styles) + style
     return key[: len(queries.pair)], key[len(queries.pair) :]
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(N,) overlap of row with row, x1 y1 x2 y2; through widths, as pycocotools has them, so that ties round alike."""
-    a_size, b_size = a[:, 2:] - a[:, :2], b[:, 2:] - b[:, :2]
-    sides = np.minimum(a[:, :2] + a_size, b[:, :2] + b_size) - np.maximum(a[:, :2], b[:, :2])
-    shared = np.where((sides > 0).all(axis=1), sides[:, 0] * sides[:, 1], 0.0)
-    union = a_size[:, 0] * a_size[:, 1] + b_size[:, 0] * b_size[:, 1] - shared
-    return np.divide(shared, union, out=np.zeros(len(a)), where=shared > 0)
 
 
 def _truth(query_gt: Records, gallery_gt: Records) -> tuple[_Queries, _Gallery]:
