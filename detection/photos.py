@@ -11,7 +11,6 @@ The defaults are the settings of the profile `tiny`, so boxes are those of a run
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -55,9 +54,10 @@ def load_detector(
     """
     spec = models.named(name)
     weights = shipped_file(spec, models.PROFILES, weights_dir)
-    how: dict[str, Any] = {"score_threshold": score_threshold, "max_per_image": max_per_image}
-    how["engine"] = engines.choose(engine, device.partition(":")[0], threads)
-    return load(spec, device, weights=weights, **how)
+    return load(
+        spec, device, weights=weights, engine=engines.choose(engine, device, threads),
+        score_threshold=score_threshold, max_per_image=max_per_image,
+    )  # fmt: skip
 
 
 def fuse(

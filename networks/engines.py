@@ -52,11 +52,12 @@ TORCH = Engine("torch")
 
 
 def choose(setting: str, device: str, threads: int) -> Engine:
-    """The engine of a worker on `device`, "cpu" or "cuda", by the setting `engine`: auto, torch, openvino or cudagraph.
+    """The engine on `device`, "cpu", "cuda" or "cuda:0", by the setting `engine`: auto, torch, openvino or cudagraph.
 
     `auto` is OpenVINO on a CPU, where it is installed, and torch on a GPU. UserError: OpenVINO was asked for where
     there is a GPU or no OpenVINO, or CUDA graphs where there is no GPU.
     """
+    device = device.partition(":")[0]
     refuse_device(setting, device)
     installed = util.find_spec("openvino") is not None
     if setting == "auto":

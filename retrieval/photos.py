@@ -39,7 +39,7 @@ def load_embedder(
     """
     spec = models.named(name)
     weights = shipped_file(spec, models.PROFILES, weights_dir)
-    return load(spec, device, weights=weights, engine=engines.choose(engine, device.partition(":")[0], threads))
+    return load(spec, device, weights=weights, engine=engines.choose(engine, device, threads))
 
 
 def embed(embedders: Sequence[Embedder], image: np.ndarray, boxes: np.ndarray, *, batch_size: int = 32) -> np.ndarray:
