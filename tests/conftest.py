@@ -9,6 +9,7 @@ import secrets
 import shutil
 import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -107,9 +108,24 @@ def s3_endpoint() -> Iterator[str]:
         patch.setenv("NO_PROXY", "127.0.0.1,localhost")
         server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         server.start()
+        _one_request_at_a_time(server)
         host, port = server.get_host_and_port()
         yield f"http://{host}:{port}"
         server.stop()
+
+
+def _one_request_at_a_time(server: Any) -> None:
+    """Make moto's requests atomic, as S3's are.
+
+    Between its look at If-None-Match and its write, and between an object and its metadata, moto lets others in.
+    """
+    app, turn = server._server.app, threading.Lock()
+
+    def serve(environ: Any, start_response: Any) -> list[bytes]:
+        with turn:
+            return list(app(environ, start_response))
+
+    server._server.app = serve
 
 
 @pytest.fixture(scope="session")
