@@ -101,7 +101,7 @@ def run_lines(status: Mapping[str, Any]) -> Iterator[str]:
         if stage["last"]:
             parts.append(f"last {stage['last']}")
         yield ", ".join(parts)
-    yield from (f"  {name}: {value:.3f}" for name, value in status["summary"].items())
+    yield from (f"  {name.replace('acc@', 'Acc@')}: {value:.3f}" for name, value in status["summary"].items())
 
 
 # --- a gallery --------------------------------------------------------------------------------------------------------

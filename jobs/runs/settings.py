@@ -115,7 +115,7 @@ class EmbedSettings(SettingsRecord):
 class SearchSettings(SettingsRecord):
     """How shop items are ranked for a consumer's garment."""
 
-    top_k: int = Field(20, ge=1, le=1000, description="Shop items in a ranking.")
+    top_k: int = Field(20, ge=1, le=1000, description="Shop items in a ranking; of more, no figure is known.")
     steps: Steps = Field(({"step": "concat"},), description="Steps of the search, in order, see docs/postproc.md.")
     classifier: Address | None = Field(
         None,

@@ -1,7 +1,8 @@
 """The stages in order, and what every stage's command does: settings, lock, plan, work, figures."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from jobs import cli
 from jobs.runs import cluster, flags, one_process
@@ -112,34 +113,48 @@ def plan_lines(run: Run, names: Sequence[str]) -> Iterator[str]:
 
 
 def figure_lines(run: Run) -> Iterator[str]:
-    """The figures of metrics.json as tables for the terminal, and where the report is."""
+    """The figures of metrics.json as tables for the terminal, without what was not judged, and where the report is."""
     metrics = read_json(run.store, "metrics.json") or {}
-    yield ""
-    yield f"{'boxes':28}{'AP':>8}{'AP50':>8}{'AP10':>8}{'AP10_50':>8}{'AP10, consumers':>17}{'AP10_50, masks':>16}"
-    for name, figures in metrics.get("detection", {}).items():
-        plain = "".join(_figure(figures[key]) for key in ("AP", "AP50", "AP10", "AP10_50"))
-        consumers = _figure((figures["consumers"] or {}).get("AP10"))
-        masks = _figure((figures["masks"] or {}).get("AP10_50"))
-        yield f"{name:28}{plain}{consumers:>17}{masks:>16}"
-    yield ""
-    retrieval = metrics.get("retrieval", {})
-    truths = {figures["truth"] for models in retrieval.values() for figures in models.values()} - {None}
-    title = " ".join(["retrieval", *(f"by {truth}" for truth in truths)])
-    heads = "".join(f"{name:>8}" for name in ("top-1", "top-5", "top-10", "top-20", "map", "missed", "queries"))
-    yield f"{title:28}{heads}"
-    for kind, models in retrieval.items():
-        for name, figures in models.items():
-            measured = "".join(_figure(value) for value in (*(figures["top"][k] for k in TOPS), figures["map"]))
-            yield f"{name + ', ' + kind:28}{measured}{figures['missed']:8}{figures['queries']:8}"
-            for words, key in OTHER_TOPS.items():
-                if (top := figures.get(key, figures["top"])) != figures["top"]:
-                    yield f"  {words:26}{''.join(_figure(top[k]) for k in TOPS)}"
+    yield from _detection_lines(metrics)
+    yield from _retrieval_lines(metrics)
     for note in metrics.get("summary", {}).get("notes", ()):
         yield f"note: {note}"
     images = metrics.get("images", {})
     yield f"{images.get('done')} of {images.get('total')} images done, {images.get('failed')} failed"
     if run.store.exists("report/index.html"):
         yield f"report: {run.store.uri}/report/index.html"
+
+
+def _detection_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
+    rows = metrics.get("detection", {})
+    if all(figures["AP"] is None for figures in rows.values()):
+        return
+    yield ""
+    yield f"{'boxes':28}{'AP':>8}{'AP50':>8}{'AP10':>8}{'AP10_50':>8}{'AP10, consumers':>17}{'AP10_50, masks':>16}"
+    for name, figures in rows.items():
+        plain = "".join(_figure(figures[key]) for key in ("AP", "AP50", "AP10", "AP10_50"))
+        consumers = _figure((figures["consumers"] or {}).get("AP10"))
+        masks = _figure((figures["masks"] or {}).get("AP10_50"))
+        yield f"{name:28}{plain}{consumers:>17}{masks:>16}"
+
+
+def _retrieval_lines(metrics: Mapping[str, Any]) -> Iterator[str]:
+    retrieval = metrics.get("retrieval", {})
+    rows = [figures for models in retrieval.values() for figures in models.values()]
+    ks = [k for k in TOPS if any(figures["top"][k] is not None for figures in rows)]  # lists end at search.top_k
+    if not ks:
+        return
+    title = " ".join(["retrieval", *(f"by {truth}" for truth in {figures["truth"] for figures in rows} - {None})])
+    heads = "".join(f"{name:>8}" for name in (*(f"Acc@{k}" for k in ks), "mAP", "missed", "queries"))
+    yield ""
+    yield f"{title:28}{heads}"
+    for kind, models in retrieval.items():
+        for name, figures in models.items():
+            measured = "".join(_figure(value) for value in (*(figures["top"][k] for k in ks), figures["map"]))
+            yield f"{name + ', ' + kind:28}{measured}{figures['missed']:8}{figures['queries']:8}"
+            for words, key in OTHER_TOPS.items():
+                if (top := figures.get(key, figures["top"])) != figures["top"]:
+                    yield f"  {words:26}{''.join(_figure(top[k]) for k in ks)}"
 
 
 def _figure(value: float | None) -> str:
