@@ -87,7 +87,8 @@ def of_counts(built: Built, wanted: Collection[int], before: Gallery | None) -> 
         f"no garment at all, {n_before} in the version before": bool(n_before) and not len(indexed),
     }
     notes = [note for note, is_so in faults.items() if is_so]
-    return Figure("counts", float(not notes), 1.0, note=", ".join(notes))
+    note = ", ".join(notes) or f"the index and the items hold the same {len(listed)} garments"
+    return Figure("counts", float(not notes), 1.0, note=note)
 
 
 def of_rows(built: Built) -> Figure:
@@ -97,7 +98,8 @@ def of_rows(built: Built) -> Figure:
         rows = np.asarray(built.index.vectors[living[start : start + BLOCK]], np.float32)
         lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
         bad += int((~(np.abs(lengths - 1) <= 0.01)).sum())  # written so that nan counts as bad
-    return Figure("rows", float(bad), 0.0, most=True)
+    note = f"of {len(living)} embeddings, those that are not finite or not of unit length"
+    return Figure("rows", float(bad), 0.0, most=True, note=note)
 
 
 def of_canaries(built: Built, before: Gallery | None, limit: float) -> Figure:
