@@ -1,5 +1,6 @@
 """The stages in order, and what every stage's command does: settings, lock, plan, work, figures."""
 
+import argparse
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,12 +15,16 @@ from jobs.runs.models import Catalogue, executed
 from jobs.runs.planning import IN_DRIVER, plan, run_stage
 from jobs.runs.progress import clear_bar, say
 from jobs.runs.run import Run, open_run
+from jobs.runs.run_record import read_record
 from jobs.runs.selection import remark_on_pixels
 from jobs.runs.settings import add_arguments, load
 from jobs.stages import detect, embed, evaluate, fuse, rank, report
 from jobs.stages.check import check
+from store.errors import UserError
+from store.objects import open_store
 
 IN_ORDER = dict(zip(STAGES, (detect, fuse, embed, rank, evaluate, report), strict=True))
+OF_A_RUN = ("evaluate", "report")  # stages that say what a run has found, and compute nothing of their own
 TOO_MANY_FAILED = 3  # exit status
 TOPS = ("1", "5", "10", "20")  # the lengths of lists that are printed
 # what is printed below the figures with all hypotheses, where it is another: words -> name in metrics.json
@@ -29,6 +34,8 @@ OTHER_TOPS = {"its own category alone": "top_one_category", "any category": "top
 def main(names: Sequence[str], argv: list[str] | None, doc: str | None, catalogue: Catalogue = SHIPPED) -> int:
     """Run the named stages; returns the exit status."""
     args = parser(doc).parse_args(argv)
+    if set(names) <= set(OF_A_RUN) and args.output is not None:
+        args.recorded = recorded_settings(args)
     if asked(args, catalogue):
         return 0
     settings = load(args)
@@ -56,6 +63,20 @@ def main(names: Sequence[str], argv: list[str] | None, doc: str | None, catalogu
             for line in figure_lines(run):
                 say(line)
         return _status(run, names)
+
+
+def recorded_settings(args: argparse.Namespace) -> dict[str, Any] | None:
+    """The settings of the run in OUTPUT, which hold where the line names no other profile or run file.
+
+    UserError: there is no run.
+    """
+    store = open_store(args.output, endpoint_url=args.endpoint_url)
+    if store.local_path is None:
+        store.probe(write=False)  # ends within seconds where the bucket is out of reach
+    record = read_record(store)
+    if not record:
+        raise UserError(f"{args.output}: no run.json; want the --output of a run that jobs/full_eval.py has made")
+    return None if args.profile or args.config else record["settings"]
 
 
 def parser(doc: str | None) -> cli.Parser:
