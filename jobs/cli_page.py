@@ -40,8 +40,8 @@ One flag means one thing, in every command that has it:
 | `--version` | the version of the project |
 
 `--print-config` and `--list-models` need no other flag. Old spellings go on working and say the new one on standard
-error: `search.py --version NAME` is `--gallery-version NAME`. There is no completion by the shell: it completes the
-arguments of a program by its name, which is `python` here.
+error: `search.py --version NAME` is `--gallery-version NAME`. The command `clothes` has completion by the shell, of jobs
+and their flags: `eval "$(clothes --print-completion bash)"` in `~/.bashrc`; `zsh` and `tcsh` likewise.
 """
 
 
