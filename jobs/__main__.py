@@ -37,7 +37,7 @@ class PrintCompletion(argparse.Action):
     """The action of --print-completion."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, shell: Any, option: str | None = None) -> None:
-        print(importlib.import_module("jobs.completion").script(shell))  # by name: it imports every job
+        print(importlib.import_module("jobs.cli_page").completion(shell))  # by name: it imports every job
         parser.exit()
 
 

@@ -25,7 +25,7 @@ class SeedRun:
 
 
 def read_plan(path: Path) -> dict[str, Any]:
-    """The file's mapping, checked, with `seeds` and `against` filled in; a name without a file is that of a shipped plan.
+    """The file's mapping, checked, with `seeds` and `against` filled in; a name without a file is of a shipped plan.
 
     Raises a UserError where it cannot be read, is not YAML, or has another shape.
     """

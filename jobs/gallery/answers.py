@@ -92,7 +92,9 @@ def lines(answer: Answer, categories: Sequence[str], offers: Offers = NO_OFFERS)
     for number, garment in enumerate(answer.garments, 1):
         name = one_line(likely_names(categories, garment.category_id, garment.hypotheses))
         out += [f"  {number}. {name} {garment.score:.2f}, box {box_of(garment.bbox)}"]
-        out += [f"     {line}" for line in table(garment.hits, categories, offers)] or ["     the gallery has nothing for it"]
+        out += [f"     {line}" for line in table(garment.hits, categories, offers)] or [
+            "     the gallery has nothing for it"
+        ]
     return out
 
 
@@ -134,10 +136,10 @@ def table(hits: Sequence[Hit], categories: Sequence[str], offers: Offers = NO_OF
         price = one_line(offer.price)
         rows.append((str(hit.rank), f"{hit.similarity:.4f}", product, title, price, file, category, box))
     told = [i for i, (name, *texts) in enumerate(zip(*rows, strict=True)) if name not in OFFERED or any(texts)]
-    rows = [tuple(row[i] for i in told) for row in rows]
-    widths = [min(WIDEST, max(map(len, column))) for column in zip(*rows, strict=True)]
+    shown = [[row[i] for i in told] for row in rows]
+    widths = [min(WIDEST, max(map(len, column))) for column in zip(*shown, strict=True)]
     return [
-        "  ".join(f"{text:{'>' if i < 2 else '<'}{widths[i]}}" for i, text in enumerate(row)).rstrip() for row in rows
+        "  ".join(f"{text:{'>' if i < 2 else '<'}{widths[i]}}" for i, text in enumerate(row)).rstrip() for row in shown
     ]
 
 

@@ -71,8 +71,8 @@ def ask(
     """The shop items for every garment, by the photo's number; the surest garment first.
 
     Boxes of a photo that overlap more than SAME_GARMENT are one garment, of which the surest stays. `category_id` keeps
-    the garments that are likely to be of one category (`likely_ids`) and looks for it, None keeps all. `every`: all pictures of a product instead of the best. A GalleryError says
-    that the vectors do not fit the gallery.
+    the garments that are likely to be of one category (`likely_ids`), and is theirs in the search; None keeps all.
+    `every`: all pictures of a product instead of the best. A GalleryError says that the vectors do not fit the gallery.
     """
     if category_id is not None:
         queries = queries.select(np.flatnonzero([category_id in queries.likely(row) for row in range(len(queries))]))

@@ -37,7 +37,7 @@ def holds(store: ObjectStore, kind: str) -> str:
 
 @contextlib.contextmanager
 def nothing_left(store: ObjectStore) -> Iterator[None]:
-    """Folders on disk that the work made, and in which it left nothing, are removed again: a refused start made them."""
+    """Folders on disk that the work made, and in which it left nothing, are removed: a refused start made them."""
     folder = store.local_path
     missing = [] if folder is None else [path for path in (folder, *folder.parents) if not path.exists()]
     try:

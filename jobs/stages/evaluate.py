@@ -300,7 +300,9 @@ def _truth_notes(run: Run, truth: Truth, photos: pa.Table, retrieval: dict[str, 
     if figures.get("queries") and (top_k := run.settings.search.top_k) < LONGEST:
         yield f"lists end at place {top_k} (search.top_k): figures of longer ones, such as Acc@{LONGEST}, are not known"
     if (n := figures.get("unanswered", 0)) and has.shops:
-        advice = "do ids of both sides agree (P1, not p1 or P1.0)?" if n == figures["queries"] else "they count as wrong"
+        advice = (
+            "do ids of both sides agree (P1, not p1 or P1.0)?" if n == figures["queries"] else "they count as wrong"
+        )
         yield f"{n} of {figures['queries']} queries have no right answer among the shop photos; {advice}"
 
 

@@ -43,9 +43,10 @@ def test_arguments_and_exit_status_are_the_jobs(tmp_path: Path) -> None:
     ("clothes search READ", ["README.md"]),  # what is no flag is a file
 ])  # fmt: skip
 def test_bash_completes_jobs_their_flags_and_files(bash_script: Path, words: str, wants: list[str]) -> None:
-    last = words.count(" ")
-    line = f"source {bash_script}; COMP_WORDS=({words}); COMP_CWORD={last}; _shtab_clothes; printf '%s\\n' ${{COMPREPLY[@]}}"
-    told = subprocess.run(["bash", "-c", line], cwd=REPO, capture_output=True, text=True, timeout=60)
+    asked = f"COMP_WORDS=({words}); COMP_CWORD={words.count(' ')}; _shtab_clothes; printf '%s\\n' ${{COMPREPLY[@]}}"
+    told = subprocess.run(
+        ["bash", "-c", f"source {bash_script}; {asked}"], cwd=REPO, capture_output=True, text=True, timeout=60
+    )
     assert (sorted(told.stdout.split()), told.stderr) == (sorted(wants), "")
 
 

@@ -10,7 +10,6 @@ from jobs.comparison.plan import read_plan
 from store.errors import UserError
 from tests.jobs.pictures import pairs
 
-
 REPO = Path(__file__).resolve().parents[2]
 
 

@@ -51,11 +51,13 @@ def test_a_place_without_its_kind_in_front_is_told_which_it_looks_like(tmp_path,
     (tmp_path / "photos").mkdir(exist_ok=True)
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path / "photos"), str(tmp_path / "set")])
-    assert f"photos is no KIND of source, which comes first" in (said := capsys.readouterr().err)
+    assert "photos is no KIND of source, which comes first" in (said := capsys.readouterr().err)
     assert said.rstrip().endswith(f": ingest.py {kind} {tmp_path / 'photos'} …?")
 
 
-@pytest.mark.parametrize("place, kind", [("a/b/train-0.parquet", "parquet"), ("s3://b/0001.tar", "webdataset"), ("s3://b/p", "folder")])
+@pytest.mark.parametrize(
+    "place, kind", [("a/b/train-0.parquet", "parquet"), ("s3://b/0001.tar", "webdataset"), ("s3://b/p", "folder")]
+)
 def test_a_file_or_an_address_is_told_too(place, kind, capsys):
     with pytest.raises(SystemExit, match="2"):
         main([place, "set"])

@@ -57,13 +57,13 @@ def test_a_finished_run_is_reported_and_evaluated_by_its_own_settings(
     assert "Compared with an earlier run" in (tmp_path / "one/report/index.html").read_text()
     capsys.readouterr()
     assert order.main(["report"], ["--output", out, "--print-config"], None, stand_ins.CATALOGUE) == 0
-    assert re.search(r'top_k: 7 +# run.json\n', capsys.readouterr().out)
+    assert re.search(r"top_k: 7 +# run.json\n", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize("stage", ["evaluate", "report"])
 def test_what_is_no_run_cannot_be_reported(small_set: Path, tmp_path: Path, stage: str) -> None:
     line = ["--imageset", str(small_set), "--output", str(tmp_path / "none")]
-    with pytest.raises(UserError, match="none: no run.json; want the --output of a run"):
+    with pytest.raises(UserError, match=r"none: no run\.json; want the --output of a run"):
         order.main([stage], line, None, stand_ins.CATALOGUE)
     assert not (tmp_path / "none").exists()
 
