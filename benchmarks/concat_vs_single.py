@@ -37,7 +37,7 @@ def main() -> None:
 
     final = "steps" if "concat" in models_of(store, "true") else "concat"
     print(f"{len(photo)} queries on {len(set(photo.tolist()))} photos\n")
-    print(f"| boxes | model | top-1 | {final} less this | top-10 | {final} less this |\n|---|---|--:|--:|--:|--:|")
+    print(f"| boxes | model | Acc@1 | {final} less this | Acc@10 | {final} less this |\n|---|---|--:|--:|--:|--:|")
     for kind in ("detected", "true"):
         together = ranks_of(kind)
         for name in models_of(store, kind):

@@ -204,7 +204,7 @@ def main() -> None:
         for part in ("evaluate", "report"):
             subprocess.run([sys.executable, __file__, *sys.argv[1:], "--keep", str(folder), "--part", part], check=True)
         metrics = json.loads((folder / "run/metrics.json").read_text())
-        print(f"\nAP {metrics['summary']['fused_AP']}, acc@1 {metrics['summary']['acc@1_detected']}")
+        print(f"\nAP {metrics['summary']['fused_AP']}, Acc@1 {metrics['summary']['acc@1_detected']}")
 
 
 if __name__ == "__main__":

@@ -7,20 +7,20 @@
 Samples come from `detection.training_photos`; losses are mmdetection's own.
 """
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load
 from torch import Tensor, nn
 
 from detection.batches import normalise
 from detection.detector import build
 from detection.models import DetectorSpec, with_categories
 from detection.training_photos import Sample, Shape, corners
+from networks import checkpoints
 from networks.moving_average import MovingAverage
+from networks.weight_files import WeightsError
 from networks.weight_header import read_categories
 from store.categories import DEEPFASHION2
 
@@ -176,40 +176,23 @@ def parameter_groups(model: nn.Module, rate: float, backbone_share: float, weigh
     return [{"params": members, "lr": lr, "weight_decay": decay} for (lr, decay), members in groups.items()]
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file of weights by name; nothing in it is executed.
-
-    Reads safetensors, and files of torch.save: a dictionary of tensors, or one under "state_dict" or "model" as
-    mmdetection and others write it. Raises InitError for no such file, or nothing of the kind in it.
-    """
-    try:
-        data = path.read_bytes()
-        if path.suffix == ".safetensors":
-            return load(data)
-        content: Any = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = "holds more than tensors; save its state_dict alone" if "weights_only" in str(error).lower() else error
-        raise InitError(f"{path}: {reason}") from None
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    entries = content.items() if isinstance(content, Mapping) else ()
-    tensors = {key: value for key, value in entries if isinstance(value, Tensor)}
-    if not tensors:
-        raise InitError(f"{path}: no tensors by name in it")
-    return tensors
-
-
 def start_from(model: nn.Module, spec: DetectorSpec, path: Path) -> tuple[int, int, int]:
-    """Copy what fits of a file of weights, as `take_matching` does.
+    """Copy what fits of a file of weights, as `take_matching` does; `networks.checkpoints` says what can be read.
 
     What tells categories apart is left out where the file's are not the spec's: those it names, DeepFashion2's where it
     names none. It would tell apart the wrong ones.
 
     Returns:
         How many tensors were taken, how many the model has, and how many start anew for their categories.
+
+    Raises:
+        InitError: no such file, or nothing in it that can be read or fits.
     """
-    named = {key.removeprefix("module."): value for key, value in read_tensors(path).items()}
+    try:
+        tensors = checkpoints.read(path, model=spec.name)
+    except WeightsError as error:
+        raise InitError(str(error)) from None
+    named = {key.removeprefix("module."): value for key, value in tensors.items()}
     try:
         with path.open("rb") as file:
             stored = read_categories(file.read) or DEEPFASHION2

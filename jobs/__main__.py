@@ -4,6 +4,7 @@ clothes --help                                                  # the jobs
 clothes full-eval --imageset runs/set --output runs/first       # as python jobs/full_eval.py in the repository
 python -m jobs full-eval --help                                 # the same without the command on the PATH
 clothes --version
+eval "$(clothes --print-completion bash)"                       # the shell completes jobs and flags (or zsh, tcsh)
 """
 
 import argparse
@@ -11,7 +12,7 @@ import ast
 import importlib
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jobs import cli
 
@@ -23,11 +24,21 @@ JOBS = (
 
 def main() -> NoReturn:
     parser = cli.Parser(prog="clothes", description=_description())
+    shells = ("bash", "zsh", "tcsh")
+    parser.add_argument("--print-completion", action=PrintCompletion, choices=shells, help="for the shell, and stop")
     parser.add_argument("job", choices=JOBS, metavar="JOB", help="one of the above")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="…", help="of the job; JOB --help lists them")
     args = parser.parse_args()
     sys.argv = [f"clothes {args.job}", *args.arguments]  # messages and usage begin with it
     cli.run(importlib.import_module(f"jobs.{module_of(args.job)}").main)
+
+
+class PrintCompletion(argparse.Action):
+    """The action of --print-completion."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, shell: Any, option: str | None = None) -> None:
+        print(importlib.import_module("jobs.cli_page").completion(shell))  # by name: it imports every job
+        parser.exit()
 
 
 def module_of(job: str) -> str:

@@ -5,7 +5,7 @@
     python jobs/ablate.py s3://BUCKET/runs/0142 --tune-fusion            # weights and thresholds of the detectors, too
 
 In: OUTPUT of a finished `jobs/full_eval.py` and its image set. Every technique of `postproc/` is judged alone
-against plain concatenation: top-10, paired 95 % interval over consumer photos, seconds, peak memory. Those that
+against plain concatenation: Acc@10, paired 95 % interval over consumer photos, seconds, peak memory. Those that
 helped are combined greedily, chosen on one half of the consumer photos and reported on the other; then each is
 taken out of the best combination again. Ways to fuse boxes are judged by AP10, or by AP where the categories are not
 DeepFashion2's; only a run with such a setting shows what it does to retrieval. Out: a table on standard output,

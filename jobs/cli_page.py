@@ -1,6 +1,7 @@
-"""docs/cli.md, made of the commands' own parsers.
+"""docs/cli.md and the shells' completion of `clothes`, made of the commands' own parsers.
 
 python -m jobs.cli_page
+clothes --print-completion bash
 """
 
 import argparse
@@ -11,6 +12,8 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import shtab
 
 from jobs.__main__ import JOBS, module_of
 from jobs.ingestion.adapters import ADAPTERS
@@ -40,8 +43,8 @@ One flag means one thing, in every command that has it:
 | `--version` | the version of the project |
 
 `--print-config` and `--list-models` need no other flag. Old spellings go on working and say the new one on standard
-error: `search.py --version NAME` is `--gallery-version NAME`. There is no completion by the shell: it completes the
-arguments of a program by its name, which is `python` here.
+error: `search.py --version NAME` is `--gallery-version NAME`. The command `clothes` has completion by the shell, of
+jobs and their flags: `eval "$(clothes --print-completion bash)"` in `~/.bashrc`; `zsh` and `tcsh` likewise.
 """
 
 
@@ -93,6 +96,38 @@ def parser_of(name: str, kind: Sequence[str] = ()) -> argparse.ArgumentParser:
         parser = order.parser(module.__doc__) if stage else module.parser()
     parser.prog = f"{name}.py"
     return parser
+
+
+# --- completion -------------------------------------------------------------------------------------------------------
+
+
+def completion(shell: str) -> str:
+    """The script that completes `clothes` in this shell; values are completed as names of files, but where a flag has
+    choices."""
+    whole = argparse.ArgumentParser(prog="clothes")
+    verbs = whole.add_subparsers(dest="job")
+    for job in JOBS:
+        one = parser_of(module_of(job))
+        if job == "ingest":
+            kinds = _kinds(one)
+            kinds |= {kind: _kinds(parser_of("ingest", [kind]))[kind] for kind in ADAPTERS}
+            for parser in kinds.values():
+                _complete_files(parser)
+        _complete_files(one)
+        verbs.add_parser(job, parents=[one], add_help=False, help="")
+    return shtab.complete(whole, shell)
+
+
+def _kinds(ingest: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers of ingest.py's kinds of sources, by name, as argparse holds them."""
+    action = next(action for action in ingest._actions if isinstance(action, argparse._SubParsersAction))
+    return action.choices  # type: ignore[return-value]
+
+
+def _complete_files(parser: argparse.ArgumentParser) -> None:
+    for action in parser._actions:
+        if action.nargs != 0 and not action.choices:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ if __name__ == "__main__" and (Path(__file__).resolve().parents[1] / "jobs" / "c
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from jobs import cli, train_embedder
-from jobs.comparison.plan import SeedRun, final_run, read_plan, seed_runs
+from jobs.comparison.plan import SHIPPED, SeedRun, final_run, read_plan, seed_runs
 from jobs.comparison.table import as_markdown, compare_rows, winner
 from jobs.comparison.trainings import CROPS, read_row, train_all
 from jobs.runs import flags
@@ -104,7 +104,8 @@ def check_flags(name: str, seed_run: SeedRun) -> None:
 def parser() -> cli.Parser:
     parser = cli.Parser(description=__doc__)
     add = parser.add_argument
-    add("plan", type=Path, metavar="VARIANTS.yaml")
+    shipped = ", ".join(sorted(plan.stem for plan in SHIPPED.glob("*.yaml")))
+    add("plan", type=Path, metavar="VARIANTS.yaml", help=f"a file, or one that comes with the project: {shipped}")
     add("--output", required=True, help="folder or s3:// for the trainings and the table")
     add("--minutes", type=minutes, default=float("inf"), help="start no training after this time (no end)")
     add("--threads", type=training_flags.threads, default=1, help="CPU cores of each training (1)")

@@ -1,9 +1,9 @@
 """Evaluate: average precision of the boxes and accuracy of the rankings, against the set's ground truth.
 
 In: OUTPUT/detections/, fused/, rankings/, the image set. Out: OUTPUT/metrics.json, OUTPUT/failures.parquet. The work is
-in `jobs.stages.evaluate`.
+in `jobs.stages.evaluate`. Image sets and settings are those of OUTPUT/run.json, unless the line names others.
 
-    python jobs/evaluate.py --imageset runs/demo/imageset --output runs/demo
+    python jobs/evaluate.py --output runs/demo
 """
 
 import sys

@@ -91,7 +91,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    return parser(argv[:1]).parse_args(argv)
+    line = parser(argv[:1])
+    place = argv[0] if argv else ""
+    if place not in adapters.ADAPTERS and place[:1] != "-" and ("/" in place or Path(place).exists()):
+        kind, photos = adapters.likely_source(place), cli.one_line(place)
+        names = ", ".join(adapters.ADAPTERS)
+        line.error(f"{photos} is no KIND of source, which comes first ({names}): ingest.py {kind} {photos} …?")
+    return line.parse_args(argv)
 
 
 def parser(kind: list[str]) -> cli.Parser:

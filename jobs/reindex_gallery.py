@@ -36,9 +36,9 @@ from jobs.runs.cluster import leave_ray
 from jobs.runs.config_text import asked, groups_of_settings
 from jobs.runs.lock import Lock, check_file
 from jobs.runs.models import Catalogue
-from jobs.runs.places import refuse_other_kinds
+from jobs.runs.places import nothing_left, refuse_other_kinds
 from jobs.runs.progress import clear_bar
-from jobs.runs.settings import load
+from jobs.runs.settings import Settings, load
 from sources.arguments import positive
 from store.errors import UserError
 from store.objects import ObjectStore, open_store
@@ -100,11 +100,17 @@ def main(argv: list[str] | None = None, catalogue: Catalogue = SHIPPED) -> int:
     if asked(args, catalogue):
         return 0
     if args.upkeep:
-        return upkeep(args)
+        with nothing_left(open_store(args.gallery, endpoint_url=args.endpoint_url)):
+            return upkeep(args)
     if args.metrics:
         check_metrics(args.metrics)
     settings = load(args)
+    with nothing_left(open_store(args.gallery, endpoint_url=settings.storage.endpoint_url)):
+        return one_night(args, settings, catalogue)
 
+
+def one_night(args: argparse.Namespace, settings: Settings, catalogue: Catalogue) -> int:
+    """A night, or with --dry-run its forecast; returns the exit status."""
     from jobs.gallery import night as nights  # FAISS
 
     how = {"write": not args.dry_run, "retry_failed": args.retry_failed, "retrain": args.retrain}

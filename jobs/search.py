@@ -59,7 +59,7 @@ def parser() -> cli.Parser:
     add(
         "--category",
         metavar="NAME",
-        help="only garments detected as this category; of words alone, only shop items of it",
+        help="only garments likely to be of this category; of words alone, only shop items of it",
     )
     add("--html", type=Path, metavar="FILE", help="write one page with pictures")
     add("--json", action="store_true", help="print JSON, a line for each photo or text")
@@ -113,15 +113,20 @@ def main(argv: list[str] | None = None, catalogue: Catalogue = SHIPPED, script: 
         Answer(name, readable[i][0] if i in readable else b"", garments.get(i, []), reasons.get(i, ""), *args.text)
         for i, name in enumerate(names)
     ]
+    items = {hit.item["id"]: hit.item for answer in answers for hit in answer.every_hit}
+    offers, note = page.offers_of(gallery.record, list(items.values()), settings) if items else ({}, "")
+    if note:
+        tell(args.gallery, note)
     for answer in answers:
         if answer.reason:
             tell(answer.name, answer.reason)
         if args.json:
-            print(json.dumps(as_json(answer, categories)), flush=True)
+            print(json.dumps(as_json(answer, categories, offers)), flush=True)
         elif not answer.reason:
-            print("\n".join(lines(answer, categories)), flush=True)
+            print("\n".join(lines(answer, categories, offers)), flush=True)
     if args.html is not None:
         page.write(args.html, gallery.record, args.gallery, answers, settings, every=args.all)
+        print(f"page: {one_line(str(args.html))}", file=sys.stderr if args.json else sys.stdout, flush=True)
     return 2 if all(answer.reason for answer in answers) else 0
 
 

@@ -24,6 +24,7 @@ from jobs import cli
 from jobs.gallery.versions import NIGHTS, WORK
 from jobs.runs import flags, lock
 from jobs.runs.marks import expected, has_parts, read_json, read_marks
+from jobs.runs.places import holds
 from jobs.runs.progress import say
 from jobs.runs.run_record import read_record
 from retrieval import gallery_files
@@ -47,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     run = read_record(store)
     if run:
         status, lines = run_status(store, run), run_lines
-    elif store.exists(gallery_files.CURRENT) or store.list(f"{gallery_files.VERSIONS}/"):
+    elif holds(store, "a gallery"):
         status, lines = gallery_status(store), gallery_lines
     else:
         raise UserError(f"{args.output}: holds no run (no run.json) and no gallery (no CURRENT)")
@@ -101,7 +102,7 @@ def run_lines(status: Mapping[str, Any]) -> Iterator[str]:
         if stage["last"]:
             parts.append(f"last {stage['last']}")
         yield ", ".join(parts)
-    yield from (f"  {name}: {value:.3f}" for name, value in status["summary"].items())
+    yield from (f"  {name.replace('acc@', 'Acc@')}: {value:.3f}" for name, value in status["summary"].items())
 
 
 # --- a gallery --------------------------------------------------------------------------------------------------------

@@ -2,8 +2,11 @@
 
 In: a value per query by each method, and each query's photo. Out: the mean difference and an interval. Photos are drawn
 with replacement, all queries of a photo together, because garments of one photo are right or wrong together. Source:
-the percentile interval of Efron and Tibshirani, An Introduction to the Bootstrap (1993), ch. 13.
+the percentile interval of Efron and Tibshirani, An Introduction to the Bootstrap (1993), ch. 13. Where all photos say
+the same, every draw does, and the interval is Wilson's instead (`interval_of_alike`).
 """
+
+from statistics import NormalDist
 
 import numpy as np
 
@@ -16,6 +19,7 @@ def paired_interval(
     confidence: float = 0.95,
     n_draws: int = 2000,
     seed: int = 0,
+    bounds: tuple[float, float] = (-1.0, 1.0),
 ) -> tuple[float, float, float]:
     """Mean of `ours - theirs`, and the interval it lies in: (mean, low, high).
 
@@ -28,6 +32,7 @@ def paired_interval(
         confidence: share of the draws inside the interval, in (0, 1).
         n_draws: how often photos are drawn; memory grows with n_draws only.
         seed: of the draws.
+        bounds: the least and the greatest difference that a query can have, for `interval_of_alike`.
 
     >>> paired_interval(np.array([1.0, 1, 0, 1]), np.array([0.0, 0, 0, 0]), np.array([1, 1, 2, 3]))[0]
     0.75
@@ -47,6 +52,28 @@ def paired_interval(
     for draw in range(n_draws):
         times = np.bincount(rng.integers(len(sums), size=len(sums)), minlength=len(sums))
         means[draw] = (times @ sums) / (times @ counts)
+    mean = float(difference.mean())
+    if np.ptp(means) < 1e-12:
+        return mean, *interval_of_alike(mean, len(sums), bounds, confidence=confidence)
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
-    return float(difference.mean()), float(low), float(high)
+    return mean, float(low), float(high)
+
+
+def interval_of_alike(
+    mean: float, n_photos: int, bounds: tuple[float, float], *, confidence: float = 0.95
+) -> tuple[float, float]:
+    """The interval (low, high) of a mean that is the same on each of `n_photos` photos, where a bootstrap has no width.
+
+    What was seen on none of n photos may be so on a share of up to z² / (n + z²) of others, the upper end of Wilson's
+    score interval of 0 in n, z being 1.96 for 0.95. On that share the values may be as far off as `bounds`, the least
+    and the greatest, allow. So for 0 or n right of n within (0, 1) this is Wilson's interval. Source: Wilson, Probable
+    Inference, the Law of Succession, and Statistical Inference (1927).
+
+    >>> [round(end, 3) for end in interval_of_alike(1.0, 25, (0.0, 1.0))]
+    [0.867, 1.0]
+    """
+    squared = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
+    others = squared / (n_photos + squared)
+    least, most = bounds
+    return mean - others * (mean - least), mean + others * (most - mean)

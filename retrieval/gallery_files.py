@@ -53,7 +53,10 @@ def current(store: ObjectStore) -> tuple[str, bytes]:
     try:
         data = store.read(CURRENT)
     except ObjectMissing:
-        raise GalleryError(f"{store.uri}: no gallery is published there; run jobs/reindex_gallery.py") from None
+        advice = "run jobs/reindex_gallery.py"
+        if store.list(f"{VERSIONS}/"):
+            advice += "; with --list it shows the versions that the gate refused"
+        raise GalleryError(f"{store.uri}: no gallery is published there; {advice}") from None
     with suppress(ValueError, TypeError, KeyError, RecursionError):
         name = json.loads(data)["version"]
         if isinstance(name, str) and name and "/" not in name:

@@ -41,6 +41,13 @@ def test_links_lead_somewhere(document: str) -> None:
     assert not [place for place in places if not ((REPO / document).parent / place).exists()]
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_accuracy_has_one_spelling(document: str) -> None:
+    """Acc@10; `acc@10_detected` and the like are keys of files."""
+    text = re.sub(r"`[^`]*`", "", (REPO / document).read_text(encoding="utf-8"))
+    assert not re.findall(r"(?i)\btop-\d+|\bacc@(?<!Acc@)", text)
+
+
 def test_readme_is_short_and_shows_the_way() -> None:
     lines = (REPO / "README.md").read_text(encoding="utf-8").splitlines()
     assert len(lines) <= 150

@@ -109,8 +109,9 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         shown = [row for row in rows if (row["part"], row["boxes"]) == (part, boxes)]
         shown.sort(key=_place)
         title = f"{part}, {boxes} boxes" if boxes else part
+        metric = shown[0]["metric"].replace("top-", "Acc@")
         yield ""
-        yield f"{title:44}{shown[0]['metric']:>8}{'difference':>28}  {'':6}{'on the other half':>28}{'s':>9}{'MB':>8}"
+        yield f"{title:44}{metric:>8}{'difference':>28}  {'':6}{'on the other half':>28}{'s':>9}{'MB':>8}"
         for row in shown:
             name = row["name"] if row["group"] in ("base", "single") else f"{row['group']}: {row['name']}"
             yield (

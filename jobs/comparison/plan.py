@@ -10,6 +10,7 @@ from jobs.runs.yaml_text import read_yaml
 from store.errors import UserError
 
 KEYS = ("base", "seeds", "variants", "against", "final")
+SHIPPED = Path(__file__).resolve().parents[1] / "comparisons"  # the plans behind docs/results.md
 NAME_LETTERS = set(string.ascii_letters + string.digits + "-_+.")
 
 
@@ -24,10 +25,13 @@ class SeedRun:
 
 
 def read_plan(path: Path) -> dict[str, Any]:
-    """The file's mapping, checked, with `seeds` and `against` filled in.
+    """The file's mapping, checked, with `seeds` and `against` filled in; a name without a file is of a shipped plan.
 
     Raises a UserError where it cannot be read, is not YAML, or has another shape.
     """
+    shipped = {plan.stem: plan for plan in SHIPPED.glob("*.yaml")}
+    if not path.exists():
+        path = shipped.get(str(path), path)
     plan = read_yaml(path, "comparison")
     variants = plan.get("variants")
     if not isinstance(variants, dict) or not variants:

@@ -63,7 +63,8 @@ def as_markdown(lines: list[dict[str, Any]]) -> str:
     """The table a person reads."""
     columns = [column for column in COLUMNS if any(line[column]["each"] for line in lines)]
     against = list(lines[0]["against"]) if lines else []
-    titles = [column.replace("_", " ") for column in columns] + [f"acc@10 against {name}" for name in against]
+    titles = [column.replace("_", " ").replace("acc@", "Acc@") for column in columns]
+    titles += [f"Acc@10 against {name}" for name in against]
     text = ["| " + " | ".join(["variant", *titles, "minutes"]) + " |", "|---|" + "--:|" * (len(titles) + 1)]
     for line in lines:
         cells = [line["variant"], *(_figure(line[column]) for column in columns)]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jobs.comparison.plan import SeedRun
+from jobs.reports.training import fact_text
 from jobs.runs import cluster
 from jobs.runs.progress import say
 from jobs.training.launch import World
@@ -36,7 +37,7 @@ def train_all(
             failures[seed_run] = failure
         elif row:
             rows[seed_run] = row
-        result = failure or (f"held out {row['held_out']}" if row else "time is over before its last step")
+        result = failure or (f"held out: {fact_text(row['held_out'])}" if row else "time is over before its last step")
         say(f"{seed_run.variant}, seed {seed_run.seed}: {result}")
     return rows, failures
 

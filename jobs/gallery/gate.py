@@ -47,6 +47,7 @@ class Figure:
     limit: float
     most: bool = False
     note: str = ""
+    counted: str = ""  # what the value counts, where neither name nor note says so; not recorded
 
     @property
     def good(self) -> bool:
@@ -59,7 +60,7 @@ class Figure:
     def __str__(self) -> str:
         value = "not measured" if self.value is None else f"{self.value:.4g}"
         word = "at most" if self.most else "at least"
-        return f"{self.name} {value} ({word} {self.limit:g}{', ' + self.note if self.note else ''})"
+        return f"{self.name} {value} ({', '.join(filter(None, (f'{word} {self.limit:g}', self.note, self.counted)))})"
 
 
 def of_index(built: Built, limit: float) -> Figure:
@@ -87,7 +88,8 @@ def of_counts(built: Built, wanted: Collection[int], before: Gallery | None) -> 
         f"no garment at all, {n_before} in the version before": bool(n_before) and not len(indexed),
     }
     notes = [note for note, is_so in faults.items() if is_so]
-    return Figure("counts", float(not notes), 1.0, note=", ".join(notes))
+    counted = "1: index and items hold the same garments, each once"
+    return Figure("counts", float(not notes), 1.0, note=", ".join(notes), counted=counted)
 
 
 def of_rows(built: Built) -> Figure:
@@ -97,7 +99,8 @@ def of_rows(built: Built) -> Figure:
         rows = np.asarray(built.index.vectors[living[start : start + BLOCK]], np.float32)
         lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows))
         bad += int((~(np.abs(lengths - 1) <= 0.01)).sum())  # written so that nan counts as bad
-    return Figure("rows", float(bad), 0.0, most=True)
+    counted = f"of {len(living)} embeddings those that are not finite or not of unit length"
+    return Figure("rows", float(bad), 0.0, most=True, counted=counted)
 
 
 def of_canaries(built: Built, before: Gallery | None, limit: float) -> Figure:

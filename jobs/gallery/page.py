@@ -7,8 +7,7 @@ only http and https addresses become links.
 """
 
 import base64
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.gallery.answers import Answer, likely_names
+from jobs.gallery.answers import Answer, Offer, likely_names
 from jobs.reports.pages import environment, title_of
 from jobs.reports.pictures import Mark, Picture, crop_garment, photo_with_marks
 from jobs.reports.truth import TITLES, attribute, plain_name, shown
@@ -30,21 +29,12 @@ from store.imageset import ImageSetError
 from store.joined import open_imagesets
 
 MAX_NOTE = 300  # characters
+UNREADABLE = (ImageSetError, OSError, ValueError, KeyError)  # of an image set that has moved or changed since
 # Attributes that a shop's export calls by one of these names, whatever their case
 PRICES, CURRENCIES = ("price",), ("currency", "price_currency")
 LINKS = ("url", "link", "product_url", "product_link")
 # Of the garments of a photo in turn, the first ones far apart; white digits are readable on them
 GARMENT_COLOURS = ("#1d4ed8", "#c2410c", "#15803d", "#a21caf", "#0e7490", "#854d0e", "#be123c", "#4338ca")
-
-
-@dataclass(frozen=True)
-class Offer:
-    """What a page says of a shop item; texts are "" where nothing is known."""
-
-    title: str  # its title, product or file name
-    price: str = ""
-    link: str = ""  # an http or https address
-    others: Sequence[tuple[str, str]] = ()  # further attributes, names and texts
 
 
 def write(
@@ -61,8 +51,7 @@ def write(
     `record` is version.json, `gallery` what the user called it, `settings` are the version's. `every`: the answers have
     every picture of a product.
     """
-    lists = [hits for answer in answers for hits in (answer.hits, *(garment.hits for garment in answer.garments))]
-    wanted = {hit.item["id"]: hit.item for hits in lists for hit in hits}
+    wanted = {hit.item["id"]: hit.item for answer in answers for hit in answer.every_hit}
     crops, offers, note = crops_of(record, list(wanted.values()), settings)
     photos = [(answer, _photo(answer, settings.max_pixels)) for answer in answers]
     categories = recorded(record)
@@ -115,7 +104,8 @@ def offer_of(item: Mapping[str, Any], attributes: Sequence[tuple[str, str]]) -> 
     used = {*TITLES, *PRICES, *CURRENCIES} | (set(LINKS) if is_web(link) else set())
     others = [(name, text) for name, text in shown(attributes) if plain_name(name) not in used]
     name = title or item["product_id"] or item["file_name"]
-    return Offer(name, f"{price} {currency}".strip() if price else "", link if is_web(link) else "", others)
+    cost = f"{price} {currency}".strip() if price else ""
+    return Offer(name, cost, link if is_web(link) else "", others, dict(attributes))
 
 
 def is_web(address: str) -> bool:
@@ -137,34 +127,59 @@ def crops_of(
 ) -> tuple[dict[int, Picture | str], dict[int, Offer], str]:
     """Shop items, as `Gallery.lookup` returns them, cut out of the photos of the `imagesets` of version.json.
 
-    One shard's photos are in memory at a time. Returned are id -> its picture, or why there is none; id -> what to say
+    Returned are id -> its picture, or why there is none; id -> what to say
     of it; and a note for the page where the image set cannot be used, "" where it can.
     """
+    crops: dict[int, Picture | str] = {item["id"]: "no longer in the image set" for item in items}
     offers = {item["id"]: offer_of(item, ()) for item in items}
+    try:
+        for item, photo, same in _photos_of(record, items, settings, ["image_id", "image", "attributes"]):
+            gone = "the shop has another photo there now"
+            crops[item["id"]] = _crop(photo["image"], item, settings) if same else gone
+            offers[item["id"]] = offer_of(item, photo["attributes"])
+        return crops, offers, ""
+    except UNREADABLE as error:
+        return {item["id"]: "no picture" for item in items}, offers, _note("no pictures of shop items", error)
+
+
+def offers_of(
+    record: Mapping[str, Any], items: Sequence[Mapping[str, Any]], settings: Settings
+) -> tuple[dict[int, Offer], str]:
+    """What `crops_of` says of the items, without their pictures: id -> what to say of it, and the note."""
+    offers = {item["id"]: offer_of(item, ()) for item in items}
+    try:
+        for item, photo, _ in _photos_of(record, items, settings, ["image_id", "attributes"]):
+            offers[item["id"]] = offer_of(item, photo["attributes"])
+        return offers, ""
+    except UNREADABLE as error:
+        return offers, _note("no titles and prices of shop items", error)
+
+
+def _photos_of(
+    record: Mapping[str, Any], items: Sequence[Mapping[str, Any]], settings: Settings, columns: list[str]
+) -> Iterator[tuple[Mapping[str, Any], dict[str, Any], bool]]:
+    """Each item whose photo is still in the image sets, these columns of the photo, and whether its bytes are the same.
+
+    One shard's photos are in memory at a time.
+    """
     by_photo: dict[int, list[Mapping[str, Any]]] = {}
     for item in items:
         by_photo.setdefault(item["image_id"], []).append(item)
     ids = pa.array(list(by_photo), pa.int64())
-    try:
-        sets = record["imagesets"] if "imagesets" in record else [record["imageset"]]  # one, before there were several
-        images = open_imagesets([entry["uri"] for entry in sets], endpoint_url=settings.storage.endpoint_url)
-        photos = images.photos(("image_id", "digest"))
-        photos = photos.filter(pc.is_in(photos.column("image_id"), value_set=ids))
-        digests = dict(zip(photos.column("image_id").to_pylist(), photos.column("digest").to_pylist(), strict=True))
-        crops: dict[int, Picture | str] = {item["id"]: "no longer in the image set" for item in items}
-        for shard in sorted(set(photos.column("shard").to_pylist())):
-            table = images.read(shard, columns=["image_id", "image", "attributes"])
-            table = table.filter(pc.is_in(table.column("image_id"), value_set=ids))
-            for row in table.to_pylist():
-                for item in by_photo[row["image_id"]]:
-                    same = digests[row["image_id"]] == item["digest"]
-                    gone = "the shop has another photo there now"
-                    crops[item["id"]] = _crop(row["image"], item, settings) if same else gone
-                    offers[item["id"]] = offer_of(item, row["attributes"])
-        return crops, offers, ""
-    except (ImageSetError, OSError, ValueError, KeyError) as error:
-        note = f"no pictures of shop items: {' '.join(str(error).split())[:MAX_NOTE]}"
-        return {item["id"]: "no picture" for item in items}, offers, note
+    sets = record["imagesets"] if "imagesets" in record else [record["imageset"]]  # one, before there were several
+    images = open_imagesets([entry["uri"] for entry in sets], endpoint_url=settings.storage.endpoint_url)
+    photos = images.photos(("image_id", "digest"))
+    photos = photos.filter(pc.is_in(photos.column("image_id"), value_set=ids))
+    digests = dict(zip(photos.column("image_id").to_pylist(), photos.column("digest").to_pylist(), strict=True))
+    for shard in sorted(set(photos.column("shard").to_pylist())):
+        table = images.read(shard, columns=columns)
+        for row in table.filter(pc.is_in(table.column("image_id"), value_set=ids)).to_pylist():
+            for item in by_photo[row["image_id"]]:
+                yield item, row, digests[row["image_id"]] == item["digest"]
+
+
+def _note(lack: str, error: Exception) -> str:
+    return f"{lack}: {' '.join(str(error).split())[:MAX_NOTE]}"
 
 
 def _crop(data: bytes, item: Mapping[str, Any], settings: Settings) -> Picture | str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jobs.gallery.answers import Answer, FoundGarment, Hit
+from jobs.gallery.answers import Answer, FoundGarment, Hit, likely_ids
 from postproc.boxes import iou_with
 from postproc.nms import nms
 
@@ -51,6 +51,15 @@ class PhotoGarments:
         """Those that the detectors give this score or more."""
         return self.select(np.flatnonzero(self.score >= score))
 
+    def hypotheses(self, row: int) -> tuple[tuple[int, float], ...]:
+        """Category ids that a garment may have, and their scores."""
+        pairs = zip(self.hypothesis_id[row].tolist(), self.hypothesis_score[row].tolist(), strict=True)
+        return tuple((id_, value) for id_, value in pairs if id_)
+
+    def likely(self, row: int) -> list[int]:
+        """Category ids of what a garment is likely to be."""
+        return likely_ids(int(self.category_id[row]), self.hypotheses(row))
+
     def select(self, rows: np.ndarray) -> "PhotoGarments":
         columns = {name: getattr(self, name)[rows] for name in NOTHING}
         return PhotoGarments(**columns, failed=self.failed, texts=self.texts)
@@ -62,21 +71,20 @@ def ask(
     """The shop items for every garment, by the photo's number; the surest garment first.
 
     Boxes of a photo that overlap more than SAME_GARMENT are one garment, of which the surest stays. `category_id` keeps
-    the garments of one category, None all. `every`: all pictures of a product instead of the best. A GalleryError says
-    that the vectors do not fit the gallery.
+    the garments that are likely to be of one category (`likely_ids`), and is theirs in the search; None keeps all.
+    `every`: all pictures of a product instead of the best. A GalleryError says that the vectors do not fit the gallery.
     """
     if category_id is not None:
-        queries = queries.select(np.flatnonzero(queries.category_id == category_id))
+        queries = queries.select(np.flatnonzero([category_id in queries.likely(row) for row in range(len(queries))]))
     queries = queries.select(_one_a_garment(queries))
     if not len(queries):
         return {}
-    found = _search(gallery, queries.vectors, queries.category_id.astype(np.int64), top, every=every)
+    category = queries.category_id.astype(np.int64) if category_id is None else np.full(len(queries), category_id)
+    found = _search(gallery, queries.vectors, category, top, every=every)
     garments: dict[int, list[FoundGarment]] = {}
     for row, hits in enumerate(found):
         bbox, score = tuple(queries.bbox[row].tolist()), float(queries.score[row])
-        pairs = zip(queries.hypothesis_id[row].tolist(), queries.hypothesis_score[row].tolist(), strict=True)
-        hypotheses = tuple((id_, value) for id_, value in pairs if id_)
-        garment = FoundGarment(bbox, score, int(queries.category_id[row]), hits, hypotheses)
+        garment = FoundGarment(bbox, score, int(queries.category_id[row]), hits, queries.hypotheses(row))
         garments.setdefault(int(queries.photo[row]), []).append(garment)
     return garments
 
@@ -122,10 +130,16 @@ def hits_of(
 ) -> list[Hit]:
     """One query's shop items, best first; of one category alone, if one is given; of each product one, or `every`."""
     items = [(value, item) for value, item in zip(similarity.tolist(), gallery.lookup(ids), strict=True) if item]
-    kept = [(value, item) for value, item in items if category_id in (None, item["category_id"])]
+    kept = [(value, item) for value, item in items if category_id is None or category_id in _likely(item)]
     if not every:
         kept = _one_a_product(kept)
     return [Hit(rank, value, item) for rank, (value, item) in enumerate(kept, 1)]
+
+
+def _likely(item: Mapping[str, Any]) -> list[int]:
+    """Category ids of what a shop item is likely to be; versions of earlier releases know its own alone."""
+    hypotheses = [(one["category_id"], one["score"]) for one in item.get("hypotheses") or ()]
+    return likely_ids(item["category_id"], hypotheses)
 
 
 def _one_a_product(items: Sequence[tuple[float, dict[str, Any]]]) -> list[tuple[float, dict[str, Any]]]:

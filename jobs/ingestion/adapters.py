@@ -16,6 +16,7 @@ three.
 import argparse
 import importlib
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -41,6 +42,30 @@ ADAPTERS = {
     "mpv": Adapter("sources.mpv", "MPV, with all_poseA_poseB_clothes.txt and MPV_192_256/"),
     "drawn": Adapter("sources.drawn.source", "synthetic images of garments, with ground truth"),
 }
+
+
+# What a place of a source holds, by its patterns; any other folder is one of plain photos
+SIGNS = {
+    "deepfashion2": ("annos", "image"),
+    "lookbench": ("*/query.parquet",),
+    "street2shop": ("meta/json", "images"),
+    "darn": ("image.txt", "pic"),
+    "mvc": ("mvc_info.json",),
+    "mpv": ("all_poseA_poseB_clothes.txt",),
+    "parquet": ("*.parquet",),
+    "webdataset": ("*.tar",),
+}
+
+
+def likely_source(place: str) -> str:
+    """The name of the source that a file, a folder or an address looks like."""
+    path = Path(place)
+    for name, patterns in SIGNS.items():
+        if path.is_dir() and all(any(path.glob(pattern)) for pattern in patterns):
+            return name
+        if not path.is_dir() and any(path.match(pattern) for pattern in patterns if pattern.startswith("*.")):
+            return name
+    return "folder"
 
 
 def add_arguments(parser: argparse.ArgumentParser, name: str) -> None:

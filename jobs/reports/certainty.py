@@ -1,14 +1,15 @@
 """How sure the main figures are: 95 % intervals over photos, the level of chance.
 
 In: ranks of right results, matched boxes. Out: fractions in [0, 1]. Photos are drawn with replacement, all
-of a photo's queries and boxes together (`postproc.bootstrap`).
+of a photo's queries and boxes together (`postproc.bootstrap`). Where all photos say the same, such as 25 right ones of
+25, the interval is Wilson's.
 """
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from postproc.bootstrap import paired_interval
+from postproc.bootstrap import interval_of_alike, paired_interval
 
 Interval = tuple[float, float]
 Columns = Mapping[str, np.ndarray]
@@ -23,7 +24,7 @@ def accuracy_interval(first: np.ndarray, photo: np.ndarray, k: int) -> Interval 
     if not len(first):
         return None
     right = ((first > 0) & (first <= k)).astype(np.float64)
-    return paired_interval(right, np.zeros(len(right)), photo)[1:]
+    return paired_interval(right, np.zeros(len(right)), photo, bounds=(0.0, 1.0))[1:]
 
 
 def accuracy_by_chance(relevant: np.ndarray, detected: np.ndarray, size: int, k: int) -> float | None:
@@ -73,8 +74,12 @@ def ap50_intervals(
         if known := [drawn[category] for category in ids if category in drawn]:
             values = np.stack(known)
             values = values[:, ~np.isnan(values).all(axis=0)]  # without the draws that hold no item at all
-            low, high = np.quantile(np.nanmean(values, axis=0), [0.025, 0.975])
-            intervals[name] = float(low), float(high)
+            drawn_means = np.nanmean(values, axis=0)
+            if np.ptp(drawn_means) < 1e-12:
+                intervals[name] = interval_of_alike(float(drawn_means[0]), n_photos, (0.0, 1.0))
+            else:
+                low, high = np.quantile(drawn_means, [0.025, 0.975])
+                intervals[name] = float(low), float(high)
     return intervals
 
 

@@ -13,7 +13,7 @@ AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AP10", "AP10_50")
 EXTRA_AP_COLUMNS = (("consumers", "AP10"), ("masks", "AP10_50"))  # consumer photos alone; masks instead of boxes
 LIST_FIGURES = {"mAP": "map", "MRR": "mrr"}  # title -> name in metrics.json; nDCG@10 beside them
 OTHER_TOPS = {"own category": "top_one_category", "any category": "top_any_category"}  # title -> name in metrics.json
-OTHER_KS = ("1", "10")  # lengths at which they are shown
+OTHER_KS = ("1", "10")  # lengths at which they, and parts of the queries, are shown
 COMBINED = ("fused", "concat", "steps")  # made of several models
 N_COLOURS = 6  # of single models, in assets/report.css; a seventh has the first colour again, dotted
 # DeepFashion2's meanings of the levels 1, 2, 3
@@ -42,6 +42,16 @@ def colours(metrics: dict[str, Any]) -> dict[str, int]:
 def accuracy_at(figures: dict[str, Any], k: str) -> float | None:
     """Acc@k of one model, in [0, 1]; None where it was not measured."""
     return (figures.get("top") or {}).get(k)
+
+
+def known_lengths(models: Mapping[str, dict[str, Any]], ks: Sequence[str]) -> list[str]:
+    """Those of the lengths at which any model's Acc@k is known: lists end at `search.top_k`."""
+    return [k for k in ks if any(accuracy_at(row, k) is not None for row in models.values())]
+
+
+def main_length(models: Mapping[str, dict[str, Any]]) -> str | None:
+    """The length whose Acc@k stands for a run: 10, or the longest that is known; None where none is."""
+    return next(iter(known_lengths(models, ("10", "5", "1"))), None)
 
 
 def final_list(boxes: str) -> str:
@@ -107,11 +117,13 @@ def accuracy_tables(metrics: dict[str, Any]) -> list[tuple[str, Table]]:
     tables = []
     for boxes in BOXES:
         if models := judged_models(metrics, boxes):
-            columns = {f"Acc@{k}": [accuracy_at(row, k) for row in models.values()] for k in KS}
-            groups = [("", len(KS))]
+            ks = known_lengths(models, KS)
+            columns = {f"Acc@{k}": [accuracy_at(row, k) for row in models.values()] for k in ks}
+            groups = [("", len(ks))]
             for title, key in other_tops(metrics, boxes).items():
-                columns |= {f"Acc@{k}, {title}": [row[key].get(k) for row in models.values()] for k in OTHER_KS}
-                groups.append((title, len(OTHER_KS)))
+                ks = known_lengths(models, OTHER_KS)
+                columns |= {f"Acc@{k}, {title}": [row[key].get(k) for row in models.values()] for k in ks}
+                groups.append((title, len(ks)))
             extra = {title: [row.get(name) for row in models.values()] for title, name in LIST_FIGURES.items()}
             extra["nDCG@10"] = [(row.get("ndcg") or {}).get("10") for row in models.values()]
             extra = {title: values for title, values in extra.items() if any(v is not None for v in values)}
@@ -146,6 +158,7 @@ def graded_tables(metrics: dict[str, Any]) -> list[tuple[str, Table]]:
                     f"{title}@{k}": [part[measure][k] for part in parts.values()]
                     for title, measure in (("Recall", "recall"), ("nDCG", "ndcg"))
                     for k in next(iter(parts.values()))[measure]
+                    if any(part[measure][k] is not None for part in parts.values())
                 }
                 queries = next(iter(parts.values()))["queries"]
                 title = f"{subset}, {grade}, {boxes} boxes, {count(queries)} queries"
@@ -154,20 +167,20 @@ def graded_tables(metrics: dict[str, Any]) -> list[tuple[str, Table]]:
 
 
 def accuracy_parts(metrics: dict[str, Any], boxes: str) -> list[tuple[str, Table]]:
-    """Acc@1 and Acc@10 of every model per category and per level of each attribute, where there are queries.
+    """Acc@1 and Acc@10, as far as known, of every model per category and per level of each attribute with queries.
 
     The best model of each row is bold, the number of queries comes last.
     """
     models = judged_models(metrics, boxes)
-    tables = []
+    tables, ks = [], known_lengths(models, OTHER_KS)
     for name, rows in parts(models, recorded(metrics)):
         lines = []
         for row_name, figures in rows:
-            cells = [cell for k in ("1", "10") for cell in _best_cells([accuracy_at(f, k) for f in figures])]
+            cells = [cell for k in ks for cell in _best_cells([accuracy_at(f, k) for f in figures])]
             queries = next((f["queries"] for f in figures if f.get("queries") is not None), None)
             lines.append((row_name, [*cells, Cell(count(queries))]))
-        groups = (("Acc@1", len(models)), ("Acc@10", len(models)), ("", 1))
-        tables += [(name, Table([*models, *models, "queries"], lines, groups))] if lines else []
+        groups = (*((f"Acc@{k}", len(models)) for k in ks), ("", 1))
+        tables += [(name, Table([*models] * len(ks) + ["queries"], lines, groups))] if lines else []
     return tables
 
 

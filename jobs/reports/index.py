@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from detection.average_precision import AP10_IDS
-from jobs.reports.figures import BOXES, accuracy_at, final_list, final_name, judged_models, other_tops
+from jobs.reports.figures import BOXES, accuracy_at, final_list, final_name, judged_models, main_length, other_tops
 from jobs.reports.pages import count, duration, percent, title_of
 from jobs.runs.run_record import digests, read_record
 from store.categories import DEEPFASHION2, recorded
@@ -82,7 +82,7 @@ class Comparison:
 
 
 def tiles(metrics: dict[str, Any], sure: Mapping[tuple[str, str], str]) -> list[Tile]:
-    """The main figures of metrics.json, for the top of the page; none where `metrics` is empty.
+    """The main figures of metrics.json, for the top of the page, without those that there was nothing to measure for.
 
     `sure` has what is known of how sure a figure is, by its owner and measure.
     """
@@ -99,17 +99,18 @@ def tiles(metrics: dict[str, Any], sure: Mapping[tuple[str, str], str]) -> list[
     main = [
         Tile(f"{measure}, fused", percent(fused.get(measure)), note, "fused", measure, sure.get(("fused", measure), ""))
         for measure, note in notes.items()
+        if fused.get(measure) is not None
     ]
     for boxes in BOXES:
         models = judged_models(metrics, boxes)
-        name = final_name(models)
-        figures: dict[str, Any] = models[name] if name else {}
-        note = f"{name}, {count(figures.get('queries'))} queries" if name else "not measured"
-        others = [f"{title} {percent(figures[key].get('10'))}" for title, key in other_tops(metrics, boxes).items()]
-        note = ", ".join([note, *others])
-        value = percent(accuracy_at(figures, "10"))
-        owner = final_list(boxes)
-        main.append(Tile(f"Acc@10, {boxes} boxes", value, note, owner, "Acc@10", sure.get((owner, "Acc@10"), "")))
+        name, k = final_name(models), main_length(models)
+        if name is None or k is None:
+            continue
+        figures: dict[str, Any] = models[name]
+        others = [f"{title} {percent(figures[key].get(k))}" for title, key in other_tops(metrics, boxes).items()]
+        note = ", ".join([f"{name}, {count(figures.get('queries'))} queries", *others])
+        value, owner, measure = percent(accuracy_at(figures, k)), final_list(boxes), f"Acc@{k}"
+        main.append(Tile(f"{measure}, {boxes} boxes", value, note, owner, measure, sure.get((owner, measure), "")))
     images = metrics.get("images") or {}
     note = f"of {count(images.get('total'))}, {count(images.get('failed'))} failed"
     seconds = [s for s in (metrics.get("seconds") or {}).values() if s is not None]

@@ -46,14 +46,19 @@ def model_rankings(output: ObjectStore, boxes: str, models: list[str]) -> dict[s
     return {model: name for model, name in names.items() if output.exists(f"rankings/{name}.parquet")}
 
 
-def accuracy_curves(output: ObjectStore, boxes: str, models: list[str], truth: GroundTruth) -> dict[str, np.ndarray]:
-    """Model -> (20,) Acc@1, Acc@2 … Acc@20; one model's rankings in memory at a time."""
+def accuracy_curves(
+    output: ObjectStore, boxes: str, models: list[str], truth: GroundTruth, top_k: int = LIST_LENGTH
+) -> dict[str, np.ndarray]:
+    """Model -> (at most 20,) Acc@1, Acc@2 … Acc@20, or as far as lists of `top_k` results go.
+
+    One model's rankings are in memory at a time.
+    """
     if truth.rankings.kind is None:
         return {}
     curves = {}
     for model, name in model_rankings(output, boxes, models).items():
         lists = read_judged(output, name, truth.rankings, LIST_LENGTH)
-        curves[model] = curve(truth.rankings.judge(lists).first)
+        curves[model] = curve(truth.rankings.judge(lists).first)[:top_k]
     return curves
 
 
@@ -104,11 +109,13 @@ def accuracy_chart(curves: Mapping[str, np.ndarray], boxes: str, colours: Mappin
 def parts_chart(
     models: Mapping[str, dict[str, Any]], boxes: str, colours: Mapping[str, int], categories: Sequence[str]
 ) -> Chart | None:
-    """Acc@10 of each model per category, or per level of an attribute; rows with their number of queries.
+    """Acc@10 of each model per category, or per level of an attribute; rows with their number of queries. None without.
 
     Of many categories the chart has those with the most queries; the page's table has all.
     """
     choices: dict[str, list[charts.Series]] = {}
+    if all(_percent(row) is None for row in models.values()):
+        return None
     for part, every in parts(dict(models), categories):
         numbers = [next((f["queries"] for f in per if f.get("queries")), 0) for _, per in every]
         shown = sorted(np.argsort(-np.array(numbers), kind="stable")[:MOST_CHARTED].tolist())

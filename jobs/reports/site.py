@@ -171,13 +171,15 @@ def _gather_finals(output: ObjectStore, contents: Contents) -> None:
         else:
             continue
         contents.finals[boxes] = final
+        if (k := figures.main_length(figures.judged_models(contents.metrics, boxes))) is None:
+            continue
         ended = final[1]
-        interval = certainty.accuracy_interval(ended.first, known.photo[ended.truth_row], 10)
+        interval = certainty.accuracy_interval(ended.first, known.photo[ended.truth_row], int(k))
         size = len(known.shops) if isinstance(known, PhotoTruth) else _index_rows(output, boxes)
-        chance = certainty.accuracy_by_chance(ended.relevant, ended.row >= 0, size, 10)
+        chance = certainty.accuracy_by_chance(ended.relevant, ended.row >= 0, size, int(k))
         words = [f"95 %: {pages.interval(interval)}"] * bool(interval)
         words += [f"by chance {pages.percent(chance)}"] * (chance is not None)
-        contents.sure[figures.final_list(boxes), "Acc@10"] = ", ".join(words)
+        contents.sure[figures.final_list(boxes), f"Acc@{k}"] = ", ".join(words)
 
 
 def _index_rows(output: ObjectStore, boxes: str) -> int:
@@ -204,7 +206,8 @@ def _retrieval_charts(output: ObjectStore, contents: Contents, boxes: str, colou
     if not models:
         return []
     drawn: list[Chart | None] = []
-    if curves := retrieval.accuracy_curves(output, boxes, list(models), contents.truth):
+    top_k = (contents.settings.get("search") or {}).get("top_k") or standings.LIST_LENGTH
+    if curves := retrieval.accuracy_curves(output, boxes, list(models), contents.truth, top_k):
         drawn.append(retrieval.accuracy_chart(curves, boxes, colours))
     drawn.append(retrieval.parts_chart(models, boxes, colours, contents.categories))
     if boxes in contents.finals and (histogram := retrieval.similarity_histogram(*contents.finals[boxes])):
@@ -260,6 +263,7 @@ def _values(output: ObjectStore, imageset: ImageSet, contents: Contents) -> dict
         "chart_names": {page: [chart["id"] for chart in drawn] for page, drawn in contents.charts.items()},
         "chart_titles": {chart["id"]: chart["title"] for chart in charts},
         "detection": figures.ap_table(metrics),
+        "no_detection": _no_detection(contents),
         "retrieval": figures.accuracy_tables(metrics),
         "other_tops": [title for boxes in figures.BOXES for title in figures.other_tops(metrics, boxes)],
         "links": [(key, words) for key, words in LINKED.items() if output.exists(key)],
@@ -268,6 +272,13 @@ def _values(output: ObjectStore, imageset: ImageSet, contents: Contents) -> dict
         **_of_queries_and_ablation(contents),
         **_of_run(output, contents),
     }
+
+
+def _no_detection(contents: Contents) -> str:
+    """Why there are no detection figures."""
+    if not contents.metrics:
+        return "evaluation has not run"
+    return "the run has no detectors" if contents.run.get("detectors") == [] else "no photo has true boxes to judge by"
 
 
 def _of_index(contents: Contents) -> dict[str, Any]:
@@ -298,7 +309,12 @@ def _of_detection_and_retrieval(contents: Contents) -> dict[str, Any]:
         "picture_name": detection.picture_name,
         "graded": figures.graded_tables(metrics),
         "parts": {boxes: tables for boxes, tables in parts if tables},
-        "sure": {boxes: contents.sure.get((figures.final_list(boxes), "Acc@10"), "") for boxes in figures.BOXES},
+        "sure": {
+            boxes: f"{measure} of the final list, {words}"
+            for boxes in figures.BOXES
+            for (owner, measure), words in contents.sure.items()
+            if owner == figures.final_list(boxes)
+        },
         "queries_per_photo": metrics.get("queries_per_photo"),
     }
 

@@ -169,7 +169,8 @@ def _figures(log: Sequence[Mapping[str, Any]], part: str) -> Iterator[tuple[floa
     """Step, name and value of every figure of a part."""
     for line in log:
         if line["part"] == part:
-            yield from ((line["step"], name, value) for name, value in line.items() if name not in ("step", "part"))
+            figures = {name: value for name, value in line.items() if name not in ("step", "part")}
+            yield from ((line["step"], spelt(name), value) for name, value in figures.items())
 
 
 def _is_number(value: Any) -> bool:
@@ -248,8 +249,18 @@ def _shot(label: str, image: np.ndarray, pictures: dict[str, bytes]) -> Shot | N
 def table(rows: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[str, bool]], list[list[tuple[str, bool]]]]:
     """Heads and cells, each a text and whether its column has only numbers and gaps; what a row lacks is a dash."""
     names = dict.fromkeys(name for row in rows for name in row)
-    head = [(name, all(row.get(name) is None or _is_number(row[name]) for row in rows)) for name in names]
-    return head, [[(cell_text(row.get(name)), number) for name, number in head] for row in rows]
+    columns = [(name, all(row.get(name) is None or _is_number(row[name]) for row in rows)) for name in names]
+    head = [(spelt(name), number) for name, number in columns]
+    return head, [[(cell_text(row.get(name)), number) for name, number in columns] for row in rows]
+
+
+def spelt(name: str) -> str:
+    """A figure's name as people read it; the keys of logs and summaries stay as they are.
+
+    >>> spelt("acc@10"), spelt("loss")
+    ('Acc@10', 'loss')
+    """
+    return name.replace("acc@", "Acc@")
 
 
 def cell_text(value: Any) -> str:
@@ -270,7 +281,7 @@ def fact_text(value: Any) -> str:
     if isinstance(value, Real):
         return figure_text(float(value))
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {fact_text(part)}" for name, part in value.items()) or "–"
+        return ", ".join(f"{spelt(name)} {fact_text(part)}" for name, part in value.items()) or "–"
     if isinstance(value, list | tuple):
         return ", ".join(fact_text(part) for part in value) or "–"
     return str(value)

@@ -1,12 +1,13 @@
 """The categories of a run, and which of them each detector's classes become.
 
 In: the image set and the detectors. Out: names, category id 1 first, and the detectors with their `category_ids`. A
-class becomes the category of its name, or the one that the detector's `classes` names for it. One that fits nothing is
-left out, which `remarks` says.
+class becomes the category of its name, or the one that the detector's `classes` names for it; letter case does not
+count where it decides nothing. One that fits nothing is left out, which `remarks` says.
 """
 
 import dataclasses
 import difflib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from jobs.runs.models import Model
@@ -33,14 +34,20 @@ def with_category_ids(detectors: Sequence[Model], categories: Sequence[str]) -> 
     Raises:
         UserError: `classes` names no class of the detector or no category of the run, or none of its classes fits.
     """
-    ids: dict[str | None, int] = {name: i for i, name in enumerate(categories, 1)}
+    exact = {name: i for i, name in enumerate(categories, 1)}
+    folded = Counter(name.casefold() for name in categories)
+    caseless = {name.casefold(): i for name, i in exact.items() if folded[name.casefold()] == 1}
+
+    def id_of(name: str | None) -> int:
+        return 0 if name is None else exact.get(name) or caseless.get(name.casefold(), 0)
+
     models = []
     for model in detectors:
         for ours in _renamed(model).values():
-            if ours is not None and ours not in ids:
+            if ours is not None and not id_of(ours):
                 raise UserError(f"{model.name}: classes: {ours!r} is no category of this run; {near(ours, categories)}")
         # a detector that names no classes has the run's own ids
-        became = tuple(ids.get(name, 0) for name in found_by(model).values()) or tuple(ids.values())
+        became = tuple(map(id_of, found_by(model).values())) or tuple(exact.values())
         if not any(became):
             raise UserError(
                 f"{model.name}: none of its classes ({listed(classes_of(model))}) is a category of this run "
@@ -58,6 +65,11 @@ def remarks(detectors: Sequence[Model], categories: Sequence[str]) -> Iterator[s
         unused = [own for own, i in pairs if not i and own not in named]
         if unused:
             yield f"{model.name}: boxes of {listed(unused)} are left out; no category of this run has such a name"
+    spelt: dict[str, list[str]] = {}
+    for name in categories:
+        spelt.setdefault(name.casefold(), []).append(name)
+    for alike in (names for names in spelt.values() if len(names) > 1):
+        yield f"categories {' and '.join(map(repr, alike))} differ in letter case alone: they are {len(alike)} here"
     found = {i for model in detectors for i in model.category_ids}
     missing = [name for i, name in enumerate(categories, 1) if i not in found]
     if missing and detectors:
@@ -85,7 +97,8 @@ def _renamed(model: Model) -> dict[str, str | None]:
 
 def near(name: str, names: Sequence[str]) -> str:
     """Advice for an unknown name."""
-    close = difflib.get_close_matches(name, names, n=3)
+    by_fold = {known.casefold(): known for known in names}
+    close = [by_fold[one] for one in difflib.get_close_matches(name.casefold(), by_fold, n=3)]
     return f"did you mean {' or '.join(map(repr, close))}?" if close else f"there are: {listed(names)}"
 
 

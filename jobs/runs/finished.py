@@ -105,8 +105,9 @@ class FinishedRun:
         truth = self.truth()
         queries, gallery = read_sides(self.store, kind, self.selected.names, self.models, truth)
         judged_by = truth_of(truth, whole_photos=not self.detectors)
-        # a photo's lists are joined: as long as the run's they give the run's figures
-        length = self.record["settings"]["search"]["top_k"] if judged_by.kind == "photo" else max(KS)
+        # a photo's lists are joined: at least as long as the run's they give the run's figures
+        top_k = self.record["settings"]["search"]["top_k"] if judged_by.kind == "photo" else 0
+        length = max(top_k, max(KS))
         queries = queries.with_hypotheses(ranked_hypotheses(self.store, kind, queries))
         gallery = gallery.with_hypotheses(indexed_hypotheses(self.store, kind, gallery))
         return SearchData(queries, gallery, facts_of(gallery, truth), judged_by, length)

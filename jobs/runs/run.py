@@ -27,7 +27,7 @@ from jobs.runs.marks import (
     what_changed,
 )  # fmt: skip
 from jobs.runs.models import Catalogue, Model, describe
-from jobs.runs.places import refuse_other_kinds
+from jobs.runs.places import nothing_left, refuse_other_kinds
 from jobs.runs.replaced import take_replaced
 from jobs.runs.run_record import SCHEMA, check_sets, is_over, read_record
 from jobs.runs.selection import Selected, choose, select
@@ -205,21 +205,23 @@ def open_run(
     images = images or open_imagesets(settings.imageset, endpoint_url=endpoint)
     store = open_store(settings.output, endpoint_url=endpoint)
     refuse_other_kinds(store, "a run")
-    if write or store.local_path is None:
-        store.probe(write=write)
     lock = Lock(store)
     if not write:
+        if store.local_path is None:
+            store.probe(write=False)
         yield _read_run(settings, catalogue, models, images, store, lock, retry_failed, rows, write)
         return
-    lock.take()
-    try:
-        run = _read_run(settings, catalogue, models, images, store, lock, retry_failed, rows, write)
+    with nothing_left(store):
+        store.probe(write=True)
+        lock.take()
         try:
-            yield run
+            run = _read_run(settings, catalogue, models, images, store, lock, retry_failed, rows, write)
+            try:
+                yield run
+            finally:
+                run.log.publish()
         finally:
-            run.log.publish()
-    finally:
-        lock.release()
+            lock.release()
 
 
 def _read_run(

@@ -115,7 +115,7 @@ class EmbedSettings(SettingsRecord):
 class SearchSettings(SettingsRecord):
     """How shop items are ranked for a consumer's garment."""
 
-    top_k: int = Field(20, ge=1, le=1000, description="Shop items in a ranking.")
+    top_k: int = Field(20, ge=1, le=1000, description="Shop items in a ranking; of more, no figure is known.")
     steps: Steps = Field(({"step": "concat"},), description="Steps of the search, in order, see docs/postproc.md.")
     classifier: Address | None = Field(
         None,
@@ -275,6 +275,8 @@ def layers(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     profile = line.get("profile", run_file.get("profile", "tiny"))
     if profile not in (names := sorted(path.stem for path in PROFILES.glob("*.yaml"))):
         raise UserError(f"profile: want {' or '.join(names)}, got {profile!r}")
+    if recorded := getattr(args, "recorded", None):  # of the run that the command is about
+        return {"run.json": recorded, "command line": line}
     found = {f"profile {profile}": read_yaml(PROFILES / f"{profile}.yaml", "profile")}
     if line.get("allow_random_weights", run_file.get("allow_random_weights")) is True:
         found["allow_random_weights"] = RANDOM_WEIGHTS

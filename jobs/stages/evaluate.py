@@ -35,9 +35,13 @@ from jobs.runs.run import Run
 from jobs.stages.classify import classifier_of
 from postproc.calibration import reliability
 from retrieval import lookbench
+from retrieval.metrics import KS, TOPS
 from retrieval.photo_lists import identities
 from retrieval.truth import Truth, truth_of
 from store.categories import DEEPFASHION2
+
+LONGEST = max(KS)  # list that figures are measured at
+BY_LENGTH = (*TOPS, "ndcg", "recall")  # parts of the figures: length of list -> figure
 
 
 def units(run: Run) -> list[Unit]:
@@ -55,6 +59,8 @@ def units(run: Run) -> list[Unit]:
             settings["categories"] = list(run.categories)
         if note := classifier_of(run).note:
             settings["classifier"] = note
+        if run.settings.search.top_k < LONGEST:  # runs with longer lists from before `as_ranked` stay done
+            settings["top_k"] = run.settings.search.top_k
         basis = {"code": CODES["evaluate"], "settings": settings, "inputs": inputs}
     return [Unit(f"evaluate/{WHOLE}", ("metrics.json", "failures.parquet"), basis, run.selected.images)]
 
@@ -177,8 +183,24 @@ def _retrieval(run: Run, kind: str, truth: Truth, photos: pa.Table) -> dict[str,
     figures = {}
     for name, place in run.search_plan.judged.items():
         rankings = read_rankings(run.store, place.replace("BOXES", kind))
-        figures[name] = truth.figures(rankings, run.categories) | lookbench.graded_figures(rankings, photos)
+        judged = truth.figures(rankings, run.categories) | lookbench.graded_figures(rankings, photos)
+        figures[name] = as_ranked(judged, run.settings.search.top_k)
     return figures
+
+
+def as_ranked(figures: dict[str, Any], top_k: int) -> dict[str, Any]:
+    """Figures of a ranking, with None for those of lists longer than `top_k`: nobody knows what would come there.
+
+    >>> as_ranked({"top": {"1": 0.5, "5": 0.8, "10": 0.8}, "map": 0.6}, 5)
+    {'top': {'1': 0.5, '5': 0.8, '10': None}, 'map': 0.6}
+    """
+    known: dict[str, Any] = {}
+    for name, part in figures.items():
+        if name in BY_LENGTH and all(map(str.isdigit, part)):  # a category too may be called "top"
+            known[name] = {k: value if int(k) <= top_k else None for k, value in part.items()}
+        else:
+            known[name] = as_ranked(part, top_k) if isinstance(part, dict) else part
+    return known
 
 
 def _item_categories(run: Run, photos: pa.Table) -> dict[str, Any] | None:
@@ -275,8 +297,12 @@ def _truth_notes(run: Run, truth: Truth, photos: pa.Table, retrieval: dict[str, 
             reason = "they have no true box, and others' true boxes are what this run is judged by"
             yield f"{n} consumers' photos with a pair_id or a product_id ask nothing: {reason}"
     figures: dict[str, Any] = next((of for models in retrieval.values() for of in models.values()), {})
+    if figures.get("queries") and (top_k := run.settings.search.top_k) < LONGEST:
+        yield f"lists end at place {top_k} (search.top_k): figures of longer ones, such as Acc@{LONGEST}, are not known"
     if (n := figures.get("unanswered", 0)) and has.shops:
-        advice = "do ids of both sides agree (P1, not P1.0)?" if n == figures["queries"] else "they count as wrong"
+        advice = (
+            "do ids of both sides agree (P1, not p1 or P1.0)?" if n == figures["queries"] else "they count as wrong"
+        )
         yield f"{n} of {figures['queries']} queries have no right answer among the shop photos; {advice}"
 
 

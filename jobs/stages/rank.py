@@ -54,7 +54,8 @@ def run_unfinished(run: Run) -> None:
         if run.reason(unit):
             outcome = rank(run, kind)
             run.finish(unit, outcome)
-            say(f"rank: {kind} boxes, {outcome.rows} queries in {sum(outcome.seconds.values()):.1f} s")
+            seconds = sum(outcome.seconds.values())
+            say(f"rank: {kind} boxes, {outcome.rows} garments of consumers' photos searched for in {seconds:.1f} s")
 
 
 def rank(run: Run, kind: str) -> Outcome:

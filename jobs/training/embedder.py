@@ -108,7 +108,7 @@ class EmbedderTraining:
     def measure(self, run: TrainingRun, step: int) -> None:
         figures = self.keep_best(run, step)
         run.log(step, "held_out", figures)
-        print(f"{self.name} {step}/{self.args.steps} held out: {figures}", flush=True)
+        print(f"{self.name} {step}/{self.args.steps} held out: {training_report.fact_text(figures)}", flush=True)
 
     def keep_best(self, run: TrainingRun, step: int) -> dict[str, float]:
         """Figures on held-out garments; the weights are published where they are the best so far."""

@@ -11,6 +11,7 @@ import torch
 from detection import detector, held_out, models, training
 from detection.training import DetectorLearner, InitError
 from detection.training_photos import Batches, PhotoAugmentation, Photos, Sample, blank
+from networks import checkpoints
 from store.imageset import Photo
 
 CPU = torch.device("cpu")
@@ -138,7 +139,7 @@ def test_a_coco_checkpoint_of_mmdetection_leaves_its_classifier_behind(tmp_path:
     theirs = {key: torch.full_like(value, 0.25) for key, value in theirs.items()}
     torch.save({"meta": {"epoch": 12, "CLASSES": ("person",)}, "state_dict": theirs}, tmp_path / "retinanet_coco.pth")
     model = detector.build(models.RETINANET_LITE0_TINY)
-    taken, whole = training.take_matching(model, training.read_tensors(tmp_path / "retinanet_coco.pth"))
+    taken, whole = training.take_matching(model, checkpoints.read(tmp_path / "retinanet_coco.pth", model="own"))
     assert taken == whole - 2  # weight and bias of retina_cls
     assert (model.state_dict()["bbox_head.retina_reg.weight"] == 0.25).all()
     assert not (model.state_dict()["bbox_head.retina_cls.weight"] == 0.25).any()
@@ -150,7 +151,7 @@ def test_an_imagenet_classifier_fills_the_backbone(tmp_path: Path) -> None:
     theirs = torchvision.models.resnet18(weights=None).state_dict()
     torch.save(theirs, tmp_path / "resnet18.pth")
     model = detector.build(models.CENTERNET_R18)
-    taken, _ = training.take_matching(model, training.read_tensors(tmp_path / "resnet18.pth"))
+    taken, _ = training.take_matching(model, checkpoints.read(tmp_path / "resnet18.pth", model="own"))
     assert taken == len(theirs) - 2  # all but fc.weight and fc.bias
     assert torch.equal(model.state_dict()["backbone.layer4.1.conv2.weight"], theirs["layer4.1.conv2.weight"])
 
@@ -163,7 +164,7 @@ def test_timm_s_own_names_fill_the_tiny_backbone(tmp_path: Path) -> None:
     published = efficientnet_lite.state_dict("tf_efficientnet_lite0")
     save_file({name: tensor.contiguous() for name, tensor in published.items()}, tmp_path / "lite0.safetensors")
     model = detector.build(models.ATSS_TINY)
-    taken, _ = training.take_matching(model, training.read_tensors(tmp_path / "lite0.safetensors"))
+    taken, _ = training.take_matching(model, checkpoints.read(tmp_path / "lite0.safetensors", model="own"))
     assert taken == sum(name.startswith("backbone.") for name in model.state_dict())
 
 
@@ -187,7 +188,7 @@ def test_files_that_are_no_weights_are_refused(
     if content is not None:
         torch.save(content, path)
     with pytest.raises(InitError, match=reason):
-        training.read_tensors(path)
+        training.start_from(torch.nn.Linear(1, 1), models.ATSS_TINY, path)
     assert "executed" not in capsys.readouterr().out
 
 

@@ -6,8 +6,11 @@ from pathlib import Path
 import pytest
 
 from jobs import compare
+from jobs.comparison.plan import read_plan
 from store.errors import UserError
 from tests.jobs.pictures import pairs
+
+REPO = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +52,14 @@ def test_a_wrong_plan_is_refused_before_any_work(tmp_path, text, message):
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["data", "descriptors", "losses"])
+def test_a_plan_of_the_project_goes_by_its_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert read_plan(Path(name)) == read_plan(REPO / "jobs" / "comparisons" / f"{name}.yaml")
+    Path(name).write_text("variants: {own: {}}")
+    assert list(read_plan(Path(name))["variants"]) == ["own"]  # a file of that name comes first
+
+
 def test_variants_are_trained_compared_and_not_trained_again(imageset, tmp_path, capsys):
     text = BASE.replace("SET2", imageset).replace("SET", imageset)
     text = text.replace(f", validation: {imageset}", "")  # a set is no judge of itself

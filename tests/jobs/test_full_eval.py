@@ -16,6 +16,7 @@ import pytest
 import stand_ins
 from agreement import contract
 
+from jobs.stages.evaluate import as_ranked
 from store.errors import UserError
 from store.imageset import open_imageset
 from store.imageset_write import write_imageset
@@ -214,8 +215,40 @@ def test_photos_without_true_boxes_are_judged_by_photo(
     assert any("judged by photo" in note for note in notes) and any("no true boxes" in note for note in notes)
     said = capsys.readouterr().out
     assert "retrieval by photo" in said and "no ground truth" not in said
+    assert "AP50" not in said
     page = (tmp_path / "run" / "report" / "retrieval.html").read_text()
     assert "mAP" in page and "LookBench" in page and "Per category" not in page
+    first = (tmp_path / "run" / "report" / "index.html").read_text()
+    assert "No detection figures: no photo has true boxes to judge by." in first
+    assert "AP50" not in first and "true boxes</dt>" not in first  # no card without a figure
+
+
+def test_figures_end_where_the_lists_do(
+    small_set: Path, tmp_path: Path, calls: Calls, full: Full, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Lists of 5 results say nothing of Acc@10, Acc@20 and nDCG@10."""
+    five = ("--set", "search.top_k=5", "--set", "max_failed_share=1")
+    assert full(small_set, tmp_path, *five) == 0
+    said = capsys.readouterr().out
+    assert "Acc@5     mAP" in said and "Acc@10 " not in said and "lists end at place 5 (search.top_k)" in said
+    metrics = read(tmp_path, "metrics.json")
+    figures = metrics["retrieval"]["detected"]["concat"]
+    category = next(part for part in figures["per_category"].values() if part["queries"])
+    for top in (figures["top"], figures["top_any_category"], category["top"]):
+        assert top["5"] == 1 and (top["10"], top["15"], top["20"]) == (None, None, None)
+    assert figures["ndcg"]["5"] is not None and figures["ndcg"]["10"] is None
+    assert metrics["summary"]["acc@10_detected"] is None and figures["map"] is not None
+    pages = {name: (tmp_path / "report" / f"{name}.html").read_text() for name in ("index", "retrieval")}
+    assert all("Acc@5" in page and "Acc@10<" not in page and "Acc@20<" not in page for page in pages.values())
+    assert "<dt>Acc@5, detected boxes</dt>" in pages["index"] and "Acc@5 of the final list" in pages["retrieval"]
+    chart = json.loads((tmp_path / "report/data/charts-retrieval.js").read_text().partition("] = ")[2].rstrip(";\n"))
+    assert len(chart[0]["choices"][0]["series"][0]["x"]) == 5
+
+
+def test_a_category_may_be_called_like_a_figure() -> None:
+    part = {"top": {"1": 0.5, "10": 0.7}, "missed": 0, "queries": 2}
+    cut = part | {"top": {"1": 0.5, "10": None}}
+    assert as_ranked(part | {"per_category": {"top": part}}, 5) == cut | {"per_category": {"top": cut}}
 
 
 def test_a_photo_a_detector_stumbles_over_is_its_failure_alone(tmp_path: Path, calls: Calls, full: Full) -> None:

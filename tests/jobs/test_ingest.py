@@ -31,6 +31,39 @@ def ingest(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.parametrize("files, kind", [
+    ([], "folder"),
+    (["a.jpg", "list.json"], "folder"),
+    (["image/1.jpg", "annos/1.json"], "deepfashion2"),
+    (["image/1.jpg"], "folder"),
+    (["flat/query.parquet"], "lookbench"),
+    (["meta/json/x.json", "images/1.jpg"], "street2shop"),
+    (["image.txt", "pic/1.jpg"], "darn"),
+    (["mvc_info.json"], "mvc"),
+    (["all_poseA_poseB_clothes.txt"], "mpv"),
+    (["train-0.parquet"], "parquet"),
+    (["0001.tar"], "webdataset"),
+])  # fmt: skip
+def test_a_place_without_its_kind_in_front_is_told_which_it_looks_like(tmp_path, capsys, files, kind):
+    for name in files:
+        (tmp_path / "photos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "photos" / name).touch()
+    (tmp_path / "photos").mkdir(exist_ok=True)
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "photos"), str(tmp_path / "set")])
+    assert "photos is no KIND of source, which comes first" in (said := capsys.readouterr().err)
+    assert said.rstrip().endswith(f": ingest.py {kind} {tmp_path / 'photos'} …?")
+
+
+@pytest.mark.parametrize(
+    "place, kind", [("a/b/train-0.parquet", "parquet"), ("s3://b/0001.tar", "webdataset"), ("s3://b/p", "folder")]
+)
+def test_a_file_or_an_address_is_told_too(place, kind, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main([place, "set"])
+    assert f"ingest.py {kind} {place} …?" in capsys.readouterr().err
+
+
 @pytest.fixture
 def tiny_split(tmp_path: Path) -> Path:
     """Five photos, the fifth with a category there is none of."""

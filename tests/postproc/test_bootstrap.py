@@ -1,19 +1,39 @@
 """The paired bootstrap: by hand where it can be, against a plain loop, and how often its interval holds the truth."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 
-from postproc.bootstrap import paired_interval
+from postproc.bootstrap import interval_of_alike, paired_interval
+
+ZZ = NormalDist().inv_cdf(0.975) ** 2  # 3.84
 
 
 @pytest.mark.parametrize("ours, theirs, photo, want", [
-    ([1, 1, 1], [0, 0, 0], [1, 2, 3], (1, 1, 1)),      # always better
-    ([0, 1], [0, 1], [1, 2], (0, 0, 0)),               # never different
-    ([1, 0], [0, 1], [7, 7], (0, 0, 0)),               # one photo: what is drawn is always the same
-    ([0.5], [0.25], [1], (0.25, 0.25, 0.25)),
+    ([1, 1, 1], [0, 0, 0], [1, 2, 3], (1, 1 - 2 * ZZ / (3 + ZZ), 1)),         # always better
+    ([0, 1], [0, 1], [1, 2], (0, -ZZ / (2 + ZZ), ZZ / (2 + ZZ))),             # never different
+    ([1, 0], [0, 1], [7, 7], (0, -ZZ / (1 + ZZ), ZZ / (1 + ZZ))),             # one photo: every draw is the same
+    ([0.5], [0.25], [1], (0.25, 0.25 - 1.25 * ZZ / (1 + ZZ), 0.25 + 0.75 * ZZ / (1 + ZZ))),
 ])  # fmt: skip
-def test_by_hand(ours, theirs, photo, want):
+def test_photos_that_say_the_same_by_hand(ours, theirs, photo, want):
     assert paired_interval(np.array(ours), np.array(theirs), np.array(photo)) == pytest.approx(want)
+
+
+@pytest.mark.parametrize("n", [1, 2, 25, 1000])
+@pytest.mark.parametrize("right", [False, True])
+def test_none_or_all_right_is_wilsons_interval(n, right):
+    """The ends p of Wilson's interval solve (p - share)² = z² p (1 - p) / n."""
+    low, high = interval_of_alike(float(right), n, (0.0, 1.0))
+    assert (low == 0 or right) and (high == 1 or not right) and high - low > 0
+    for end in (low, high):
+        assert (end - right) ** 2 == pytest.approx(ZZ * end * (1 - end) / n)
+
+
+def test_one_photo_that_differs_is_drawn_as_before():
+    ours = np.array([1.0] * 24 + [0.0])
+    mean, low, high = paired_interval(ours, np.zeros(25), np.arange(25), bounds=(0, 1))
+    assert (mean, high) == (0.96, 1.0) and low == pytest.approx(0.88)
 
 
 def test_against_a_plain_loop():

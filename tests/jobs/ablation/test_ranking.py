@@ -91,6 +91,9 @@ def test_a_search_is_judged_by_photo_where_the_run_is(
     assert data.truth.kind == figures["truth"] == "photo" and len(ranks) == figures["queries"] == 6
     assert np.mean([0 < rank <= 5 for rank in ranks]) == figures["top"]["5"]
     assert ranking.standing_items(data).tolist() == [0] * 6
+    full(tmp_path / "set", tmp_path / "run", "--set", "search.top_k=1")  # an ablation's Acc@10 wants longer lists
+    short = open_finished(str(tmp_path / "run")).search_data("detected")
+    assert judge(short, [{"step": "concat"}], None, 200)["ranks"] == ranks
 
 
 def test_a_folder_without_a_finished_run_is_refused(

@@ -24,5 +24,6 @@ def test_the_table_worked_out_by_hand():
     assert b["against"]["a"]["acc@10"] == pytest.approx((3 / 4 + 4 / 4) / 2 - (2 / 4 + 1 / 4) / 2)
     assert winner([a, b]) == "b"
     text = as_markdown([a, b])
+    assert text.startswith("| variant | held out Acc@1 | held out Acc@10 | Acc@10 against a |")
     assert "| b | 0.438 ± 0.088 (0.375, 0.500) | 0.875 ± 0.177 (0.750, 1.000) | +0.500 [" in text
     assert compare_rows(rows[:1], ["a", "c"], ["c"])[1]["held_out acc@1"]["mean"] is None  # nothing trained yet

@@ -2,7 +2,7 @@
 
 import pytest
 
-from jobs.gallery.answers import Answer, FoundGarment, Hit, lines, table
+from jobs.gallery.answers import Answer, FoundGarment, Hit, Offer, as_json, lines, table
 from store.categories import DEEPFASHION2
 
 
@@ -17,6 +17,18 @@ def test_a_table_stands_in_columns():
         "   1      0.9000  p        a.jpg      trousers          1 2 31 40",
         "   2      0.8000  longer   b.jpg      short sleeve top  1 2 31 40",
     ]
+
+
+def test_titles_and_prices_stand_where_the_shop_tells_them():
+    offers = {1: Offer("Midi skirt", "49.90 EUR", attributes={"price": "49.90", "colour": "red"}), 2: Offer("p")}
+    hits = [hit(1, id=1), hit(2, id=2)]
+    assert table(hits, DEEPFASHION2, offers) == [
+        "rank  similarity  product  title       price      file name  category  box x1 y1 x2 y2 px",
+        "   1      0.9000  p        Midi skirt  49.90 EUR  a.jpg      trousers  1 2 31 40",
+        "   2      0.8000  p                               a.jpg      trousers  1 2 31 40",
+    ]
+    said = as_json(Answer("", b"", [], text="red", hits=hits), DEEPFASHION2, offers)
+    assert [item["attributes"] for item in said["items"]] == [{"price": "49.90", "colour": "red"}, {}]
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,16 @@
 import base64
 import html.parser
 import io
+import json
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 import stand_ins
 from PIL import Image
-from small_gallery import publish
+from small_gallery import ask, publish
 
 from jobs.gallery import infer, page
 from jobs.gallery.answers import Answer, FoundGarment, Hit
@@ -154,6 +156,28 @@ def test_title_price_and_link_come_from_the_attributes(box):
     words = " ".join(found.text.split())
     assert "Midi skirt 49.90 EUR" in words and "colour red" in words and "name-1 7 USD" in words
     assert "name-0" not in words and "https:" not in words and "49.90 49.90" not in words
+
+
+def test_the_table_and_json_have_what_the_page_has(box, capsys):
+    about = [{"Title": "Midi skirt", "price": "49.90", "Currency": "EUR", "note": "n" * 500}] * 6
+    imageset(box / "set", [f"name-{i}" for i in range(6)], attributes=about)
+    asked = box / "asked.png"
+    asked.write_bytes(stand_ins.photo(3, "shop", 4).image)
+    assert ask(box / "gallery", asked, "--html", box / "found.html", "--json") == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["garments"][0]["items"][0]["attributes"] == about[0]
+    assert told.err == f"page: {box / 'found.html'}\n"
+    assert ask(box / "gallery", asked, "--html", box / "found.html", "--top", "1") == 0
+    told = capsys.readouterr()
+    head, first, where = told.out.splitlines()[-3:]
+    assert "  title       price      file name" in head and "  Midi skirt  49.90 EUR  name-3" in first
+    assert (where, told.err) == (f"page: {box / 'found.html'}", "")
+
+    shutil.rmtree(box / "set")
+    assert ask(box / "gallery", asked, "--json") == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["garments"][0]["items"][0]["attributes"] == {}
+    assert "no titles and prices of shop items: no image set at" in told.err and len(told.err.splitlines()) == 1
 
 
 @pytest.mark.parametrize(

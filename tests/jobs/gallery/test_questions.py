@@ -1,5 +1,6 @@
 """One garment for boxes of one place, one result for a product, and the search that goes deep enough for it."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,14 @@ class Shelf:
         names = ("product_id", "image_id", "bbox")
         self.items = [dict(zip(names, item, strict=True)) | {"id": i, "category_id": 8} for i, item in enumerate(items)]
         self.depths: list[int] = []
+        self.categories: list[list[int]] = []
 
     def __len__(self) -> int:
         return len(self.items)
 
     def search(self, vectors: np.ndarray, k: int, *, category: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         self.depths.append(k)
+        self.categories.append(category.tolist())
         ids = np.arange(k)
         ids = np.where(ids < len(self), ids, -1)
         return np.tile(1 - np.arange(k) / 100, (len(vectors), 1)), np.tile(ids, (len(vectors), 1))
@@ -53,6 +56,26 @@ def test_boxes_of_one_place_are_one_garment(right_edge, photo, want):
     queries = garments(BOX, [0.0, 0.0, right_edge, 10.0], score=(0.3, 0.4), photo=photo)
     found = ask(Shelf([("p", 1, BOX)]), queries, 1, None)  # type: ignore[arg-type]
     assert sorted(one.category_id for answers in found.values() for one in answers) == want
+
+
+@pytest.mark.parametrize("category_id, want", [(None, [1, 2]), (2, [1, 2]), (1, [1]), (3, [])])
+def test_a_category_keeps_the_garments_that_are_likely_of_it(category_id, want):
+    """The first garment is 1 or 2; that it is 3 is said with less than half of the score."""
+    queries = garments(BOX, BESIDE, score=(0.6, 0.5))
+    may_be = {"hypothesis_id": np.array([[1, 2, 3], [2, 0, 0]])}
+    may_be["hypothesis_score"] = np.array([[0.6, 0.4, 0.2], [0.5, 0, 0]], np.float32)
+    shelf = Shelf([("p", 1, BOX)])
+    found = ask(shelf, dataclasses.replace(queries, **may_be), 1, category_id)  # type: ignore[arg-type]
+    assert sorted(one.category_id for answers in found.values() for one in answers) == want
+    asked = [1, 2] if category_id is None else [category_id] * len(want)
+    assert shelf.categories == ([asked] if want else [])  # what the gallery weighs by
+
+
+def test_words_of_a_category_find_the_items_that_are_likely_of_it():
+    shelf = Shelf([("a", 1, BOX), ("b", 2, BOX)])
+    shelf.items[1]["hypotheses"] = [{"category_id": 8, "score": 0.5}, {"category_id": 9, "score": 0.3}]
+    (answer,) = ask_in_words(shelf, ["blue"], np.ones((1, 2)), 2, 9)  # type: ignore[arg-type]
+    assert [hit.item["product_id"] for hit in answer.hits] == ["b"]
 
 
 def test_a_product_is_found_once_with_its_best_picture():

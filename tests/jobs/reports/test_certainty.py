@@ -9,6 +9,7 @@ import report_runs as runs
 from detection.matching import TrueBoxes
 from detection.metrics import evaluate_boxes
 from jobs.reports import certainty, figures
+from postproc.bootstrap import interval_of_alike
 
 
 def test_chance_is_the_share_of_orders_that_begin_with_a_right_item():
@@ -26,9 +27,25 @@ def test_an_interval_of_accuracy_holds_the_figure_and_shrinks_with_photos():
     first = np.array([1, 0, 3, 11, 0, 2, 1, 0] * 50)
     low, high = certainty.accuracy_interval(first, np.arange(400), 10)
     assert low < 0.5 < high and high - low == pytest.approx(2 * 1.96 * 0.5 / 20, rel=0.2)
-    few = certainty.accuracy_interval(first, np.arange(400) // 40, 10)  # ten photos of 40 queries, all alike
+    few = certainty.accuracy_interval(np.r_[first, 0], np.r_[np.arange(400) // 40, 9], 10)  # ten photos, nearly alike
     assert few[0] == pytest.approx(0.5, abs=0.05) and few[1] == pytest.approx(0.5, abs=0.05)
     assert certainty.accuracy_interval(first[:0], first[:0], 10) is None
+
+
+@pytest.mark.parametrize("rank, want", [(1, (25 / (25 + 3.8415), 1)), (0, (0, 3.8415 / (25 + 3.8415)))])
+def test_all_right_or_all_wrong_says_what_so_few_photos_can(rank, want):
+    """Wilson's interval of 25 of 25, and of 0 of 25; a photo's two queries are one witness."""
+    first, photo = np.full(50, rank), np.repeat(np.arange(25), 2)
+    assert certainty.accuracy_interval(first, photo, 1) == pytest.approx(want, abs=1e-4)
+
+
+def test_ap50_of_boxes_that_are_all_right_has_an_interval_too():
+    true, _ = boxes(np.random.default_rng(0), 25)
+    found = true | {"score": np.linspace(0.5, 1, 75)}
+    matched = [TrueBoxes(true, np.arange(25), 3).matches(found)]
+    assert certainty.ap50_intervals(matched, [np.arange(25)], {"AP50": (1, 2, 3)})["AP50"] == pytest.approx(
+        (25 / (25 + 3.8415), 1), abs=1e-4
+    )
 
 
 def boxes(rng: np.random.Generator, n_photos: int) -> tuple[dict, dict]:
@@ -54,8 +71,8 @@ def test_every_photo_once_is_the_judges_ap(monkeypatch):
             return np.arange(size)
 
     monkeypatch.setattr(np.random, "default_rng", lambda seed: Once())
-    low, high = certainty.ap50_intervals(matched, halves, {"AP50": (1, 2, 3)})["AP50"]
-    assert low == pytest.approx(want, abs=1e-9) and high == pytest.approx(want, abs=1e-9)
+    interval = certainty.ap50_intervals(matched, halves, {"AP50": (1, 2, 3)})["AP50"]
+    assert interval == pytest.approx(interval_of_alike(want, 60, (0, 1)), abs=1e-9)
 
 
 def test_an_interval_of_ap_holds_the_figure():

@@ -96,7 +96,7 @@ def test_the_page_holds_facts_curves_tables_and_mistakes(store: ObjectStore) -> 
     for line in (
         '<th scope="row"><bdi>skirt</bdi></th><td class="n">1,234</td><td class="n">0.457</td><td class="n">–</td>',
         '<th scope="col">category</th><th scope="col" class="n">queries</th>',
-        '<td class="n">0.25</td><td class="n">0.375</td><td class="n">0.375 at 20</td>',  # acc@1: first, last, highest
+        '<td class="n">0.25</td><td class="n">0.375</td><td class="n">0.375 at 20</td>',  # Acc@1: first, last, highest
         '<td class="n">4</td><td class="n">1</td>',  # cross_entropy
     ):
         assert line in page.source
@@ -104,7 +104,7 @@ def test_the_page_holds_facts_curves_tables_and_mistakes(store: ObjectStore) -> 
     assert charts(page) == [
         "Losses over steps 10 to 20: triplet from 0.9 to 0.5; cross_entropy from 4 to 1",
         "Learning rate over steps 10 to 20: rate from 0.001 to 0.0005",
-        "Held out over steps 10 to 20: acc@1 from 0.25 to 0.375; acc@10 from 0.5 to 0.625",
+        "Held out over steps 10 to 20: Acc@1 from 0.25 to 0.375; Acc@10 from 0.5 to 0.625",
         "Speed over steps 10 to 20: steps_per_s from 2 to 2.5",
     ]
     assert "the skirt of another look" in page.words and "found first" in page.words
@@ -254,7 +254,7 @@ def test_long_logs_are_averaged_over_neighbours() -> None:
 @pytest.mark.parametrize(
     ("figures", "groups"),
     [
-        ({"acc@1": (0.1, 0.2)}, {"Held out": ["acc@1"]}),
+        ({"acc@1": (0.1, 0.2)}, {"Held out": ["Acc@1"]}),
         ({"AP10": (0.0, 0.0)}, {"Held out": ["AP10"]}),  # it learns nothing: a curve at the bottom
         ({"AP10": (0.1, 0.2), "images": (189, 189)}, {"Held out": ["AP10"]}),
         ({"loss": (3.0, 2.0)}, {"Held out": [], "Held out, other figures": ["loss"]}),

@@ -48,6 +48,9 @@ def joined(stated: tuple[str, ...], *detectors: Model) -> tuple[tuple[str, ...],
     ((), [detector("b", "a"), detector("c", "a", name="second")], ("b", "a", "c"), [(1, 2), (3, 2)]),
     ((), [detector("b", "a"), detector("x", name="second", x="b")], ("b", "a"), [(1, 2), (1,)]),
     (("cape",), [], ("cape",), []),
+    (("Cape", "DRESS"), [detector(*COCO, tie="cape")], ("Cape", "DRESS"), [(0, 1, 2)]),  # in another letter case
+    (("Dress", "DRESS", "cape"), [detector("dress", "cape")], ("Dress", "DRESS", "cape"), [(0, 3)]),  # which of two?
+    (("Dress", "dress"), [detector("dress")], ("Dress", "dress"), [(2,)]),
 ])  # fmt: skip
 def test_what_each_class_becomes(stated, detectors, want, ids):
     assert joined(stated, *detectors) == (want, ids)
@@ -56,6 +59,7 @@ def test_what_each_class_becomes(stated, detectors, want, ids):
 @pytest.mark.parametrize("detectors, reason", [
     ([detector(*COCO, dres="cape")], "own: classes: it has no class 'dres'; did you mean 'dress'?"),
     ([detector(*COCO, zzz=None)], "own: classes: it has no class 'zzz'; there are: person, tie, dress"),
+    ([detector(*COCO, tie="CAP")], "own: classes: 'CAP' is no category of this run; did you mean 'cape'?"),
     ([detector(*COCO, tie="cap")], "own: classes: 'cap' is no category of this run; did you mean 'cape'?"),
     ([detector("person", "tie")], "own: none of its classes (person, tie) is a category of this run (cape, dress)"),
     ([detector(*COCO, dress=None)], "own: none of its classes"),
@@ -77,6 +81,12 @@ def test_what_cannot_be_meant_is_refused_in_one_line(detectors, reason):
 def test_what_is_left_out_and_what_is_not_found_is_said(detectors, want):
     categories = ("cape", "dress")
     assert list(remarks(with_category_ids(detectors, categories), categories)) == want
+
+
+def test_categories_that_differ_in_letter_case_alone_are_named() -> None:
+    categories = ("Skirt", "cape", "skirt")
+    (first, *_) = remarks(with_category_ids([detector("cape")], categories), categories)
+    assert first == "categories 'Skirt' and 'skirt' differ in letter case alone: they are 2 here"
 
 
 def test_hundreds_of_names_make_one_short_line() -> None:

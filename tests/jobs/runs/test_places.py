@@ -1,5 +1,7 @@
 """A place of one kind is never taken for one of another: told by its files, refused before anything is written."""
 
+import contextlib
+import importlib
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ import stand_ins
 
 from jobs import compare, full_eval, ingest, reindex_gallery
 from jobs.runs import places
-from jobs.runs.places import refuse_other_kinds
+from jobs.runs.places import nothing_left, refuse_other_kinds
 from jobs.training import crops_cache
 from jobs.training.run import TrainingRun
 from store.errors import UserError
@@ -19,6 +21,7 @@ HOLDS = [  # a file that tells the kind of its place, and that kind
     ("run.json", "a run"),
     ("CURRENT", "a gallery"),
     ("versions/000001-x/items.parquet", "a gallery"),  # nothing is published yet
+    ("results/abc/part-00000.items.parquet", "a gallery"),  # no version is built yet
     ("log.jsonl", "a training"),
     ("compare.json", "a comparison"),
 ]
@@ -55,6 +58,38 @@ def test_only_the_place_itself_counts(tmp_path: Path, name: str) -> None:
         refuse_other_kinds(open_store(put(tmp_path, name)), own)
         refuse_other_kinds(open_store(tmp_path / "not there yet"), own)
     assert not (tmp_path / "not there yet").exists()
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_a_folder_made_in_vain_is_removed_unless_it_holds_something(tmp_path: Path, left: bool) -> None:
+    (tmp_path / "there").mkdir()
+    for place in ("there", "there/not/yet"):
+        store = open_store(tmp_path / place)
+        with pytest.raises(UserError, match="refused"), nothing_left(store):
+            store.probe(write=True)
+            if left:
+                store.write("kept", b"")
+            raise UserError("refused")
+        assert (tmp_path / place / "kept").exists() is left
+    assert (tmp_path / "there").is_dir() and (tmp_path / "there/not").exists() is left
+
+
+REFUSED = [
+    ("full_eval", ["--imageset", "SET", "--output", "HERE", "--set", "detectors=[{name: far, classes: {no: null}}]"]),
+    ("reindex_gallery", ["--imageset", "SET", "--gallery", "HERE", "--set", "search.steps=[{step: k_reciprocal}]"]),
+    ("reindex_gallery", ["--imageset", "SET", "--gallery", "HERE", "--weights-dir", "/no/weights"]),
+    ("reindex_gallery", ["--imageset", "NONE", "--gallery", "HERE"]),
+    ("reindex_gallery", ["--gallery", "HERE", "--rollback"]),
+    ("reindex_gallery", ["--gallery", "HERE", "--prune"]),  # nothing to remove
+]
+
+
+@pytest.mark.parametrize("job, line", REFUSED)
+def test_a_refused_start_leaves_no_folder(small_set: Path, tmp_path: Path, job: str, line: list[str]) -> None:
+    places_of = {"SET": str(small_set), "NONE": str(tmp_path / "none"), "HERE": str(tmp_path / "new" / "here")}
+    with contextlib.suppress(UserError, ValueError):
+        importlib.import_module(f"jobs.{job}").main([places_of.get(word, word) for word in line])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bucket_is_asked_too(s3_bucket: str) -> None:
