@@ -105,12 +105,19 @@ class S3Store(ObjectStore):
 
         return self._get(key, wrong_length, Range=f"bytes={at}-{at + n - 1}", IfMatch=etag)[1]
 
+    def read_stamped(self, key: str) -> tuple[bytes, str]:
+        reply, data = self._get(key, _damage)
+        return data, ObjectInfo(key, len(data), reply["ETag"]).stamp
+
     def write(self, key: str, data: bytes | memoryview) -> None:
+        self.write_stamped(key, data)
+
+    def write_stamped(self, key: str, data: bytes | memoryview) -> str:
         if len(data) > MULTIPART_BYTES:
             self._upload(key, io.BytesIO(data), digest(data))
-            return
+            return ""
         with self._client("writing", key) as client:
-            self._put(client, key, data)
+            return ObjectInfo(key, len(data), self._put(client, key, data)["ETag"]).stamp
 
     def write_file(self, key: str, path: str | Path) -> None:
         with open(path, "rb") as file:
@@ -230,9 +237,10 @@ class S3Store(ObjectStore):
                 time.sleep(_pause_s(attempt))
         raise StorageError(f"reading {key} in {self.uri}: {_one_line(reason)} {_tries(ATTEMPTS)}")
 
-    def _put(self, client: Any, key: str, data: bytes | memoryview, **condition: str) -> None:
+    def _put(self, client: Any, key: str, data: bytes | memoryview, **condition: str) -> Reply:
         about = _headers(key, digest(data))
-        client.put_object(Bucket=self.bucket, Key=self._name(key), Body=bytes(data), **about, **condition)
+        put: Reply = client.put_object(Bucket=self.bucket, Key=self._name(key), Body=bytes(data), **about, **condition)
+        return put
 
     def _upload(self, key: str, file: Any, digest: str) -> None:
         from boto3.s3.transfer import TransferConfig

@@ -12,6 +12,7 @@ from typing import Any
 from jobs.runs.categories import resolve
 from jobs.runs.events import RunLog
 from jobs.runs.lock import Lock
+from jobs.runs.mark_copies import MarkCopies
 from jobs.runs.marks import (
     EMBEDDED,
     STAGES,
@@ -25,6 +26,7 @@ from jobs.runs.marks import (
     read_listing,
     read_marks,
     what_changed,
+    write_mark,
 )  # fmt: skip
 from jobs.runs.models import Catalogue, Model, describe
 from jobs.runs.places import refuse_other_kinds
@@ -72,6 +74,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.log = RunLog(self.store)
+        self.copies = MarkCopies(self.store)
 
     @property
     def box_kinds(self) -> tuple[str, ...]:
@@ -122,7 +125,7 @@ class Run:
         self.lock.check()
         stamps = {key: self.store.info(key).stamp for key in outcome.outputs}
         mark = mark_of(unit, outcome, stamps)
-        self.store.write(unit.mark_key, as_json(mark))
+        write_mark(self.store, unit.path, mark, self.copies)
         self.marks[unit.path] = mark
         self.retried.add(unit.path)
         self.present.update(stamps)
@@ -242,11 +245,11 @@ def _read_run(
     run = Run(settings, store, images, catalogue, detectors, embedders, categories, selected, lock, retry_failed)
     run.versions = before.get("versions", {}) | {"driver": versions()}
     description = run.description()
-    run.marks = read_marks(
-        store, {path for paths in expected(description).values() for path in paths} if before else ()
-    )
-    run.present = read_listing(store, run.marks)
-    take_replaced(store, run.marks, run.present, write=write)
+    late = write and not lock.is_listed()
+    unlisted = {path for paths in expected(description).values() for path in paths} if before and late else ()
+    run.marks = read_marks(store, unlisted, run.copies if write else None)
+    run.present = read_listing(store, run.marks, late=late)
+    take_replaced(store, run.marks, run.present, run.copies if write else None)
     if write and before | {"recorded": None} != description | {"recorded": None}:
         run.record()
     return run
