@@ -8,9 +8,9 @@ photo is stored, no model and no Ray runs. `start` opens the run as `jobs/full_e
 nothing; the image set is its manifest alone. Each row is a process of its own:
 
     first          OUTPUT is empty
-    resumed        half of detect is finished, as a release before 1.2 left it: marks alone
+    resumed        half of detect is finished; there are marks alone, as an earlier release left them
     resumed again  the same once more
-    finished       all of detect, fuse and embed is finished; marks alone
+    finished       all of detect, fuse and embed is finished; marks alone likewise
     finished again the same once more
     status         of the finished run
 
@@ -194,10 +194,10 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="folder of the server's data, made where it does not exist")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="rows of the table (all)")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
-    parser.add_argument("--proxy", type=int, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--proxy", type=int, nargs=2, metavar=("PORT", "SERVER"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.proxy:
-        asyncio.run(hold_back(*args.proxy, args.delay_ms / 1e3))
+        asyncio.run(hold_back(args.proxy[0], args.proxy[1], args.delay_ms / 1e3))
     elif args.part:
         measure(args.part, args.shards)
     else:
