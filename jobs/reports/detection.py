@@ -100,7 +100,7 @@ def examine(
     n_items = 0
     for shard, image_ids in truth.shard_ids.items():
         rows = of_photos(imageset.read(shard, columns=["image_id", "source", "weak_box", "items"]), image_ids)
-        true: dict[str, Any] = dict(metrics.truth_arrays(rows))
+        true: dict[str, Any] = dict(metrics.truth_arrays(rows, areas=False))
         judged = true.pop("judged")
         n_items += len(true["image_id"])
         true_boxes = TrueBoxes(true, judged, n)
