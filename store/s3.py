@@ -15,6 +15,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,7 @@ class Connection:
 
     def _new_client(self, attempts: int) -> Any:
         import boto3
+        import botocore.session
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
 
@@ -82,7 +84,11 @@ class Connection:
             response_checksum_validation="when_required",
         )
         try:
-            return boto3.session.Session().client("s3", endpoint_url=self.endpoint_url, config=config)
+            session = botocore.session.Session()
+            # Reading the time of change of every object took two thirds of a long listing.
+            session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_timestamp)
+            client = boto3.session.Session(botocore_session=session).client
+            return client("s3", endpoint_url=self.endpoint_url, config=config)
         except (BotoCoreError, ValueError) as error:
             raise StorageError(f"cannot set up S3: {error}") from error
 
@@ -302,6 +308,16 @@ class _Ranges(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
+
+
+def _timestamp(value: Any) -> datetime:
+    """As botocore reads it, in a fraction of the time where it is in ISO 8601, as in a listing."""
+    try:
+        return datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        from botocore.utils import parse_timestamp
+
+        return parse_timestamp(value)
 
 
 def _headers(key: str, digest: str) -> dict[str, Any]:

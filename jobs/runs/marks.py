@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from jobs.runs import mark_copies
-from jobs.runs.mark_copies import MarkCopies
+from store.copies import Copies, read_copies
 from store.files import digest
 from store.joined import joined_name
 from store.objects import ObjectInfo, ObjectMissing, ObjectStore
@@ -28,6 +27,7 @@ CODES = {"detect": 2, "fuse": 3, "embed": 1, "rank": 3, "evaluate": 4, "report":
 STAGES = tuple(CODES)
 FOLDERS = ("detections/", "fused/", "items/", "embeddings/", "index/", "rankings/", "report/")
 FILES = ("submission.json", "metrics.json", "failures.parquet")
+COPIES = "done/copies-"  # how the files begin that hold copies of marks (`store.copies`)
 WHOLE = "shard-00000"  # the last part of the mark's name where a stage takes the whole set at once
 MARK = {"fingerprint": str, "basis": dict, "outputs": dict, "seconds": dict, "failures": list, "finished": str}
 LATER_PARTS = {"stamps": dict, "replaced": list, "notes": dict}  # marks of earlier releases may have none
@@ -163,7 +163,7 @@ def numbered(image_set: int, count: int) -> list[str]:
 # Reading.
 
 
-def read_marks(store: ObjectStore, paths: Iterable[str] = (), copies: MarkCopies | None = None) -> dict[str, dict]:
+def read_marks(store: ObjectStore, paths: Iterable[str] = (), copies: Copies | None = None) -> dict[str, dict]:
     """Every mark under done/, by unit path; an unreadable one counts as absent.
 
     Args:
@@ -178,7 +178,7 @@ def read_marks(store: ObjectStore, paths: Iterable[str] = (), copies: MarkCopies
         return {key: _sharing(mark, shared) for key, mark in marks.items() if _is_mark(mark)}
 
     def copied(file: str) -> dict[str, dict]:
-        return taken(mark_copies.read(store, file, listed))
+        return taken(read_copies(store, file, listed))
 
     def read(key: str) -> dict | None:
         with contextlib.suppress(ObjectMissing, ValueError, RecursionError):
@@ -192,7 +192,7 @@ def read_marks(store: ObjectStore, paths: Iterable[str] = (), copies: MarkCopies
     collecting = gc.isenabled()
     gc.disable()  # there may be a hundred thousand marks, without cycles: looking for some took a quarter of a start
     try:
-        files = each(store, copied, [key for key in listed if key.startswith(mark_copies.PREFIX)])
+        files = each(store, copied, [key for key in listed if key.startswith(COPIES)])
         marks: dict[str, Any] = {key: mark for found in files.values() for key, mark in found.items()}
         keys = {key for key in listed if key.endswith(".json")} | {f"done/{path}.json" for path in paths}
         marks |= each(store, read, sorted(keys - marks.keys()))
@@ -274,7 +274,7 @@ def has_parts(content: Any, parts: Mapping[str, type]) -> bool:
 # Writing.
 
 
-def write_mark(store: ObjectStore, path: str, mark: dict[str, Any], copies: MarkCopies) -> None:
+def write_mark(store: ObjectStore, path: str, mark: dict[str, Any], copies: Copies) -> None:
     """Write the mark of the unit at `path`, and see to its copy."""
     key = f"done/{path}.json"
     copies.add(key, store.write_stamped(key, as_json(mark)), mark)

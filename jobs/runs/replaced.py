@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.runs import tables
-from jobs.runs.mark_copies import MarkCopies
 from jobs.runs.marks import each, write_mark
 from jobs.runs.progress import say
+from store.copies import Copies
 from store.errors import UserError
 from store.objects import ObjectStore
 
@@ -31,7 +31,7 @@ MOST_NAMED = 3
 
 
 def take_replaced(
-    store: ObjectStore, marks: dict[str, dict], present: Mapping[str, str], copies: MarkCopies | None
+    store: ObjectStore, marks: dict[str, dict], present: Mapping[str, str], copies: Copies | None
 ) -> None:
     """Bring the marks up to date with the outputs that exist, in `marks` and in the store.
 

@@ -12,8 +12,8 @@ from typing import Any
 from jobs.runs.categories import resolve
 from jobs.runs.events import RunLog
 from jobs.runs.lock import Lock
-from jobs.runs.mark_copies import MarkCopies
 from jobs.runs.marks import (
+    COPIES,
     EMBEDDED,
     STAGES,
     Outcome,
@@ -36,6 +36,7 @@ from jobs.runs.selection import Selected, choose, select
 from jobs.runs.settings import Settings, record
 from jobs.runs.versions import versions
 from retrieval.search_plan import SearchPlan
+from store.copies import Copies
 from store.errors import UserError
 from store.imageset import ImageSet
 from store.joined import open_imagesets
@@ -74,7 +75,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.log = RunLog(self.store)
-        self.copies = MarkCopies(self.store)
+        self.copies = Copies(self.store, COPIES)
 
     @property
     def box_kinds(self) -> tuple[str, ...]:

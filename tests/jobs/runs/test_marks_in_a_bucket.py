@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from s3_proxy import Proxy
 
-from jobs.runs import mark_copies
 from jobs.runs.lock import Lock
-from jobs.runs.mark_copies import MarkCopies
-from jobs.runs.marks import read_marks, write_mark
+from jobs.runs.marks import COPIES, read_marks, write_mark
+from store import copies
+from store.copies import Copies, read_copies
 from store.objects import ObjectStore, open_store
 
 MARKS, PER_FILE = 34, 10
@@ -28,16 +28,16 @@ def path(n: int) -> str:
 
 @pytest.fixture
 def few_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mark_copies, "PER_FILE", PER_FILE)
+    monkeypatch.setattr(copies, "PER_FILE", PER_FILE)
 
 
 @pytest.fixture
 def run(s3_bucket: str, s3_proxy: Proxy, impatient: None, few_a_file: None) -> ObjectStore:
     """A run's folder in a bucket with the marks 0 to 33, 30 of them copied as a driver does it."""
     store = open_store(f"{s3_bucket}/run")
-    copies = MarkCopies(store)
+    kept = Copies(store, COPIES)
     for n in range(MARKS):
-        write_mark(store, path(n), mark(n), copies)
+        write_mark(store, path(n), mark(n), kept)
     return store
 
 
@@ -49,7 +49,7 @@ def asked(proxy: Proxy, question: Callable[[], Any]) -> tuple[Any, list[str]]:
 
 
 def copy_files(store: ObjectStore) -> list[str]:
-    return [info.key for info in store.list(mark_copies.PREFIX)]
+    return [info.key for info in store.list(COPIES)]
 
 
 def test_a_thousand_marks_are_one_request(run: ObjectStore, s3_proxy: Proxy) -> None:
@@ -66,8 +66,8 @@ def test_a_start_copies_what_has_no_copy(s3_bucket: str, s3_proxy: Proxy, few_a_
     store = open_store(f"{s3_bucket}/run")
     for n in range(MARKS):
         store.write(f"done/{path(n)}.json", json.dumps(mark(n)).encode())
-    first, keys = asked(s3_proxy, lambda: read_marks(store, (), MarkCopies(store)))
-    again, fewer = asked(s3_proxy, lambda: read_marks(store, (), MarkCopies(store)))
+    first, keys = asked(s3_proxy, lambda: read_marks(store, (), Copies(store, COPIES)))
+    again, fewer = asked(s3_proxy, lambda: read_marks(store, (), Copies(store, COPIES)))
     assert first == again == {path(n): mark(n) for n in range(MARKS)}
     assert (len(keys), len(fewer)) == (MARKS, 3 + 4)
 
@@ -91,11 +91,11 @@ def test_a_mark_that_was_replaced_or_deleted_is_as_it_is_now(run: ObjectStore, s
 
 
 def test_of_two_copies_that_of_the_newer_mark_counts(run: ObjectStore, s3_proxy: Proxy) -> None:
-    copies = MarkCopies(run)
+    kept = Copies(run, COPIES)
     for n in range(PER_FILE):
-        write_mark(run, path(n), mark(n + 1), copies)
-    stale = {file for file in copy_files(run) if not mark_copies.read(run, file, stamps(run))}
-    found, keys = asked(s3_proxy, lambda: read_marks(run, (), MarkCopies(run)))
+        write_mark(run, path(n), mark(n + 1), kept)
+    stale = {file for file in copy_files(run) if not read_copies(run, file, stamps(run))}
+    found, keys = asked(s3_proxy, lambda: read_marks(run, (), Copies(run, COPIES)))
     assert found == {path(n): mark(n + 1 if n < PER_FILE else n) for n in range(MARKS)}
     assert len(keys) == 4 + 4
     assert len(stale) == 1 and not stale & set(copy_files(run))  # it only cost time
@@ -109,7 +109,7 @@ def lines(*copies: Any) -> bytes:
     return gzip.compress("\n".join(map(json.dumps, copies)).encode())
 
 
-FALSE = {"key": f"done/{path(3)}.json", "mark": mark(99)}
+FALSE = {"key": f"done/{path(3)}.json", "content": mark(99)}
 
 
 @pytest.mark.parametrize("damaged", [
@@ -118,7 +118,7 @@ FALSE = {"key": f"done/{path(3)}.json", "mark": mark(99)}
     lines({"key": "a"})[:-5],
     gzip.compress(b'{"key": '),
     gzip.compress(b'{"a":' * 100_000),
-    lines([], None, 3, {"key": 1}, {"key": [], "stamp": {}, "mark": 0}),
+    lines([], None, 3, {"key": 1}, {"key": [], "stamp": {}, "content": 0}),
     lines(FALSE, FALSE | {"stamp": ""}, FALSE | {"stamp": None}, FALSE | {"stamp": '0 "d41d8cd9"'}),
 ])  # fmt: skip
 def test_a_damaged_file_costs_time_alone(run: ObjectStore, damaged: bytes) -> None:
@@ -128,19 +128,19 @@ def test_a_damaged_file_costs_time_alone(run: ObjectStore, damaged: bytes) -> No
 
 
 def test_a_file_that_breaks_off_or_cannot_be_written_costs_time_alone(run: ObjectStore, s3_proxy: Proxy) -> None:
-    s3_proxy.cause("truncate", "GET", mark_copies.PREFIX)
-    s3_proxy.cause("507 XMinioStorageFull", "PUT", mark_copies.PREFIX)
+    s3_proxy.cause("truncate", "GET", COPIES)
+    s3_proxy.cause("507 XMinioStorageFull", "PUT", COPIES)
     want = {path(n): mark(n) for n in range(MARKS)}
-    assert read_marks(run, (), MarkCopies(run)) == want
+    assert read_marks(run, (), Copies(run, COPIES)) == want
     assert {"truncate", "507 XMinioStorageFull"} == set(s3_proxy.caused)
 
 
 def test_a_folder_has_no_copies(tmp_path: Any, few_a_file: None) -> None:
     store = open_store(tmp_path)
-    copies = MarkCopies(store)
+    kept = Copies(store, COPIES)
     for n in range(MARKS):
-        write_mark(store, path(n), mark(n), copies)
-    assert read_marks(store, (), copies) == {path(n): mark(n) for n in range(MARKS)}
+        write_mark(store, path(n), mark(n), kept)
+    assert read_marks(store, (), kept) == {path(n): mark(n) for n in range(MARKS)}
     assert copy_files(store) == []
 
 
