@@ -107,10 +107,10 @@ def truth_arrays(truth: pa.Table, only: str | None = None, *, areas: bool = True
     """The true boxes of an image set on the photos to judge by.
 
     In: columns image_id, source, weak_box and items, as `store.imageset` describes them; `only` as `judged_ids` takes
-    it. Out: image_id (G,) int64, bbox
-    (G, 4) float64 x1 y1 x2 y2 in pixels, category_id (G,) int64 and area (G,) float64, of the polygons, of the box
-    where an item has none: what `evaluate_boxes` takes; and `judged` (I,) int64, the ids of all photos to judge by,
-    those without items included. Polygons take time: without `areas` the areas are those of the boxes.
+    it. Out: image_id (G,) int64, bbox (G, 4) float64 x1 y1 x2 y2 in pixels, category_id (G,) int64 and area (G,)
+    float64, of the polygons, of the box where an item has none: what `evaluate_boxes` takes; and `judged` (I,) int64,
+    the ids of all photos to judge by, those without items included. Polygons take time: without `areas` the areas are
+    those of the boxes.
     """
     photos = truth.select(["image_id", "items"]).filter(_to_judge(truth, only))
     nested = photos["items"].combine_chunks()
