@@ -66,7 +66,7 @@ def make(folder: Path, n: int, n_boxes: int, detectors: list[str], embedders: li
             yield Photo(i, encoded.getvalue(), SIDE, SIDE, side, pair, file_name=f"{i}.jpg", items=items)
 
     write_imageset(photos(), folder / "set", source={"adapter": "made up", "arguments": {}}, max_images=SHARD)
-    store = open_store(folder / "run")
+    store, items = open_store(folder / "run"), list[dict[str, Any]]()
     for name in (*(f"detections/{detector}" for detector in detectors), "fused"):
         for number, start in enumerate(range(0, n, SHARD)):
             rows = np.arange(start, min(n, start + SHARD))
@@ -74,9 +74,12 @@ def make(folder: Path, n: int, n_boxes: int, detectors: list[str], embedders: li
             schema = tables.FUSED if name == "fused" else tables.DETECTIONS
             write(store, f"{name}/shard-{number:05d}.parquet", schema, columns)
             if name == "fused":
-                strong = {key: column[columns["score"] > 0.6] for key, column in columns.items()}
-                item = np.zeros(len(strong["image_id"]), np.int32)
-                write(store, f"items/detected/shard-{number:05d}.parquet", tables.ITEMS, strong | {"item": item})
+                items.append(items_of(columns))
+                write(store, f"items/detected/shard-{number:05d}.parquet", tables.ITEMS, items[-1])
+    found_items = {name: np.concatenate([part[name] for part in items]) for name in items[0]}
+    of_shops = found_items["image_id"] % PHOTOS_OF_A_PRODUCT > 0
+    ids = {name: column[of_shops] for name, column in found_items.items()}
+    write(store, "index/detected/ids.parquet", tables.INDEX_IDS, ids)
     for name in ("detected", *(f"detected/{embedder}" for embedder in embedders)):
         write(store, f"rankings/{name}.parquet", tables.RANKINGS, rankings(rng, n, true, category))
 
@@ -115,6 +118,13 @@ def found(
         "score": score.ravel().astype(np.float32), "category_id": kind.ravel().astype(np.int16),
         "votes": np.ones(n * n_boxes, np.int8),
     }  # fmt: skip
+
+
+def items_of(boxes: dict[str, Any]) -> dict[str, Any]:
+    """The boxes worth embedding, numbered within their photo by falling score."""
+    strong = {key: column[boxes["score"] > 0.6] for key, column in boxes.items()}
+    image_id = strong["image_id"]
+    return strong | {"item": (np.arange(len(image_id)) - np.searchsorted(image_id, image_id)).astype(np.int32)}
 
 
 def rankings(rng: np.random.Generator, n: int, true: np.ndarray, category: np.ndarray) -> dict[str, Any]:

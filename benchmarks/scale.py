@@ -40,7 +40,7 @@ COSTS = (
     Cost("driver: plan and marks", 0.0005, "core h", "photos", "bookkeeping.py, 1 M photos"),
     Cost("driver: a start of a finished run", 0.0008, "core h", "photos", "bookkeeping.py, 1 M photos"),
     Cost("index: train and fill ivf_pq", 0.053, "core h", "garments", "190 CPU s for 1,000,000 x 512, ann.py"),
-    Cost("evaluate (where there is truth)", 0.236, "core h", "photos", "85 CPU s for 100,000 photos, evaluation.py"),
+    Cost("evaluate (where there is truth)", 0.142, "core h", "photos", "51 CPU s for 100,000 photos, evaluation.py"),
     Cost("a million queries at 1 M garments", 0.4, "core h", "queries", "1,401 a second on two threads, ann.py"),
 )
 # MB of memory for a million photos: a start of a finished run, a night's comparison (bookkeeping.py, 1 M photos)

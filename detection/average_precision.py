@@ -50,8 +50,9 @@ class JudgedBoxes:
     def figures(self, image_ids: np.ndarray, categories: Sequence[str]) -> dict[str, Any]:
         """As `detection.metrics.evaluate_boxes` returns them, of these photos among those that were added."""
         items = _columns(self.items, {"image_id": np.int64, "category_id": np.int64, "area": np.float64})
-        items = {name: column[np.isin(items["image_id"], image_ids)] for name, column in items.items()}
-        precision = self._precision(np.unique(image_ids), items, len(categories))
+        image_ids = np.unique(image_ids)
+        items = {name: column[_among(items["image_id"], image_ids)] for name, column in items.items()}
+        precision = self._precision(image_ids, items, len(categories))
         numbers = np.bincount(items["category_id"], minlength=len(categories) + 1)
         every, at50, at75 = slice(None), slice(0, 1), slice(5, 6)
 
@@ -66,15 +67,19 @@ class JudgedBoxes:
             **{"AP": ap(), "AP50": ap(at50), "AP75": ap(at75), "APs": ap(area=1), "APm": ap(area=2), "APl": ap(area=3)},
             "AP10": _mean(of[i][0] for i in ten),
             "AP10_50": _mean(of[i][1] for i in ten),
-            "images": len(np.unique(image_ids)),
+            "images": len(image_ids),
             "per_category": {categories[i - 1]: dict(zip(("AP", "AP50", "items"), of[i], strict=True)) for i in ids},
         }
 
     def _precision(self, image_ids: np.ndarray, items: Arrays, n_categories: int) -> np.ndarray:
-        """(10, 101, C, 4) float64 at THRESHOLDS, RECALLS and AREAS; -1 where a category has no item of that area."""
+        """(10, 101, C, 4) float64 at THRESHOLDS, RECALLS and AREAS; -1 where a category has no item of that area.
+
+        `image_ids` are rising.
+        """
+        inside = [_among(block["image_id"], image_ids) for block in self.boxes]
         precision = np.full((len(THRESHOLDS), len(RECALLS), n_categories, len(AREAS)), -1.0)
         for i in np.unique(items["category_id"]).tolist():
-            boxes = self._of_category(i, image_ids)
+            boxes = self._of_category(i, inside)
             area = items["area"][items["category_id"] == i]
             for number, (least, most) in enumerate(AREAS):
                 if n_items := int(((area >= least) & (area <= most)).sum()):
@@ -82,10 +87,13 @@ class JudgedBoxes:
                     precision[:, :, i - 1, number] = _at_recalls(right, ignored, n_items)
         return precision
 
-    def _of_category(self, category_id: int, image_ids: np.ndarray) -> dict[str, np.ndarray]:
-        """MATCHES of a category's boxes in these photos, by falling score; of equal scores the lower photo's first."""
-        rows = [np.flatnonzero(block["category_id"] == category_id) for block in self.boxes]
-        rows = [of[np.isin(block["image_id"][of], image_ids)] for block, of in zip(self.boxes, rows, strict=True)]
+    def _of_category(self, category_id: int, inside: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+        """MATCHES of a category's boxes, by falling score; of equal scores the lower photo's first.
+
+        `inside` says of each block's boxes, (D,) bool, whether they count.
+        """
+        blocks = zip(self.boxes, inside, strict=True)
+        rows = [np.flatnonzero((block["category_id"] == category_id) & counts) for block, counts in blocks]
         parts = [{name: block[name][..., of] for name in block} for block, of in zip(self.boxes, rows, strict=True)]
         whole = _columns(parts, BOXES) | {
             name: np.concatenate([np.zeros((len(AREAS), 0), kind), *(part[name] for part in parts)], axis=1)
@@ -93,6 +101,14 @@ class JudgedBoxes:
         }
         order = np.lexsort((whole["image_id"], -whole["score"]))
         return {name: whole[name][:, order] for name in MATCHES}
+
+
+def _among(image_ids: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """(N,) bool, which of N ids are chosen; `chosen`, (I,), are rising. np.isin would sort them again at every call."""
+    if not len(chosen):
+        return np.zeros(len(image_ids), bool)
+    among: np.ndarray = chosen[np.searchsorted(chosen, image_ids).clip(max=len(chosen) - 1)] == image_ids
+    return among
 
 
 def _at_recalls(right: np.ndarray, ignored: np.ndarray, n_items: int) -> np.ndarray:

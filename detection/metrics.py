@@ -89,23 +89,35 @@ def true_masks(
     return masks
 
 
-def truth_arrays(truth: pa.Table, only: str | None = None) -> dict[str, np.ndarray]:
-    """The true boxes of an image set, without photos whose boxes are too loose to judge by (`weak_box`).
+def judged_ids(truth: pa.Table, only: str | None = None) -> np.ndarray:
+    """(I,) int64, the ids of the photos to judge by: without those whose boxes are too loose for it (`weak_box`).
 
-    In: columns image_id, source, weak_box and items, as `store.imageset` describes them; `only` is `user` or `shop` to
-    judge by these photos alone. Out: image_id (G,) int64, bbox (G, 4) float64 x1 y1 x2 y2 in pixels, category_id (G,)
-    int64 and area (G,) float64, of the polygons, of the box where an item has none: what `evaluate_boxes` takes; and
-    `judged` (I,) int64, the ids of all photos to judge by, those without items included.
+    In: columns image_id, weak_box and, with `only`, source; `only` is `user` or `shop` to judge by these alone.
     """
+    judged: np.ndarray = truth["image_id"].filter(_to_judge(truth, only)).to_numpy()
+    return judged
+
+
+def _to_judge(truth: pa.Table, only: str | None) -> pa.ChunkedArray:
     keep = pc.invert(truth["weak_box"])
-    if only is not None:
-        keep = pc.and_(keep, pc.equal(truth["source"], only))
-    photos = truth.select(["image_id", "items"]).filter(keep)
+    return keep if only is None else pc.and_(keep, pc.equal(truth["source"], only))
+
+
+def truth_arrays(truth: pa.Table, only: str | None = None, *, areas: bool = True) -> dict[str, np.ndarray]:
+    """The true boxes of an image set on the photos to judge by.
+
+    In: columns image_id, source, weak_box and items, as `store.imageset` describes them; `only` as `judged_ids` takes
+    it. Out: image_id (G,) int64, bbox (G, 4) float64 x1 y1 x2 y2 in pixels, category_id (G,) int64 and area (G,)
+    float64, of the polygons, of the box where an item has none: what `evaluate_boxes` takes; and `judged` (I,) int64,
+    the ids of all photos to judge by, those without items included. Polygons take time: without `areas` the areas are
+    those of the boxes.
+    """
+    photos = truth.select(["image_id", "items"]).filter(_to_judge(truth, only))
     nested = photos["items"].combine_chunks()
     items, judged = nested.flatten(), photos["image_id"].to_numpy()
     bbox = items.field("bbox").flatten().to_numpy(zero_copy_only=False).reshape(-1, 4).astype(np.float64)
     area = (bbox[:, 2] - bbox[:, 0]) * (bbox[:, 3] - bbox[:, 1])
-    for row, polygons in enumerate(_polygons(items.field("segmentation"))):
+    for row, polygons in enumerate(_polygons(items.field("segmentation")) if areas else ()):
         if polygons:
             area[row] = polygon_area(polygons)
     return {
@@ -125,11 +137,12 @@ def polygon_area(segmentation: Sequence[Sequence[float] | np.ndarray]) -> float:
     >>> polygon_area([[0, 0, 4, 0, 4, 3, 0, 3], [10, 10, 12, 10, 12, 12, 10, 12], [10, 10, 12, 10, 12, 12, 10, 12]])
     16.0
     """
-    polygons = [np.asarray(polygon, dtype=np.float64) for polygon in segmentation if len(polygon) >= 6]
+    polygons = [np.asarray(polygon, np.float64).tolist() for polygon in segmentation if len(polygon) >= 6]
     if not polygons:
         return 0.0
-    width, height = (int(max(polygon[axis::2].max() for polygon in polygons)) + 2 for axis in (0, 1))
-    return float(rle.area(rle.merge(rle.frPyObjects([p.tolist() for p in polygons], height, width))))
+    width, height = (int(max(max(polygon[axis::2]) for polygon in polygons)) + 2 for axis in (0, 1))
+    masks = rle.frPyObjects(polygons, height, width)
+    return float(rle.area(masks[0] if len(masks) == 1 else rle.merge(masks)))
 
 
 def _box_polygon(box: Sequence[float] | np.ndarray) -> list[float]:

@@ -33,7 +33,7 @@ class SetFacts:
     """What decides which photos are taken, in the set's order; some 60 bytes a photo.
 
     Attributes:
-        shard: (N,) int64, number of the shard. row: (N,) int64, row number in it.
+        shard: (N,) int64, place of the shard among those read. row: (N,) int64, row number in it.
         user: (N,) bool, whether it is a consumer's. pair_id: (N,) int64, 0 unknown.
         product: (N,) int64, number of the product_id, 0 where it is unknown.
         n_items: (N,) int64, number of true items. style: (sum of n_items,) int64, of the items, photo by photo.
@@ -89,8 +89,10 @@ class _Queries:
         return np.unique(np.concatenate([self.offer[span] for span in spans]))
 
 
-def read_facts(images: "ImageSet") -> SetFacts:
-    """The facts of every photo of an image set; of a few shards at a time the columns are held, without pictures."""
+def read_facts(images: "ImageSet", shards: Sequence[str] | None = None) -> SetFacts:
+    """The facts of every photo of these shards, None: of all; of a few at a time the columns are held, without
+    pictures."""
+    names = [shard.name for shard in images.shards] if shards is None else shards
 
     def facts_of(name: str) -> tuple[pa.Table, np.ndarray, np.ndarray]:
         table = images.read(name, columns=COLUMNS)
@@ -98,7 +100,7 @@ def read_facts(images: "ImageSet") -> SetFacts:
         return table.drop_columns(["items"]), n_items, field_of(table["items"], "style")
 
     with ThreadPoolExecutor(READERS) as pool:
-        parts = list(pool.map(facts_of, [shard.name for shard in images.shards]))
+        parts = list(pool.map(facts_of, names))
     none, lengths = np.zeros(0, np.int64), [len(table) for table, _, _ in parts]
     schema = pa.schema([("source", pa.string()), ("pair_id", pa.int64()), ("product_id", pa.string())])
     photos = pa.concat_tables([schema.empty_table(), *(table for table, _, _ in parts)])

@@ -32,6 +32,7 @@ from store.imageset import (
 from store.manifest import (
     MANIFEST,
     SOURCES_FILE,
+    Counts,
     ImageSetError,
     Manifest,
     Shard,
@@ -218,7 +219,7 @@ class _Writer:
         if self._shard.rows:
             name = f"shard-{self.first + len(self.shards):05d}"
             data = self._shard.close()
-            shard = Shard(name, self._shard.rows, len(data), digest(data))
+            shard = Shard(name, self._shard.rows, len(data), digest(data), counts=self._shard.counts)
             self.shards.append(shard)
             self.write(shard.key, data)
             self._shard = _ShardWriter()
@@ -229,6 +230,7 @@ class _ShardWriter:
 
     def __init__(self) -> None:
         self.rows = self.image_bytes = 0
+        self.counts = Counts(0, 0, 0)
         self._waiting: list[Photo] = []
         self._sink = pa.BufferOutputStream()
         self._file = pa.ipc.new_file(self._sink, SCHEMA)
@@ -237,6 +239,9 @@ class _ShardWriter:
         self._waiting.append(photo)
         self.rows += 1
         self.image_bytes += len(photo.image)
+        users, items, shop_items = self.counts
+        on_shop = len(photo.items) if photo.source == "shop" else 0
+        self.counts = Counts(users + (photo.source == "user"), items + len(photo.items), shop_items + on_shop)
         if len(self._waiting) == BATCH_ROWS:
             self._write_batch()
 

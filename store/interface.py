@@ -104,6 +104,15 @@ class ObjectStore(ABC):
     def probe(self, write: bool) -> None:
         """Raise StorageError with the reason, within seconds, unless it can be read (and written). Leaves no object."""
 
+    def read_stamped(self, key: str) -> tuple[bytes, str]:
+        """All bytes, and the stamp of exactly these; "" where the store does not tell it. Raises ObjectMissing."""
+        return self.read(key), ""
+
+    def write_stamped(self, key: str, data: bytes | memoryview) -> str:
+        """`write`, and the stamp of exactly these bytes; "" where the store does not tell it."""
+        self.write(key, data)
+        return ""
+
     def size(self, key: str) -> int:
         """Bytes. Raises ObjectMissing."""
         return self.info(key).size

@@ -3,11 +3,15 @@
     manifest.json   {"schema": 3, "shards": [{"name", "rows", "bytes", "digest"}],
                      "images", "failures", "bytes", "source", "digest",
                      "categories": ["cape", "skirt"], "skipped": {".txt": 2},
-                     "removed": {"shard-00000": [0, 7]}, "sources": {"name", "digest"}}
+                     "removed": {"shard-00000": [0, 7]}, "sources": {"name", "digest"},
+                     "counts": {"shard-00000": {"users", "items", "shop_items"}}}
 
 `rows`, `bytes` and `digest` of a shard are those of its file; `removed` names rows of that file, and numbers are left
 out where a shard was dissolved. `images` counts the photos that are present. `skipped` counts what was left out without
-a look: files by their extension, or entries of a list in words. `sources` stands only where there is a sources.parquet.
+a look: files by their extension, or entries of a list in words. `counts` has what the rows of a shard's file show, so
+that a run over ten thousand shards starts without reading them; shards of earlier releases have none. `sources` stands
+only where there is a sources.parquet.
+
 Digests are BLAKE2b-128, hex; the set's is that of its shards' 16-byte digests, followed by its categories as JSON
 unless these are DeepFashion2's.
 
@@ -18,9 +22,9 @@ Schemas 1 and 2 are those of sets made before: without categories, which are the
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,6 +42,14 @@ class ImageSetError(ValueError):
     user_facing = True  # jobs.cli prints it as one line
 
 
+class Counts(NamedTuple):
+    """What the rows of a shard's file show: consumers' photos, true items, and those of them on shops' photos."""
+
+    users: int
+    items: int
+    shop_items: int
+
+
 @dataclass(frozen=True)
 class Shard:
     """One file of an image set."""
@@ -48,6 +60,7 @@ class Shard:
     digest: str  # hex; what work on the shard depends on: the file's bytes and, where there are any, the removed rows
     removed: tuple[int, ...] = ()  # rows of the file, rising
     file_digest: str = ""  # hex, of the file's bytes; empty where nothing is removed and `digest` is it
+    counts: Counts | None = None  # of all rows of the file, None where it was written before there were counts
 
     @property
     def key(self) -> str:
@@ -82,9 +95,9 @@ class Shard:
         """
         of_file, rows = self.written_digest, tuple(sorted(removed))
         if not rows:
-            return Shard(self.name, self.rows_written, self.bytes, of_file)
+            return Shard(self.name, self.rows_written, self.bytes, of_file, counts=self.counts)
         identity = digest(bytes.fromhex(of_file) + np.array(rows, "<i8").tobytes())
-        return Shard(self.name, self.rows_written - len(rows), self.bytes, identity, rows, of_file)
+        return Shard(self.name, self.rows_written - len(rows), self.bytes, identity, rows, of_file, self.counts)
 
 
 @dataclass(frozen=True)
@@ -133,6 +146,8 @@ def manifest_bytes(manifest: Manifest) -> bytes:
     data = {"schema": SCHEMA_VERSION, "shards": shards} | {name: getattr(manifest, name) for name in names}
     if removed := {shard.name: list(shard.removed) for shard in manifest.shards if shard.removed}:
         data["removed"] = removed
+    if counts := {shard.name: shard.counts._asdict() for shard in manifest.shards if shard.counts}:
+        data["counts"] = counts
     if manifest.sources:
         data["sources"] = {"name": SOURCES_FILE, "digest": manifest.sources}
     return json.dumps(data, indent=1, ensure_ascii=False).encode("utf-8", "backslashreplace")
@@ -167,7 +182,7 @@ def _from_json(data: dict[str, Any]) -> Manifest:
     schema = data["schema"]
     if type(schema) is not int or not 1 <= schema <= SCHEMA_VERSION:  # True and 1.0 equal 1
         raise ValueError(f"schema {schema!r}, this program reads 1 to {SCHEMA_VERSION}")
-    shards = _shards(data["shards"], data.get("removed", {}), schema)
+    shards = _shards(data["shards"], data.get("removed", {}), data.get("counts", {}), schema)
     if schema == 1 and data.get("removed"):
         raise ValueError("rows are removed, which schema 1 does not allow; want schema 2 or 3")
     sources = data["sources"]["digest"] if "sources" in data else ""
@@ -189,12 +204,16 @@ def _from_json(data: dict[str, Any]) -> Manifest:
     return manifest
 
 
-def _shards(entries: list[dict[str, Any]], removed: dict[str, list[int]], schema: int) -> tuple[Shard, ...]:
+def _shards(
+    entries: list[dict[str, Any]], removed: dict[str, list[int]], counts: dict[str, dict[str, int]], schema: int
+) -> tuple[Shard, ...]:
     shards: list[Shard] = []
     for number, entry in enumerate(entries):
         shard = _shard(number if schema == 1 else None, **entry)
         if shards and shard.number <= shards[-1].number:
             raise ValueError(f"{shard.name} stands after {shards[-1].name}")
+        if shard.name in counts:
+            shard = replace(shard, counts=_counts(shard, **counts[shard.name]))
         if shard.name in removed:
             _check_removed(shard, removed[shard.name])
             shard = shard.without(removed[shard.name])
@@ -212,6 +231,13 @@ def _shard(number: int | None, name: str, rows: int, bytes: int, digest: str) ->
     if number is None or name != f"shard-{number:05d}" or not counts:
         raise ValueError(f"shard {number} is {name!r} with {rows!r} rows and {bytes!r} bytes")
     return Shard(name, rows, bytes, digest)
+
+
+def _counts(shard: Shard, users: int, items: int, shop_items: int) -> Counts:
+    whole = all(type(count) is int for count in (users, items, shop_items))
+    if not whole or not (0 <= users <= shard.rows and 0 <= shop_items <= items):
+        raise ValueError(f"{shard.name}: {users!r} users among {shard.rows} photos, {shop_items!r} of {items!r} items")
+    return Counts(users, items, shop_items)
 
 
 def _check_removed(shard: Shard, rows: list[int]) -> None:

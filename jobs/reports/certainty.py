@@ -56,9 +56,7 @@ def ap50_intervals(
     n_photos = int(starts[-1])
     if not n_photos:
         return {}
-    rng = np.random.default_rng(0)
-    times = np.stack([np.bincount(rng.integers(n_photos, size=n_photos), minlength=n_photos) for _ in range(N_DRAWS)])
-    drawn: dict[int, np.ndarray] = {}
+    columns: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}  # place of the photo, right; items of a photo
     for category in sorted({category for ids in means.values() for category in ids}):
         parts = [shard[category] for shard in matched]
         at = [s + np.searchsorted(p, c["image_id"]) for s, p, c in zip(starts, photos, parts, strict=False)]
@@ -68,7 +66,17 @@ def ap50_intervals(
         items = np.concatenate([c["items"] for c in parts])
         if items.any():
             order = np.argsort(-score, kind="stable")
-            drawn[category] = _average_precisions(times, np.concatenate(at)[order], right[order], times @ items)
+            columns[category] = np.concatenate(at)[order], right[order], items
+    rng, blocks = np.random.default_rng(0), list[dict[int, np.ndarray]]()
+    step = max(1, CELLS // n_photos)
+    for n_draws in (min(step, N_DRAWS - start) for start in range(0, N_DRAWS, step)):
+        draws = (rng.integers(n_photos, size=n_photos) for _ in range(n_draws))
+        times = np.stack([np.bincount(draw, minlength=n_photos) for draw in draws])
+        blocks.append({
+            category: _average_precisions(times, photo, right, times @ items)
+            for category, (photo, right, items) in columns.items()
+        })  # fmt: skip
+    drawn = {category: np.concatenate([block[category] for block in blocks]) for category in columns}
     intervals = {}
     for name, ids in means.items():
         if known := [drawn[category] for category in ids if category in drawn]:

@@ -100,14 +100,17 @@ def examine(
     n_items = 0
     for shard, image_ids in truth.shard_ids.items():
         rows = of_photos(imageset.read(shard, columns=["image_id", "source", "weak_box", "items"]), image_ids)
-        true: dict[str, Any] = dict(metrics.truth_arrays(rows))
+        true: dict[str, Any] = dict(metrics.truth_arrays(rows, areas=False))
         judged = true.pop("judged")
         n_items += len(true["image_id"])
         true_boxes = TrueBoxes(true, judged, n)
         for name, folder in folders.items():
             if output.exists(f"{folder}/{shard}.parquet"):
                 boxes = read_boxes(output, folder, [shard])
-                matched[name].append(true_boxes.matches(boxes))
+                of_categories = true_boxes.matches(boxes)
+                # at IoU 0.5 alone: a copy, for a view would keep the other thresholds in memory
+                at50 = {c: columns | {"right": columns["right"][:1].copy()} for c, columns in of_categories.items()}
+                matched[name].append(at50)
                 if name == "fused":
                     fused_photos.append(true_boxes.photos)
                     _add_fused(result, true, boxes, judged)

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from jobs.reports import figures, reasons
 from jobs.reports.pictures import Crop, Mark, Marked, Shot, Shots, Wanted
 from jobs.reports.reasons import Expected, Key
-from jobs.reports.standings import LIST_LENGTH, judge, similarities
+from jobs.reports.standings import LIST_LENGTH, judge, pick, similarities
 from jobs.reports.truth import Box, GroundTruth, Source, Sources, as_box, of_photos
 from jobs.runs import tables
 from jobs.runs.reader import read_judged
@@ -25,6 +25,7 @@ from store.objects import ObjectStore
 
 MOST_MISTAKES = 6  # on the first page
 CHUNK = 250  # queries in one data file
+MOST_LISTED = 10_000  # queries, chosen as those with pictures are; of a larger run the page would open ever more slowly
 MIN_FUSED_SCORE = 0.3  # fused boxes under it are not drawn; items/ has its own threshold already
 NOT_CHOSEN, NOT_DECODED = 0, 1  # instead of a picture
 NOWHERE = Source("", "", "")  # of a photo that the set does not have
@@ -71,9 +72,12 @@ class QueryList:
         """Read the rankings of a kind of boxes, detected or true, and the boxes of their photos."""
         self.truth, self.top = truth, top
         self.rankings = read_judged(output, kind, truth.rankings, max(top, LIST_LENGTH))
-        self.standings = judge(self.rankings, truth)
-        missed_photos = truth.rankings.photo[self.standings.truth_row[self.standings.row < 0]]
-        self.photos = np.r_[self.rankings.results.query_image_id, missed_photos]
+        self.every = judge(self.rankings, truth)
+        self.standings = self.every.of(pick(self.every, MOST_LISTED))  # those that are listed
+        rows = self.standings.row
+        asked = self.rankings.results.query_image_id[rows[rows >= 0]]
+        missed = truth.rankings.photo[self.standings.truth_row[rows < 0]]
+        self.photos = np.unique(np.r_[asked, missed])
         self.boxes = photo_boxes(output, kind, truth, self.photos.tolist())
         self.photo_of_box = self.boxes["image_id"].to_numpy()
         # What `expected.find` says of queries that show no right result, by their number in the truth
@@ -145,9 +149,8 @@ class QueryList:
         results, rows = self.rankings.results, self.standings.row[self.standings.row >= 0]
         shops = results.gallery_image_id[rows, : self.top]
         listed = shops[np.arange(shops.shape[1]) < np.minimum(results.gallery_count[rows], self.top)[:, None]]
-        missed = self.photos[len(results) :]
         right = np.array([answer.image_id for answer in self.expected.values() if answer], np.int64)
-        return np.unique(np.r_[results.query_image_id[rows], listed, missed, right]).tolist()
+        return np.unique(np.r_[self.photos, listed, right]).tolist()
 
     def want(self, places: Iterable[int], wanted: Wanted) -> None:
         """Ask for the pictures of some queries; a shop crop that several of them show is one picture."""

@@ -96,7 +96,7 @@ def build(
     Args:
         output: the run's folder.
         imageset: the image sets it ran on, as one.
-        queries: how many queries get pictures, 0 for none; all are listed.
+        queries: how many queries get pictures, 0 for none; up to `queries.MOST_LISTED` are listed.
         top: shop results shown per query.
         compare: folder or bucket of an earlier run to compare the figures with.
 
@@ -164,7 +164,7 @@ def _gather_finals(output: ObjectStore, contents: Contents) -> None:
     contents.sure = {("fused", measure): f"95 %: {pages.interval(one)}" for measure, one in intervals.items()}
     for boxes in figures.BOXES if known.kind else ():
         if boxes == contents.boxes and contents.queries:
-            final = contents.queries.rankings, contents.queries.standings
+            final = contents.queries.rankings, contents.queries.every
         elif output.exists(f"rankings/{boxes}.parquet"):
             lists = read_judged(output, boxes, known, standings.LIST_LENGTH)
             final = lists, standings.judge(lists, contents.truth)
@@ -322,7 +322,8 @@ def _of_detection_and_retrieval(contents: Contents) -> dict[str, Any]:
 def _of_queries_and_ablation(contents: Contents) -> dict[str, Any]:
     queries = contents.queries
     return {
-        "n_queries": len(queries.standings) if queries else 0,
+        "n_queries": len(queries.every) if queries else 0,
+        "n_listed": len(queries.standings) if queries else 0,
         "top": queries.top if queries else 0,
         "confident_share": standings.CONFIDENT_SHARE,
         "studies": contents.studies,

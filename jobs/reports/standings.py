@@ -30,6 +30,13 @@ class Standings:
     def __len__(self) -> int:
         return len(self.row)
 
+    def of(self, places: np.ndarray) -> "Standings":
+        """The queries at these places; `right` stays that of all rankings."""
+        row, truth_row, first, relevant = (
+            column[places] for column in (self.row, self.truth_row, self.first, self.relevant)
+        )
+        return Standings(row, truth_row, first, self.right, self.length, relevant)
+
 
 def judge(rankings: Rankings, truth: GroundTruth) -> Standings:
     """How every query ended, the most confident mistakes first; `rankings` are those of `read_judged`.
@@ -50,10 +57,7 @@ def judge(rankings: Rankings, truth: GroundTruth) -> Standings:
         places = np.arange(n_queries)
         standings = Standings(judged.row, places, judged.first, judged.right, length, judged.relevant)
     order = np.lexsort((np.arange(len(standings)), -similarities(rankings, standings), _group(standings)))
-    row, truth_row, first, relevant = (
-        column[order] for column in (standings.row, standings.truth_row, standings.first, standings.relevant)
-    )
-    return Standings(row, truth_row, first, standings.right, length, relevant)
+    return standings.of(order)
 
 
 def similarities(rankings: Rankings, standings: Standings) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from jobs.runs import tables
-from jobs.runs.marks import WHOLE, fingerprint, read_json
+from jobs.runs.marks import WHOLE, fingerprint, read_marks
 from jobs.runs.reader import EmbeddedItems, facts_of, indexed_hypotheses, ranked_hypotheses, read_photos, read_sides
 from jobs.runs.run_record import is_over, read_record
 from jobs.runs.selection import Selected, select
@@ -91,8 +91,9 @@ class FinishedRun:
 
     def fingerprint(self) -> str:
         """A digest of everything stored that an ablation reads, from the digests in the run's marks."""
-        marks = [info.key for stage in ("detect", "fuse", "embed") for info in self.store.list(f"done/{stage}/")]
-        outputs = {key: (read_json(self.store, key) or {}).get("outputs") for key in marks}
+        marks = read_marks(self.store).items()
+        stages = ("detect", "fuse", "embed")
+        outputs = {f"done/{path}.json": mark["outputs"] for path, mark in marks if path.split("/")[0] in stages}
         kept = {name: self.record.get("settings", {}).get(name) for name in ("items", "fusion")}
         columns = ["query_image_id", "query_item", "query_hypotheses"]
         places = {kind: f"rankings/{kind}.parquet" for kind in self.record["boxes"]}

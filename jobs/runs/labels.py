@@ -16,7 +16,7 @@ def true_categories(image_id: np.ndarray, bbox: np.ndarray, truth: pa.Table) -> 
         image_id: (N,) int64; bbox: (N, 4) float, px x1 y1 x2 y2.
         truth: `jobs.runs.reader.read_photos` with weak_box and items.
     """
-    true = truth_arrays(truth)
+    true = truth_arrays(truth, areas=False)
     row, overlap = belonging(image_id, bbox.astype(np.float64), true["image_id"], true["bbox"])
     known = (overlap >= LEAST_IOU) & np.isin(image_id, true["judged"])
     label = np.zeros(len(image_id), np.int64)

@@ -85,6 +85,10 @@ class Lock:
                     f"{self.store.uri}: {described(seen)} is at work here; wait for it, or name another place"
                 )
 
+    def is_listed(self) -> bool:
+        """Whether the store already lists the lock, taken a moment ago; one that does not lists late."""
+        return any(info.key == KEY for info in self.store.list(KEY))
+
     def holder(self) -> dict[str, Any]:
         return holder_of(self.store)
 

@@ -6,6 +6,7 @@ of the input), the BLAKE2b of that basis, the digests of the output, the shard's
 named by digest, so work whose input came out the same again stays valid.
 """
 
+import contextlib
 import functools
 import gc
 import json
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from store.copies import Copies, read_copies
 from store.files import digest
 from store.joined import joined_name
 from store.objects import ObjectInfo, ObjectMissing, ObjectStore
@@ -25,6 +27,7 @@ CODES = {"detect": 2, "fuse": 3, "embed": 1, "rank": 3, "evaluate": 4, "report":
 STAGES = tuple(CODES)
 FOLDERS = ("detections/", "fused/", "items/", "embeddings/", "index/", "rankings/", "report/")
 FILES = ("submission.json", "metrics.json", "failures.parquet")
+COPIES = "done/copies-"  # how the files begin that hold copies of marks (`store.copies`)
 WHOLE = "shard-00000"  # the last part of the mark's name where a stage takes the whole set at once
 MARK = {"fingerprint": str, "basis": dict, "outputs": dict, "seconds": dict, "failures": list, "finished": str}
 LATER_PARTS = {"stamps": dict, "replaced": list, "notes": dict}  # marks of earlier releases may have none
@@ -160,30 +163,46 @@ def numbered(image_set: int, count: int) -> list[str]:
 # Reading.
 
 
-def read_marks(store: ObjectStore, paths: Iterable[str] = ()) -> dict[str, dict]:
+def read_marks(store: ObjectStore, paths: Iterable[str] = (), copies: Copies | None = None) -> dict[str, dict]:
     """Every mark under done/, by unit path; an unreadable one counts as absent.
 
     Args:
         paths: units whose marks are read even if they are not listed: a store may list late, and finished work would be
             done again.
+        copies: where marks that have no copy get one; None: nothing is written.
     """
-    listed = {info.key for info in store.list("done/") if info.key.endswith(".json")}
-    keys = sorted(listed | {f"done/{path}.json" for path in paths})
+    listed = {info.key: info.stamp for info in store.list("done/")}
     shared: dict[str, Any] = {}
 
+    def taken(marks: Mapping[str, Any]) -> dict[str, dict]:
+        return {key: _sharing(mark, shared) for key, mark in marks.items() if _is_mark(mark)}
+
+    def copied(file: str) -> dict[str, dict]:
+        return taken(read_copies(store, file, listed))
+
     def read(key: str) -> dict | None:
-        mark = read_json(store, key)
-        return _sharing(mark, shared) if mark and _is_mark(mark) else None
+        with contextlib.suppress(ObjectMissing, ValueError, RecursionError):
+            data, stamp = store.read_stamped(key)
+            if mark := taken({key: json.loads(data)}).get(key):
+                if copies:
+                    copies.add(key, stamp, mark)
+                return mark
+        return None
 
     collecting = gc.isenabled()
     gc.disable()  # there may be a hundred thousand marks, without cycles: looking for some took a quarter of a start
     try:
-        marks = each(store, read, keys)
+        files = each(store, copied, [key for key in listed if key.startswith(COPIES)])
+        marks: dict[str, Any] = {key: mark for found in files.values() for key, mark in found.items()}
+        keys = {key for key in listed if key.endswith(".json")} | {f"done/{path}.json" for path in paths}
+        marks |= each(store, read, sorted(keys - marks.keys()))
     finally:
         if collecting:
             gc.freeze()
             gc.enable()
-    return {key[len("done/") : -len(".json")]: mark for key, mark in marks.items() if mark}
+    if copies:
+        each(store, store.delete, [file for file, found in files.items() if not found])  # of marks replaced since
+    return {key[len("done/") : -len(".json")]: mark for key, mark in sorted(marks.items()) if mark}
 
 
 def _sharing(mark: dict, shared: dict[str, Any]) -> dict:
@@ -209,10 +228,15 @@ def _is_mark(content: Mapping[str, Any]) -> bool:
     )
 
 
-def read_listing(store: ObjectStore, marks: Mapping[str, Mapping]) -> dict[str, str]:
-    """Key -> stamp of the outputs: those listed, and those that marks name and that exist although not listed."""
-    listed = {info.key: info.stamp for folder in FOLDERS for info in store.list(folder)}
-    named = {key for mark in marks.values() for key in mark.get("outputs", ())}
+def read_listing(store: ObjectStore, marks: Mapping[str, Mapping], *, late: bool = True) -> dict[str, str]:
+    """Key -> stamp of the outputs that exist.
+
+    Args:
+        late: whether the store may list late; then outputs that marks name and that are not listed are asked for.
+    """
+    folders = each(store, store.list, FOLDERS)
+    listed = {info.key: info.stamp for infos in folders.values() for info in infos}
+    named = {key for mark in marks.values() for key in mark.get("outputs", ())} if late else set()
     infos = each(store, functools.partial(_info, store), sorted({*named, *FILES} - listed.keys()))
     return listed | {key: info.stamp for key, info in infos.items() if info is not None}
 
@@ -248,6 +272,12 @@ def has_parts(content: Any, parts: Mapping[str, type]) -> bool:
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Writing.
+
+
+def write_mark(store: ObjectStore, path: str, mark: dict[str, Any], copies: Copies) -> None:
+    """Write the mark of the unit at `path`, and see to its copy."""
+    key = f"done/{path}.json"
+    copies.add(key, store.write_stamped(key, as_json(mark)), mark)
 
 
 def as_json(content: Any) -> bytes:

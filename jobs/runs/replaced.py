@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.runs import tables
-from jobs.runs.marks import as_json, each
+from jobs.runs.marks import each, write_mark
 from jobs.runs.progress import say
+from store.copies import Copies
 from store.errors import UserError
 from store.objects import ObjectStore
 
@@ -30,12 +31,13 @@ MOST_NAMED = 3
 
 
 def take_replaced(
-    store: ObjectStore, marks: dict[str, dict], present: Mapping[str, str], *, write: bool = True
+    store: ObjectStore, marks: dict[str, dict], present: Mapping[str, str], copies: Copies | None
 ) -> None:
-    """Bring the marks up to date with the outputs that exist, in `marks` and, if they are to `write`, in the store.
+    """Bring the marks up to date with the outputs that exist, in `marks` and in the store.
 
     Args:
         marks: unit path -> mark. present: key -> stamp of the outputs that exist.
+        copies: of the marks; None: nothing is written.
 
     Raises:
         UserError: a table was replaced by something that is no such table.
@@ -61,8 +63,8 @@ def take_replaced(
             "stamps": mark.get("stamps", {}) | {key: present[key] for key in of_mark},
             "replaced": sorted({*mark.get("replaced", ()), *other}),
         }
-    if write:
-        each(store, lambda path: store.write(f"done/{path}.json", as_json(marks[path])), sorted(suspects))
+    if copies:
+        each(store, lambda path: write_mark(store, path, marks[path], copies), sorted(suspects))
     if replaced:
         say(f"{_listed(replaced)}: replaced by another program; taken as they are, and what follows is done again")
 

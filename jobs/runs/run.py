@@ -13,6 +13,7 @@ from jobs.runs.categories import resolve
 from jobs.runs.events import RunLog
 from jobs.runs.lock import Lock
 from jobs.runs.marks import (
+    COPIES,
     EMBEDDED,
     STAGES,
     Outcome,
@@ -25,6 +26,7 @@ from jobs.runs.marks import (
     read_listing,
     read_marks,
     what_changed,
+    write_mark,
 )  # fmt: skip
 from jobs.runs.models import Catalogue, Model, describe
 from jobs.runs.places import nothing_left, refuse_other_kinds
@@ -34,6 +36,7 @@ from jobs.runs.selection import Selected, choose, select
 from jobs.runs.settings import Settings, record
 from jobs.runs.versions import versions
 from retrieval.search_plan import SearchPlan
+from store.copies import Copies
 from store.errors import UserError
 from store.imageset import ImageSet
 from store.joined import open_imagesets
@@ -72,6 +75,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.log = RunLog(self.store)
+        self.copies = Copies(self.store, COPIES)
 
     @property
     def box_kinds(self) -> tuple[str, ...]:
@@ -122,7 +126,7 @@ class Run:
         self.lock.check()
         stamps = {key: self.store.info(key).stamp for key in outcome.outputs}
         mark = mark_of(unit, outcome, stamps)
-        self.store.write(unit.mark_key, as_json(mark))
+        write_mark(self.store, unit.path, mark, self.copies)
         self.marks[unit.path] = mark
         self.retried.add(unit.path)
         self.present.update(stamps)
@@ -244,11 +248,11 @@ def _read_run(
     run = Run(settings, store, images, catalogue, detectors, embedders, categories, selected, lock, retry_failed)
     run.versions = before.get("versions", {}) | {"driver": versions()}
     description = run.description()
-    run.marks = read_marks(
-        store, {path for paths in expected(description).values() for path in paths} if before else ()
-    )
-    run.present = read_listing(store, run.marks)
-    take_replaced(store, run.marks, run.present, write=write)
+    late = write and not lock.is_listed()
+    unlisted = {path for paths in expected(description).values() for path in paths} if before and late else ()
+    run.marks = read_marks(store, unlisted, run.copies if write else None)
+    run.present = read_listing(store, run.marks, late=late)
+    take_replaced(store, run.marks, run.present, run.copies if write else None)
     if write and before | {"recorded": None} != description | {"recorded": None}:
         run.record()
     return run

@@ -98,9 +98,10 @@ def select(images: "ImageSet", limit: int | None, known: Mapping[str, Any] | Non
     """Choose the photos; `known` is an earlier `as_json` over the same sets, used when its limit is the same."""
     if known and known.keys() >= {"limit", "rows", *COUNTS} and known["limit"] == limit:
         return Selected(shards_taken(images, known), limit, **{name: known[name] for name in COUNTS})
-    photos = limits.read_facts(images)
     if limit is None:
-        return Selected(shards_taken(images, {}), None, **limits.count(photos))
+        taken = shards_taken(images, {})
+        return Selected(taken, None, **_counts(images, taken))
+    photos = limits.read_facts(images)
     choice = limits.choose(photos, limit)
     names, shard = [shard.name for shard in images.shards], photos.shard[choice.photos]
     rows = {names[i]: photos.row[choice.photos[shard == i]].tolist() for i in np.unique(shard).tolist()}
@@ -141,9 +142,21 @@ def choose(images: "ImageSet", rows: Mapping[str, Sequence[int]]) -> Selected:
         for shard in images.shards
         if rows.get(shard.name)
     ]
-    counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
-    for shard in shards:
-        table = images.read(shard.name, columns=["source", "items"]).take(list(shard.rows or ()))
-        for source, items in zip(table.column("source").to_pylist(), table.column("items").to_pylist(), strict=True):
-            counts.update({f"{source}s": 1, "items": len(items), "shop_items": len(items) if source == "shop" else 0})
-    return Selected(tuple(shards), None, **counts)
+    return Selected(tuple(shards), None, **_counts(images, shards))
+
+
+def _counts(images: "ImageSet", taken: Sequence[ShardTaken]) -> dict[str, int]:
+    """COUNTS of the photos taken. A shard is read only where the manifest does not count just these photos of it."""
+    shards = {shard.name: shard for shard in images.shards}
+    counts, read = Counter(dict.fromkeys(COUNTS, 0)), list[ShardTaken]()
+    for part in taken:
+        shard = shards[part.name]
+        if shard.counts is None or shard.removed or part.images < shard.rows:
+            read.append(part)
+        else:
+            counts.update(shard.counts._asdict() | {"shops": shard.rows - shard.counts.users})
+    photos = limits.read_facts(images, [part.name for part in read])
+    first = np.searchsorted(photos.shard, np.arange(len(read)))
+    places = [start + np.array(part.row_numbers, np.int64) for start, part in zip(first, read, strict=True)]
+    counts.update(limits.count(photos, np.concatenate([np.zeros(0, np.int64), *places])))
+    return dict(counts)

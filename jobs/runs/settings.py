@@ -159,7 +159,7 @@ class StorageSettings(SettingsRecord):
 class ReportSettings(SettingsRecord):
     """The report on a run."""
 
-    queries: int = Field(500, ge=0, le=10_000, description="Queries shown with pictures; all are listed.")
+    queries: int = Field(500, ge=0, le=10_000, description="Queries shown with pictures; up to 10,000 are listed.")
     top: int = Field(10, ge=1, le=MOST_RESULTS, description="Results shown for each query (`--top`).")
     compare: Address | None = Field(None, description="OUTPUT of an earlier run over the same photos (`--compare`).")
 

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from detection.average_precision import JudgedBoxes
 from detection.matching import TrueBoxes
-from detection.metrics import true_masks, truth_arrays
+from detection.metrics import judged_ids, true_masks, truth_arrays
 from jobs.runs import tables
 from jobs.runs.labels import true_categories
 from jobs.runs.marks import CODES, STAGES, WHOLE, Outcome, Unit, as_json, fingerprint
@@ -101,7 +101,7 @@ def run_unfinished(run: Run) -> None:
 def _detection(run: Run, photos: pa.Table) -> dict[str, Any]:
     """AP of every detector and of the fused boxes: of boxes, on consumers' photos alone, and of masks if any."""
     shards, categories = _true_shards(run, photos), run.categories
-    every, consumers = truth_arrays(photos)["judged"], truth_arrays(photos, "user")["judged"]
+    every, consumers = judged_ids(photos), judged_ids(photos, "user")
     if not run.detectors:  # nothing is detected, so nothing is judged
         every, consumers = every[:0], consumers[:0]
     folders = {model.name: f"detections/{model.name}" for model in run.detectors} | {"fused": "fused"}

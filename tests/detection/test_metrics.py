@@ -14,7 +14,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from detection.average_precision import AP10_IDS
-from detection.metrics import evaluate_boxes, evaluate_masks, polygon_area, truth_arrays
+from detection.metrics import evaluate_boxes, evaluate_masks, judged_ids, polygon_area, truth_arrays
 from store.categories import DEEPFASHION2
 
 TOP, OUTWEAR, SKIRT = 1, 3, 9  # short sleeve outwear (3) is not among the ten
@@ -224,6 +224,8 @@ def test_truth_arrays_leaves_weak_boxes_out():
     assert got["category_id"].tolist() == [SKIRT, TOP, OUTWEAR]
     assert got["bbox"].tolist() == [[0, 0, 4, 3], [1, 1, 3, 6], list(BOX)]
     assert got["area"].tolist() == [4 * 2, 2 * 5, 2 * 2 + 1]  # polygon, box, two polygons
+    assert truth_arrays(table, areas=False)["area"].tolist() == [4 * 3, 2 * 5, (BOX[2] - BOX[0]) * (BOX[3] - BOX[1])]
+    assert judged_ids(table).tolist() == [7, 8, 5] and judged_ids(table, "user").tolist() == [7, 8]
     assert truth_arrays(table, only="shop")["judged"].tolist() == [5]
     assert truth_arrays(table, only="user")["image_id"].tolist() == [7, 7]
     assert [len(column) for column in truth_arrays(table.slice(0, 0)).values()] == [0] * 5

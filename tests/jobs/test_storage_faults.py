@@ -18,6 +18,7 @@ from agreement import contract
 from s3_proxy import Proxy
 from seaweed import Seaweed
 
+from jobs.runs.marks import FOLDERS
 from jobs.stages import order
 from store.objects import open_store
 
@@ -121,6 +122,21 @@ def test_what_a_late_listing_hides_is_not_done_again(
     assert s3_proxy.caused["late"] > 0
     s3_proxy.heal()
     assert contract(open_store(where[1])) == straight
+
+
+def test_a_start_asks_for_no_mark_and_no_output_that_is_not_listed(
+    where: tuple[str, str], s3_proxy: Proxy, calls: Calls
+) -> None:
+    argv = [*stand_ins.SETTINGS, *SHARE, "--imageset", where[0], "--output", where[1]]
+    order.main(["detect"], argv, None, stand_ins.CATALOGUE)
+    finished = [info.key for info in open_store(where[1]).list("done/")]
+    s3_proxy.sent.clear()
+    calls.clear()
+    order.main(["detect"], argv, None, stand_ins.CATALOGUE)
+    keys = [key.partition("/run/")[2] for method, key in s3_proxy.sent if method in ("GET", "HEAD")]
+    assert calls == []
+    assert sorted(key for key in keys if key.startswith("done/")) == finished
+    assert not [key for key in keys if key.startswith(FOLDERS)]
 
 
 # ------------------------------------------------------------------------------------------------ trouble that stays

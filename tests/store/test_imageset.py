@@ -255,6 +255,11 @@ def test_damaged_shards(tmp_path, how, whole, part):
             images.truth()
 
 
+def counted(**counts):
+    """Another count of the first shard."""
+    return lambda m: m | {"counts": {"shard-00000": {"users": 1, "items": 2, "shop_items": 1} | counts}}
+
+
 @pytest.mark.parametrize(
     "edit, want",
     [
@@ -263,6 +268,12 @@ def test_damaged_shards(tmp_path, how, whole, part):
         (lambda m: m | {"categories": ["skirt", "skirt"]}, "category 'skirt' is named twice"),
         (lambda m: m | {"categories": ["skirt"]}, "is not that of the shards' digests and the categories"),
         (lambda m: m | {"skipped": {".txt": "2"}}, "want a count for each extension"),
+        (counted(users=3), "shard-00000: 3 users among 2 photos"),
+        (counted(users=-1), "shard-00000: -1 users among 2 photos"),
+        (counted(items=True), "shard-00000: .* of True items"),
+        (counted(shop_items=3), "shard-00000: .* 3 of 2 items"),
+        (counted(shops=1), "unexpected keyword argument 'shops'"),
+        (lambda m: m | {"counts": {"shard-00000": {}}}, "missing 3 required"),
         (lambda m: m | {"digest": "00"}, "digest 00"),
         (lambda m: m | {"images": 99}, "add up"),
         (lambda m: {k: v for k, v in m.items() if k != "shards"}, "shards"),

@@ -85,7 +85,7 @@ def test_without_removals_it_is_the_manifest_of_an_ingestion(tmp_path):
     write_imageset([*photos(10), photo(20), photo(21)], tmp_path / "fresh", source=SOURCE, max_images=5)
     assert files(tmp_path / "set") == files(tmp_path / "fresh")
     assert list(json.loads((tmp_path / "set" / "manifest.json").read_text())) == [
-        "schema", "shards", "images", "failures", "bytes", "source", "digest", "categories", "skipped",
+        "schema", "shards", "images", "failures", "bytes", "source", "digest", "categories", "skipped", "counts",
     ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.utils import parse_timestamp
 from racing import one_of_eight_wins
 
 from store import s3
@@ -26,6 +27,19 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
 
 
 # ------------------------------------------------------------------------------------------------ both
+
+
+def test_stamps_are_of_exactly_these_bytes(store: ObjectStore) -> None:
+    """A folder tells none: between writing and asking another program may write."""
+    written = store.write_stamped("a", b"1")
+    data, read = store.read_stamped("a")
+    listed = store.info("a").stamp
+    assert data == b"1" and written == read == ("" if store.local_path else listed)
+    assert store.list()[0].stamp == listed
+    other = store.write_stamped("a", b"2")
+    assert store.read_stamped("a") == (b"2", other) and (other != written or other == "")
+    with pytest.raises(ObjectMissing):
+        store.read_stamped("b")
 
 
 @pytest.mark.parametrize(
@@ -393,3 +407,11 @@ def test_a_bucket_says_what_kind_of_file_it_holds(
     store.write_file("copy/" + key, tmp_path / "file")
     for name in (key, "copy/" + key):
         assert s3_client.head_object(Bucket=bucket, Key="run/" + name)["ContentType"] == want
+
+
+@pytest.mark.parametrize("told", [
+    "2026-11-30T10:53:49.000Z", "2026-11-30T10:53:49Z", "2026-11-30T10:53:49+01:00",
+    "Mon, 30 Nov 2026 10:53:49 GMT", 1764500000, "1764500000",
+])  # fmt: skip
+def test_times_are_what_botocore_reads(told: object) -> None:
+    assert s3._timestamp(told) == parse_timestamp(told)

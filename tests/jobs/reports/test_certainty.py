@@ -84,6 +84,15 @@ def test_an_interval_of_ap_holds_the_figure():
     assert low < want < high < low + 0.4 and set(intervals) == {"all", "one"}
 
 
+@pytest.mark.parametrize("cells", [1, 60, 7 * 60])  # one draw at a time, by its photos and by its boxes; seven
+def test_an_interval_does_not_depend_on_how_many_draws_are_held_at_once(monkeypatch, cells):
+    true, found = boxes(np.random.default_rng(1), 60)
+    matched = [TrueBoxes(true, np.arange(60), 3).matches(found)]
+    want = certainty.ap50_intervals(matched, [np.arange(60)], {"all": (1, 2, 3)})
+    monkeypatch.setattr(certainty, "CELLS", cells)
+    assert certainty.ap50_intervals(matched, [np.arange(60)], {"all": (1, 2, 3)}) == want
+
+
 def test_a_single_model_that_is_better_is_named():
     detection = {"atss": runs.figures(0.625), "fused": runs.figures(0.5)}
     retrieval = {"detected": {"lite": runs.accuracy(0.75), "b": runs.accuracy(0.1), "concat": runs.accuracy(0.5)}}

@@ -31,6 +31,21 @@ def test_each_query_says_how_it_ended(four):
     assert found.query(4)["marks"][1][5:7] == [True, True] and found.query(1)["results"][0][1] == 0.9
 
 
+def test_a_large_run_lists_a_choice_of_its_queries(four, monkeypatch):
+    """Right at rank 1, at rank 2, wrong, missed: two at even steps are the first and the last."""
+    runs.with_figures(four[0])
+    whole = build(*four)
+    monkeypatch.setattr("jobs.reports.queries.MOST_LISTED", 2)
+    found = build(*four)
+    assert {one["photo"] for one in found.queries} == {"1", "4"}
+    assert [found.query(n) for n in (1, 4)] == [whole.query(n) for n in (1, 4)]
+    assert "All 4 queries with" in whole.pages["queries"].words
+    assert "2 of 4 queries with" in found.pages["queries"].words
+    for name in ("index", "retrieval", "detection"):  # figures are of all
+        assert found.pages[name].words.count("95 %") == whole.pages[name].words.count("95 %")
+    assert found.data["charts-retrieval"] == whole.data["charts-retrieval"]
+
+
 def test_what_else_a_box_may_be_is_told_of_the_querys(four):
     """Photo 1's garment is right by the second hypothesis of its box: the query has its true category."""
     output, images = four

@@ -8,7 +8,7 @@ import pytest
 import stand_ins
 
 from jobs.runs.reader import read_photos
-from jobs.runs.selection import choose, remark_on_pixels, select
+from jobs.runs.selection import Selected, choose, remark_on_pixels, select
 from retrieval.limit import count, read_facts
 from store.imageset import ImageSet, Photo, open_imageset
 from store.imageset_write import write_imageset
@@ -75,6 +75,35 @@ def test_run_json_keeps_the_choice(images: ImageSet, limit: int | None, monkeypa
     assert select(images, limit, kept) == chosen
     older = {name: value for name, value in kept.items() if name != "unjudged"}
     assert [shard.rows for shard in select(images, limit, older).shards] == [shard.rows for shard in chosen.shards]
+
+
+COUNTS = {"users": 3, "shops": 3, "items": 6, "shop_items": 3}
+
+
+def counts(selected: Selected) -> dict[str, int]:
+    return {name: getattr(selected, name) for name in COUNTS}
+
+
+def test_a_whole_set_is_counted_without_reading_a_shard(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = {"shard-00000": [0, 1], "shard-00001": [0, 1], "shard-00002": [0, 1]}
+    monkeypatch.setattr(ImageSet, "read", lambda *_: pytest.fail("read a shard"))
+    assert counts(select(images, None)) == counts(choose(images, everything)) == COUNTS
+
+
+def test_shards_that_are_not_counted_or_not_taken_whole_are_read(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second, third = images.manifest.shards
+    older = ImageSet(images.store, replace(images.manifest, shards=(replace(first, counts=None), second, third)))
+    less = ImageSet(images.store, replace(images.manifest, shards=(first, second.without([0]), third)))
+    read, plain = list[str](), ImageSet.read
+    monkeypatch.setattr(ImageSet, "read", lambda self, name, columns: read.append(name) or plain(self, name, columns))
+    assert counts(select(older, None)) == COUNTS
+    assert counts(select(less, None)) == COUNTS | {"shops": 2, "items": 5, "shop_items": 2}  # without 11
+    assert counts(choose(images, {"shard-00001": [0, 1], "shard-00002": [1]})) == {
+        "users": 2, "shops": 1, "items": 3, "shop_items": 1,
+    }  # fmt: skip
+    assert read == ["shard-00000", "shard-00001", "shard-00002"]
 
 
 def test_a_query_that_is_not_judged_has_no_truth(images: ImageSet) -> None:
