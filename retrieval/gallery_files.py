@@ -27,6 +27,7 @@ from store.files import cache_folder, digest, file_digest, publish_file
 from store.objects import ObjectMissing, ObjectStore, StorageError
 
 CURRENT, VERSIONS, RECORD, LEARNED = "CURRENT", "versions", "version.json", "steps.safetensors"
+PART = "part-"  # a part's folder, before its number
 SCHEMA, SCHEMA_OF_PARTS = 1, 2  # of version.json: releases that know no parts refuse the second
 ITEMS = pa.schema(
     [
@@ -109,7 +110,7 @@ def part_records(record: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 
 def part_folder(record: Mapping[str, Any], part: int) -> str:
     """Where a part's files are in the version's folder: "part-2/", or "" where there is one part."""
-    return f"part-{part}/" if record.get("parts") else ""
+    return f"{PART}{part}/" if record.get("parts") else ""
 
 
 def files_of(record: Mapping[str, Any], parts: Iterable[int]) -> dict[str, str]:

@@ -16,7 +16,7 @@ from jobs.gallery.served import ServedGallery
 from jobs.runs import cluster, tables
 from jobs.runs.marks import as_json
 from retrieval.gallery import Gallery
-from retrieval.gallery_files import RECORD, SCHEMA_OF_PARTS, VERSIONS, part_folder, read_record
+from retrieval.gallery_files import PART, RECORD, SCHEMA_OF_PARTS, VERSIONS, part_folder, read_record
 from store.objects import ObjectStore
 
 GOLDEN = np.uint64(0x9E37_79B9_7F4A_7C15)  # 2**64 over the golden ratio (Knuth, TAOCP 3, 6.4): it spreads any numbers
@@ -90,7 +90,7 @@ class BuiltParts:
         return sum(part.removed for part in self.parts)
 
     def files(self) -> dict[str, str]:
-        of_parts = ((f"part-{i}/{file}", d) for i, part in enumerate(self.parts) for file, d in part.files.items())
+        of_parts = ((f"{PART}{i}/{file}", d) for i, part in enumerate(self.parts) for file, d in part.files.items())
         return dict(of_parts) | dict(self.shared)
 
     def record(self) -> dict[str, Any]:

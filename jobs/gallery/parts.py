@@ -27,7 +27,7 @@ from jobs.runs.progress import say
 from postproc.places import places
 from retrieval import ann_build, steps
 from retrieval.gallery import Gallery
-from retrieval.gallery_files import LEARNED, VERSIONS, part_folder, part_records
+from retrieval.gallery_files import LEARNED, PART, VERSIONS, part_folder, part_records
 from retrieval.steps import FittedSearch
 from store.files import digest
 from store.objects import ObjectStore
@@ -56,7 +56,7 @@ class PartJob:
     def run(self, fill: FillParts = ann_build.fill_parts) -> PartFiles:
         """Build the part and write its files; UserError as `jobs.gallery.build.build`."""
         if self.store.local_path is None:
-            versions.sweep(self.store)  # what a killed job left on this machine
+            versions.sweep_here()  # what a killed job left on this machine
         with versions.passing(self.store) as folder:
             if self.fitted is None:
                 before = Gallery(self.store, self.before, parts=[self.part])
@@ -65,7 +65,7 @@ class PartJob:
                 built = build_anew(self.wanted, self.results, self.photos, self.fitted, folder, self.reason, fill)
             files = built.files()
             for file in files:
-                self.store.write_file(f"{VERSIONS}/{self.name}/part-{self.part}/{file}", folder / file)
+                self.store.write_file(f"{VERSIONS}/{self.name}/{PART}{self.part}/{file}", folder / file)
             return PartFiles(built.record(), files, built.added, built.removed)
 
 
