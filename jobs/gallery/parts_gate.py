@@ -123,7 +123,9 @@ def of_canaries(now: ServedGallery, built: BuiltParts, before: Published | None,
 def some_ids(part: Gallery, most: int) -> np.ndarray:
     """Run where the part is served: ids of so many garments, drawn at random."""
     ids = part.items["id"].to_numpy()
-    return np.random.default_rng([SEED + 2, *part.parts]).permutation(ids)[:most]
+    order = np.random.default_rng([SEED + 2, *part.parts]).permutation(len(ids))
+    drawn: np.ndarray = ids[order[:most]]
+    return drawn
 
 
 def unchanged(then: ServedGallery, now: ServedGallery, ids: np.ndarray) -> np.ndarray:

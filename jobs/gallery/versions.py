@@ -326,7 +326,7 @@ def _sweep_parts(store: ObjectStore) -> list[str]:
     """Remove the parts of versions that nobody finished."""
     keys = [info.key for info in store.list(f"{VERSIONS}/")]
     whole = {key.split("/")[1] for key in keys if key.endswith(f"/{RECORD}")}
-    half = {key.split("/")[1] for key in keys if key.split("/")[2].startswith(PART)} - whole
+    half = {key.split("/")[1] for key in keys if f"/{PART}" in key} - whole
     for key in keys:
         if key.split("/")[1] in half:
             store.delete(key)

@@ -1,12 +1,15 @@
 """Results of a model `m` made by hand, versions built from them in parts, and stores that wait. For tests only."""
 
+import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from jobs.gallery.build import Wanted
+from jobs.gallery.build import Wanted, build
 from jobs.gallery.built import Built, Published
 from jobs.gallery.built_parts import BuiltParts
 from jobs.gallery.parts import build_parts
@@ -22,8 +25,10 @@ from store.objects import ObjectStore
 DIM = 8
 
 
-def wanted(parts: int, **gallery: object) -> Wanted:
-    settings = Settings(gallery={"parts": parts, **gallery}, embedders=("m",))
+def wanted(parts: int, steps: Sequence[Mapping[str, Any]] = ({"step": "concat"},), **gallery: Any) -> Wanted:
+    settings = Settings.model_validate(
+        {"gallery": {"parts": parts, **gallery}, "embedders": ("m",), "search": {"steps": tuple(steps)}}
+    )
     return Wanted(settings, ("m",), ("top",), "never", "")
 
 
@@ -64,6 +69,16 @@ def published(wish: Wanted, results: PhotoResults, image_ids: np.ndarray, before
     with build_parts(wish, results, photos_of(image_ids, product), image_ids, before, store, name) as built:
         built.write(store, record_of(wish, results, built, name))
     return Gallery(store, name), built
+
+
+def in_one(
+    wish: Wanted, results: PhotoResults, image_ids: np.ndarray, store: ObjectStore, name: str, product: str = "p"
+) -> Gallery:
+    """The same garments as one index, built anew."""
+    with tempfile.TemporaryDirectory() as passing:
+        built = build(wish, results, photos_of(image_ids, product), None, Path(passing))
+        built.write(store, record_of(wish, results, built, name))
+    return Gallery(store, name)
 
 
 def record_of(wish: Wanted, results: PhotoResults, built: Built | BuiltParts, name: str) -> dict[str, object]:
