@@ -1,5 +1,7 @@
 """A gallery of four parts on three Ray nodes: one is killed while it is built, one while it serves."""
 
+import functools
+import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +11,13 @@ import numpy as np
 import own_ray
 import part_results
 import pytest
+import stand_ins
+from galleries import content, night, opened, shop, stock
 from part_results import DIM, HeldStore, node_of, publish, published, results_in, rows_of, wanted
 
 from jobs.gallery.built_parts import PublishedParts
 from jobs.gallery.serving import PartsMissing, ServedGallery, serve_gallery
-from jobs.runs import cluster
+from jobs.runs import cluster, shards
 from retrieval.gallery import Gallery, open_gallery
 from store.files import file_digest
 from store.local import LocalStore
@@ -81,6 +85,32 @@ def test_a_night_on_the_nodes_carries_unchanged_parts_over(here: Gallery, built:
     assert (len(now), made.added, made.removed, made.rebuilt) == (3_999, 0, 1, "")
     same = [part for part in range(4) if now.record["parts"][part] == here.record["parts"][part]]
     assert len(same) == 3
+
+
+def test_a_night_on_the_nodes_publishes_what_a_night_here_does(
+    nodes: own_ray.Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parts and the gate's figures of them come from the nodes; the models, stand-ins, are in this process."""
+    monkeypatch.setattr(shards, "run_on_actors", functools.partial(stand_ins.here, []))
+    for goods in (shop(range(30)), shop(range(1, 32))):
+        stock(goods, tmp_path / "set")
+        alone = night(tmp_path / "set", tmp_path / "one")
+        parted = night(tmp_path / "set", tmp_path / "four", "--set", "gallery.parts=4")
+        assert parted["gate"] == alone["gate"] and parted["garments_added"] == alone["garments_added"]
+        assert content(opened(tmp_path / "four")) == content(opened(tmp_path / "one"))
+
+
+def test_the_page_on_nights_serves_a_gallery_as_it_says(
+    built: LocalStore, nodes: own_ray.Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "nightly.md").read_text(encoding="utf-8")
+    some, served = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    names = {"vectors": rows_of(np.arange(3), seed=7)}
+    for code in (some, served.replace("deadline_s=2", f"deadline_s={WAIT_S}")):  # nodes of a test are slow
+        exec(code.replace("s3://BUCKET/gallery", built.uri), names)
+    gallery = open_gallery(built.uri)
+    np.testing.assert_array_equal(names["ids"], gallery.search(names["vectors"], 10)[1])
+    assert names["garments"] == gallery.lookup(names["ids"][0]) and names["some"].parts == (0, 2)
 
 
 def asked(gallery: ServedGallery, queries: np.ndarray) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
