@@ -1,12 +1,13 @@
-"""A gallery in one part and in four: seconds to build, memory of a build, queries a second, recall.
+"""A gallery in one part and in four: CPU seconds and memory of a build, CPU time of a search, recall.
 
-    python benchmarks/parts.py                  # 200,000 x 512 rows, ivf_pq, some ten minutes on two cores
+    python benchmarks/parts.py                  # 200,000 x 512 rows, ivf_pq, some ten minutes
     python benchmarks/parts.py --rows 20000     # a short run
 
 The rows are random, low rank plus noise as in ann.py, and stand in a gallery's results as the models would leave them,
-one garment a photo. Every build is a process of its own, whose peak memory (resident) is its own too; it builds one
-part after the other, or each as a task of a Ray of this machine. Searches are of 64 queries at once and of one, in one
-process, or of parts served by an actor each. Recall@10 is of 1,000 rows of the gallery moved a little.
+one garment a photo. Every build is a process of its own, with one thread, whose peak memory (resident, mapped files
+included) is its own too; it builds one part after the other. The dearest part is what a cluster waits for that builds
+each part on a node. Searches are of 64 queries at once and of one, in one process, without a cache to warm: the median
+of five rounds. Recall@10 is of 1,000 rows of the gallery moved a little.
 """
 
 import argparse
@@ -29,10 +30,8 @@ import pyarrow as pa
 
 from jobs.gallery.build import Wanted, build
 from jobs.gallery.gate import moved
-from jobs.gallery.parts import build_parts
+from jobs.gallery.parts import PartJob, build_parts
 from jobs.gallery.results import PhotoResults
-from jobs.gallery.serving import serve_gallery
-from jobs.runs import cluster
 from jobs.runs.marks import as_json
 from jobs.runs.settings import Settings, record
 from postproc.hypotheses import Hypotheses
@@ -41,7 +40,6 @@ from retrieval.hypotheses import as_column
 from store.objects import open_store
 
 NAME, DIM, BLOCK, K = "000001-x", 512, 20_000, 10
-CASES = (("1", "one process"), ("4", "one process"), ("4", "Ray"))
 
 
 def write_results(folder: Path, rows: int) -> None:
@@ -70,8 +68,8 @@ def digests(ids: np.ndarray) -> pa.Array:
     return pa.array([int(i).to_bytes(16, "big") for i in ids], pa.binary(16))
 
 
-def build_one(folder: Path, rows: int, parts: int, kind: str, place: str) -> dict[str, Any]:
-    """Build a version in a folder of its own beside the results; returns seconds and MB."""
+def build_one(folder: Path, rows: int, parts: int, kind: str) -> dict[str, float]:
+    """Build a version in a folder of its own beside the results; returns CPU seconds and MB."""
     ids, store = np.arange(rows), open_store(folder)
     results = PhotoResults(store.sub("results/random"), {"m": DIM})
     gallery = {"parts": parts, "index": kind, "memory_mb": 16_384}
@@ -83,67 +81,63 @@ def build_one(folder: Path, rows: int, parts: int, kind: str, place: str) -> dic
         "name": NAME, "schema": 1, "models": [{"name": "m", "dim": DIM}], "search": record(wanted.settings.search),
         "results": "random",
     }  # fmt: skip
-    if place == "Ray":
-        cluster.start_ray(wanted.settings)
-    began = time.perf_counter()
-    out = open_store(folder / f"{parts} {place}")
+    out, began, of_parts = open_store(folder / str(parts)), time.process_time(), []
+    run = PartJob.run
+
+    def timed(job: PartJob, *how: Any) -> Any:
+        start = time.process_time()
+        files = run(job, *how)
+        of_parts.append(time.process_time() - start)
+        return files
+
+    PartJob.run = timed  # type: ignore[method-assign]
     if parts > 1:
         with build_parts(wanted, results, photos, ids, None, out, NAME) as built:
-            seconds = time.perf_counter() - began
             built.write(out, about | {"files": built.files()} | built.record())
     else:
         with tempfile.TemporaryDirectory(dir=folder) as passing:
             whole = build(wanted, results, photos, None, Path(passing))
             whole.write(out, about | {"files": whole.files()} | whole.record())
-            seconds = time.perf_counter() - began
+    cpu_s = time.process_time() - began
     out.write("CURRENT", as_json({"version": NAME, "history": []}))
-    cluster.leave_ray()
-    return {"seconds": seconds, "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000}
+    mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+    return {"cpu_s": cpu_s, "dearest_s": max(of_parts, default=cpu_s), "mb": mb}
 
 
-def rate(search: Callable[[np.ndarray, int], Any], queries: np.ndarray, at_once: int) -> float:
-    """Queries a second, the median of five rounds."""
-    rates = []
+def cost_ms(search: Callable[[np.ndarray, int], Any], queries: np.ndarray, at_once: int) -> float:
+    """CPU milliseconds a query, the median of five rounds."""
+    costs = []
     for _ in range(5):
-        began = time.perf_counter()
+        began = time.process_time()
         for start in range(0, len(queries), at_once):
             search(queries[start : start + at_once], K)
-        rates.append(len(queries) / (time.perf_counter() - began))
-    return float(np.median(rates))
+        costs.append(1000 * (time.process_time() - began) / len(queries))
+    return float(np.median(costs))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--index", default="ivf_pq")
-    parser.add_argument("--one", nargs=3, metavar=("FOLDER", "PARTS", "PLACE"), help="build once, as the table does")
+    parser.add_argument("--one", nargs=2, metavar=("FOLDER", "PARTS"), help="build once, as the table does")
     args = parser.parse_args()
     if args.one:
-        folder, parts, place = args.one
-        print(json.dumps(build_one(Path(folder), args.rows, int(parts), args.index, place)))
+        print(json.dumps(build_one(Path(args.one[0]), args.rows, int(args.one[1]), args.index)))
         return
     with tempfile.TemporaryDirectory() as folder:
         write_results(Path(folder), args.rows)
-        print("| parts | built in | build s | driver's MB | recall@10 | queries/s, 64 at once | one at a time |")
-        print("|---|---|--:|--:|--:|--:|--:|")
-        for parts, place in CASES:
-            line = [sys.executable, __file__, "--rows", str(args.rows), "--index", args.index]
-            done = subprocess.run([*line, "--one", folder, parts, place], check=True, stdout=subprocess.PIPE, text=True)
-            cost = json.loads(done.stdout.splitlines()[-1])
-            gallery = open_gallery(Path(folder, f"{parts} {place}"))
+        print("| parts | build, CPU s | dearest part, CPU s | MB | recall@10 | CPU ms a query, 64 at once | one |")
+        print("|---|--:|--:|--:|--:|--:|--:|", flush=True)
+        for parts in ("1", "4"):
+            line = [sys.executable, __file__, "--rows", str(args.rows), "--index", args.index, "--one", folder, parts]
+            cost = json.loads(subprocess.run(line, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+            gallery = open_gallery(Path(folder, parts))
             ids = np.random.default_rng(1).choice(gallery.items["id"].to_numpy(), 1_000, replace=False)
             queries = moved(gallery.vectors(ids), np.random.default_rng(2))
-            exact = gallery.index.exact(queries, K)[0][:, -1:]
-            recall = (gallery.search(queries, K)[0] >= exact).mean()
-            searches = [(place, gallery.search)]
-            told = f"{cost['seconds']:.0f} | {cost['mb']:,.0f} | {recall:.3f}"
-            if place == "Ray":
-                served = serve_gallery(Path(folder, f"{parts} {place}"), num_cpus=0.5)
-                searches = [("Ray, served by four actors", served.search)]
-            for where, search in searches:
-                some, one = rate(search, queries[:512], 64), rate(search, queries[:64], 1)
-                print(f"| {parts} | {where} | {told} | {some:,.0f} | {one:,.0f} |", flush=True)
-        cluster.leave_ray()
+            recall = (gallery.search(queries, K)[0] >= gallery.index.exact(queries, K)[0][:, -1:]).mean()
+            some, one = cost_ms(gallery.search, queries[:512], 64), cost_ms(gallery.search, queries[:64], 1)
+            build_cost = f"{cost['cpu_s']:.0f} | {cost['dearest_s']:.0f} | {cost['mb']:,.0f}"
+            print(f"| {parts} | {build_cost} | {recall:.3f} | {some:.2f} | {one:.2f} |", flush=True)
 
 
 if __name__ == "__main__":

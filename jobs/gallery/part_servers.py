@@ -31,14 +31,21 @@ class PartServer:
 
     def ask(self, version: str, function: Callable[..., Any], *args: Any) -> Any:
         """`function` of the part, opened as a gallery of its own, and the arguments."""
-        with self._opening:
-            if version not in self._galleries:
-                how: dict[str, Any] = {"check": self._check, "record": self._unwritten.get(version)}
-                self._galleries[version] = Gallery(self._store, version, parts=[self._part], **how)
-                for old in list(self._galleries)[:-HELD]:
-                    del self._galleries[old]
-            gallery = self._galleries[version]
+        gallery = self._galleries.get(version)  # questions to an open version do not wait while another one is opened
+        if gallery is None:
+            with self._opening:
+                gallery = self._galleries.get(version)
+                if gallery is None:
+                    gallery = self._open(version)
         return function(gallery, *args)
+
+    def _open(self, version: str) -> Gallery:
+        record = self._unwritten.get(version)
+        gallery = Gallery(self._store, version, check=self._check, parts=[self._part], record=record)
+        self._galleries[version] = gallery
+        for old in list(self._galleries)[:-HELD]:
+            del self._galleries[old]
+        return gallery
 
 
 class Servers(Protocol):

@@ -206,7 +206,8 @@ class _Rows:
     """
 
     def __init__(self, question: "_Question") -> None:
-        self._question, self.ids, self.shape = question, np.zeros(0, np.int64), (0, 0)
+        self._question = question
+        self.hold(np.zeros(0, np.int64), ITEMS.empty_table(), 0)
 
     def hold(self, ids: np.ndarray, items: pa.Table, dim: int) -> None:
         self.ids, self._items, self.shape = ids, items, (len(ids), dim)
