@@ -54,7 +54,7 @@ def write_results(folder: Path, rows: int) -> None:
         vectors += 0.5 * np.linalg.norm(vectors, axis=1, keepdims=True) / DIM**0.5 * rng.standard_normal(vectors.shape)
         vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
         none = Hypotheses.own(np.ones(len(ids), np.int64), np.ones(len(ids)))
-        boxes = pa.FixedSizeListArray.from_arrays(pa.array(np.tile(np.float32([0, 0, 9, 9]), len(ids))), 4)
+        boxes = pa.FixedSizeListArray.from_arrays(pa.array(np.tile(np.array([0, 0, 9, 9], np.float32), len(ids))), 4)
         items = pa.table({
             "digest": digests(ids), "bbox": boxes, "score": np.ones(len(ids), np.float32),
             "category_id": np.ones(len(ids), np.int16), "votes": np.ones(len(ids), np.int8),
@@ -90,7 +90,7 @@ def build_one(folder: Path, rows: int, parts: int, kind: str) -> dict[str, float
         of_parts.append(time.process_time() - start)
         return files
 
-    PartJob.run = timed  # type: ignore[method-assign]
+    PartJob.run = timed  # type: ignore[method-assign, assignment]
     if parts > 1:
         with build_parts(wanted, results, photos, ids, None, out, NAME) as built:
             built.write(out, about | {"files": built.files()} | built.record())

@@ -52,7 +52,7 @@ def results_in(store: ObjectStore, image_ids: np.ndarray) -> PhotoResults:
     digests = photos_of(image_ids).column("digest")
     category_id = (1 + image_ids % 13).astype(np.int64)
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows_of(image_ids).reshape(-1)), DIM)
-    boxes = pa.FixedSizeListArray.from_arrays(pa.array(np.tile(np.float32([0, 0, 9, 9]), n)), 4)
+    boxes = pa.FixedSizeListArray.from_arrays(pa.array(np.tile(np.array([0, 0, 9, 9], np.float32), n)), 4)
     items = pa.table({
         "digest": digests, "bbox": boxes, "score": np.linspace(0.3, 0.9, n, dtype=np.float32),
         "category_id": category_id.astype(np.int16), "votes": np.ones(n, np.int8),
