@@ -270,7 +270,7 @@ class _Question:
             return answer
         missing, count = tuple(sorted(self.missing)), len(part_records(self.record))
         names = f"part{'s' * (len(missing) > 1)} {', '.join(map(str, missing))} of {count}"
-        reason = f"{names} did not answer within {self.deadline_s} s"
+        reason = f"{names} did not answer" + ("" if self.deadline_s is None else f" within {self.deadline_s} s")
         raise PartsMissing(f"gallery: {reason}; what the others found is this error's `answer`", missing, answer)
 
     def nearest(self, queries: np.ndarray, k: int) -> Answer:

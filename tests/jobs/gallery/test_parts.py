@@ -10,6 +10,7 @@ import part_results
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import small_gallery
 import stand_ins
 from galleries import Goods, content, house, line, night, on_disk, opened, queries, shop, stock
 from part_results import in_one, photos_of, publish, published, results_in, rows_of, wanted
@@ -370,6 +371,23 @@ def test_a_forecast_says_what_a_part_takes(where: tuple[Path, Path, Path], capsy
     assert reindex_gallery.main([*line(imageset, gallery, *FOUR), "--dry-run"], stand_ins.CATALOGUE) == 0
     said = capsys.readouterr().out
     assert "index: flat of about 50 garments in 4 parts, each " in said and on_disk(gallery) == before
+
+
+def test_a_photo_finds_the_same_in_four_parts(
+    where: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    imageset, one, four = where
+    goods = shop(range(30))
+    stock(goods, imageset)
+    night(imageset, one)
+    night(imageset, four, *FOUR)
+    (tmp_path / "7.png").write_bytes(goods[7].photo().image)
+    said = []
+    for gallery in (one, four):
+        capsys.readouterr()
+        assert small_gallery.ask(gallery, tmp_path / "7.png", "--json") == 0
+        said.append(json.loads(capsys.readouterr().out))
+    assert said[0] == said[1] and "7.png" in json.dumps(said[1])
 
 
 @pytest.mark.parametrize("steps, parts_, want", [
