@@ -113,6 +113,16 @@ def test_the_page_on_nights_serves_a_gallery_as_it_says(
     assert names["garments"] == gallery.lookup(names["ids"][0]) and names["some"].parts == (0, 2)
 
 
+def homes_of(gallery: ServedGallery) -> list[str]:
+    """The node of each part; its first answer takes as long as importing what is asked."""
+    until = time.monotonic() + WAIT_S
+    while True:
+        try:
+            return gallery.ask(node_of)
+        except PartsMissing:
+            assert time.monotonic() < until
+
+
 def asked(gallery: ServedGallery, queries: np.ndarray) -> tuple[tuple[int, ...], np.ndarray, np.ndarray]:
     """The parts that were missing, and the answer."""
     try:
@@ -126,17 +136,16 @@ def test_of_parts_whose_node_died_the_answer_says_which_until_they_are_back(
     here: Gallery, built: LocalStore, nodes: own_ray.Nodes
 ) -> None:
     queries = rows_of(np.arange(50), seed=7)
-    with serve_gallery(built.uri, version="000001-x", deadline_s=5) as served:
+    with serve_gallery(built.uri, version="000001-x", deadline_s=10) as served:
+        homes = homes_of(served)
         missing, similarity, ids = asked(served, queries)
         for got, want in zip((similarity, ids), here.search(queries, 10), strict=True):
             np.testing.assert_array_equal(got, want)
-        homes = served.ask(node_of)
         assert not missing and len(set(homes)) == 3
         busiest = max(nodes.others, key=homes.count)
-        assert homes.count(busiest) == 2  # of five cores two are lost: three are left for four parts
-        nodes.kill(busiest)
+        nodes.kill(busiest)  # of five cores two are lost: three are left for four parts
         until = time.monotonic() + WAIT_S
-        while len(missing) != 1:  # one of the two finds the last core
+        while len(missing) != 1:  # a second one finds the core that is left
             assert time.monotonic() < until
             missing, similarity, ids = asked(served, queries)
         assert homes[missing[0]] == busiest
