@@ -124,6 +124,7 @@ def gallery_status(store: ObjectStore) -> dict[str, Any]:
         "items": record.get("rows", 0),
         "photos": record.get("photos", 0),
         "index": record["index"]["kind"] if record else None,
+        "parts": len(gallery_files.part_records(record)) if record else None,
         "created": record.get("created"),
         "age_s": round(now - float(record.get("created", now)), 1) if record else None,
         "last_night": read_json(store, nights[-1]) if nights else None,
@@ -135,7 +136,8 @@ def gallery_status(store: ObjectStore) -> dict[str, Any]:
 def gallery_lines(status: Mapping[str, Any]) -> Iterator[str]:
     if status["version"]:
         age = timedelta(seconds=round(status["age_s"]))
-        garments = f"{status['items']:,} garments of {status['photos']:,} photos, index {status['index']}"
+        index = status["index"] + (f" in {status['parts']} parts" if status["parts"] > 1 else "")
+        garments = f"{status['items']:,} garments of {status['photos']:,} photos, index {index}"
         yield f"{status['place']}: version {status['version']}, {garments}, written {age} ago"
     else:
         yield f"{status['place']}: no version is published"

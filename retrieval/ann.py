@@ -139,7 +139,7 @@ class AnnIndex:
                 block_similarity, places = nearest(queries, np.asarray(self.vectors[rows], np.float32), k)
                 block_ids = np.append(self.ids[rows], -1)[places]
                 both = np.concatenate([similarity, block_similarity], axis=1), np.concatenate([ids, block_ids], axis=1)
-                similarity, ids = _best(*both, k)
+                similarity, ids = best_of(*both, k)
         return similarity, ids
 
     # --- searching an index -------------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ class AnnIndex:
         similarity, ids = _no_results(len(queries), max(k, rows.shape[1]))
         similarity[line, place] = pair_products(queries, self.vectors, line, rows[line, place])
         ids[line, place] = self.ids[rows[line, place]]
-        return _best(similarity, ids, k)
+        return best_of(similarity, ids, k)
 
     def _rough_products(self, queries: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """(Q, C) float32 products as float32 sums; -inf for none. FAISS reads the mapped rows where they lie."""
@@ -291,7 +291,7 @@ def _no_results(n_queries: int, k: int) -> tuple[np.ndarray, np.ndarray]:
     return np.full((n_queries, k), -np.inf, np.float32), np.full((n_queries, k), -1, np.int64)
 
 
-def _best(similarity: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+def best_of(similarity: np.ndarray, ids: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The first k of each line by falling similarity, then lower id; the empty (-inf, -1) last."""
     order = np.lexsort((ids, -similarity), axis=1)[:, :k]
     return np.take_along_axis(similarity, order, axis=1), np.take_along_axis(ids, order, axis=1)

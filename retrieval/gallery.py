@@ -6,15 +6,18 @@ held until `refresh`:
     gallery = open_gallery("s3://BUCKET/gallery")
     similarity, ids = gallery.search(vectors, k=10)      # vectors (Q, D): each model's unit rows side by side
     gallery.lookup(ids[0])                               # image, box, category, product of each
+
+A gallery of several parts is opened whole, or in part: `open_gallery(uri, parts=[0, 2])` reads and fetches these parts
+alone. `jobs.gallery.serving` has the parts on several machines.
 """
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -24,10 +27,22 @@ from postproc.hypotheses import Hypotheses
 from postproc.places import places
 from retrieval import steps
 from retrieval.ann import AnnIndex
+from retrieval.ann_parts import AnnParts, Answer
 from retrieval.ann_plan import IndexPlan
-from retrieval.gallery_files import VERSIONS, GalleryError, current, fetched, read_record
+from retrieval.gallery_files import (
+    LEARNED,
+    VERSIONS,
+    GalleryError,
+    checked_parts,
+    current,
+    fetched,
+    files_of,
+    part_folder,
+    part_records,
+    read_record,
+)
 from retrieval.step_kinds import JOINED, Embeddings, GalleryFacts, Phase
-from retrieval.steps import FittedSearch
+from retrieval.steps import FittedSearch, Step
 from store.objects import ObjectStore, StorageError, open_store
 
 # NumPy parses a file's header as Python, and CPython 3.11 fails when two threads do so at once
@@ -35,25 +50,45 @@ OPENING = threading.Lock()
 
 
 def open_gallery(
-    uri: str | Path, *, version: str | None = None, endpoint_url: str | None = None, check: bool = True
+    uri: str | Path,
+    *,
+    version: str | None = None,
+    endpoint_url: str | None = None,
+    check: bool = True,
+    parts: Iterable[int] | None = None,
 ) -> "Gallery":
-    """Open a gallery's current version, or one by name.
+    """Open a gallery's current version, or one by name, with all its parts or those numbered, from 0.
 
     The files of a bucket, s3://BUCKET/PREFIX, are fetched once a machine, which keeps the two versions used last.
     `check` compares every file with its digest, which reads them once; False leaves a folder's files unread. Raises
-    GalleryError for nothing published there, no such version, or files that are not what was published.
+    GalleryError for nothing published there, no such version or part, or files that are not what was published.
     """
     store = open_store(uri, endpoint_url=endpoint_url)
-    return Gallery(store, version or current(store)[0], check=check)
+    return Gallery(store, version or current(store)[0], check=check, parts=parts)
+
+
+class Opened(Protocol):
+    """What a search works on: a version's record, the steps fitted to it, and the rows that these number."""
+
+    @property
+    def record(self) -> Mapping[str, Any]: ...
+    @property
+    def fitted(self) -> FittedSearch: ...  # `find` gives row numbers
+    @property
+    def ids(self) -> np.ndarray: ...  # (N,) int64 of these rows
+    @property
+    def facts(self) -> Any: ...  # GalleryFacts of these rows, looked at once they are found
+    def nearest(self, queries: np.ndarray, k: int) -> Answer: ...  # of queries after the steps
 
 
 @dataclass(frozen=True)
 class _Opened:
-    """One version's parts together, so that a search uses one version or the next, never parts of both."""
+    """One version's files together, so that a search uses one version or the next, never files of both."""
 
     version: str
     record: dict[str, Any]
-    index: AnnIndex
+    parts: tuple[int, ...]
+    index: AnnIndex | AnnParts
     items: pa.Table
     fitted: FittedSearch
     rows: np.ndarray  # of the index that the steps work on: all, or the living where a step ranks every row anew
@@ -62,36 +97,41 @@ class _Opened:
     item_order: np.ndarray  # rows of items.parquet by rising id
 
     @classmethod
-    def of_files(cls, folder: Path, version: str, record: dict[str, Any]) -> "_Opened":
-        # versions written until November 2026 hold a forecast of seconds
-        plan = IndexPlan(**{name: value for name, value in record["index"].items() if name != "build_s"})
-        index = AnnIndex.open(folder, plan, parameters=record["parameters"])
-        items = pq.read_table(pa.memory_map(os.fsencode(folder / "items.parquet")))
-        models = [model["name"] for model in record["models"]]
-        search_steps = steps.parse(record["search"]["steps"], models)
+    def of_files(cls, folder: Path, version: str, record: dict[str, Any], parts: tuple[int, ...]) -> "_Opened":
+        indexes, tables = [], []
+        for part in parts:
+            place, entry = folder / part_folder(record, part), part_records(record)[part]
+            # versions written until November 2026 hold a forecast of seconds
+            plan = IndexPlan(**{name: value for name, value in entry["index"].items() if name != "build_s"})
+            indexes.append(AnnIndex.open(place, plan, parameters=entry["parameters"]))
+            tables.append(pq.read_table(pa.memory_map(os.fsencode(place / "items.parquet"))))
+        index: AnnIndex | AnnParts = indexes[0] if len(parts) == 1 else AnnParts(indexes)
+        items = pa.concat_tables(tables)
+        search_steps, name = steps_of(record)
         ranks_all = any(step.kind.phase == Phase.RANKING for step in search_steps)
+        if ranks_all and isinstance(index, AnnParts):
+            raise ValueError("a step that ranks every garment anew cannot work on several parts")
         only_living = len(index.dead) > 0 and ranks_all
-        rows = index.living if only_living else np.arange(len(index.ids))
-        vectors = index.vectors[rows] if only_living else index.vectors
-        joined = any(step.name == "concat" for step in search_steps)
-        rows_of = {JOINED if joined else steps.bases(models)[0]: vectors}
+        is_dead = np.zeros(len(index.ids), bool)
+        is_dead[index.dead] = True
+        rows = np.flatnonzero(~is_dead) if only_living else np.arange(len(index.ids))
+        vectors: Any = index.vectors[rows] if only_living else index.vectors
         weights = record["search"]["weights"]
-        fitted = FittedSearch(search_steps, weights, rows_of)
-        if "steps.safetensors" in record["files"]:
-            fitted = steps.load(search_steps, rows_of, (folder / "steps.safetensors").read_bytes(), weights)
-        ids, living = np.asarray(index.ids)[rows], np.flatnonzero(np.isin(rows, index.dead, invert=True))
+        fitted = FittedSearch(search_steps, weights, {name: vectors})
+        if LEARNED in record["files"]:
+            fitted = steps.load(search_steps, {name: vectors}, (folder / LEARNED).read_bytes(), weights)
+        ids, living = np.asarray(index.ids)[rows], np.flatnonzero(~is_dead[rows])
         by_id = living[np.argsort(ids[living], kind="stable")]
         item_ids = items["id"].to_numpy()
         item_order = np.argsort(item_ids, kind="stable")
         if not np.array_equal(item_ids[item_order], ids[by_id]):
             raise ValueError(f"{len(item_ids)} items, which are not the {len(by_id)} garments of the index")
-        opened = cls(version, record, index, items, fitted, rows, ids, by_id, item_order)
+        opened = cls(version, record, parts, index, items, fitted, rows, ids, by_id, item_order)
         fitted.find = opened.find
         return opened
 
-    @property
-    def dims(self) -> dict[str, int]:
-        return {model["name"]: model["dim"] for model in self.record["models"]}
+    def nearest(self, queries: np.ndarray, k: int) -> Answer:
+        return self.index.search(queries, k)
 
     def find(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The index's answer with places among `rows` instead of ids, as query expansion and steps on lists want it."""
@@ -104,36 +144,65 @@ class _Opened:
     @cached_property
     def facts(self) -> GalleryFacts:
         """What steps on lists need to know of every row."""
-        items = self.items.take(pa.array(self.item_order))
-        item_ids, place = items["id"].to_numpy(), np.zeros(len(self.ids), np.int64)
-        if not len(item_ids):
-            nothing = np.zeros(0, np.int64)
-            return GalleryFacts(Hypotheses.own(nothing, nothing), np.zeros(0), nothing, nothing)
-        place = np.minimum(np.searchsorted(item_ids, self.ids), len(item_ids) - 1)
-        products = items["product_id"].to_numpy(zero_copy_only=False).astype(str)[place]
-        names, product = np.unique(products, return_inverse=True)
-        category_id, score, photo = (items[name].to_numpy()[place] for name in ("category_id", "score", "image_id"))
-        own = Hypotheses.own(category_id, np.ones(len(category_id)))
-        return GalleryFacts(own, score, photo, np.where(names[product] == "", -1, product))
+        return facts_of(self.items.take(pa.array(self.item_order)), self.ids)
+
+
+def facts_of(items: pa.Table, ids: np.ndarray) -> GalleryFacts:
+    """What steps on lists need to know of garments `ids` (N,); `items` are rows of items.parquet by rising id."""
+    item_ids = items["id"].to_numpy()
+    if not len(item_ids):
+        nothing = np.zeros(0, np.int64)
+        return GalleryFacts(Hypotheses.own(nothing, nothing), np.zeros(0), nothing, nothing)
+    place = np.minimum(np.searchsorted(item_ids, ids), len(item_ids) - 1)
+    products = items["product_id"].to_numpy(zero_copy_only=False).astype(str)[place]
+    names, product = np.unique(products, return_inverse=True)
+    category_id, score, photo = (items[name].to_numpy()[place] for name in ("category_id", "score", "image_id"))
+    own = Hypotheses.own(category_id, np.ones(len(category_id)))
+    return GalleryFacts(own, score, photo, np.where(names[product] == "", -1, product))
+
+
+def dims_of(record: Mapping[str, Any]) -> dict[str, int]:
+    """Model -> width of its rows, of a version."""
+    return {model["name"]: model["dim"] for model in record["models"]}
+
+
+def steps_of(record: Mapping[str, Any]) -> tuple[tuple[Step, ...], str]:
+    """The steps of a version's search, and the name of the one entry of embeddings that they work on in the end."""
+    models = [model["name"] for model in record["models"]]
+    search_steps = steps.parse(record["search"]["steps"], models)
+    joined = any(step.name == "concat" for step in search_steps)
+    return search_steps, JOINED if joined else steps.bases(models)[0]
 
 
 class Gallery:
     """One version of a gallery. Several threads may search it, while one of them follows with `refresh`.
 
     Attributes:
-        version: its name. record: version.json.
+        version: its name. record: version.json. parts: the numbers of the parts that are open; all else is of these.
         dims: model -> width of its rows; a search's `vectors` are these models' unit rows side by side, in this order.
     """
 
-    def __init__(self, store: ObjectStore, version: str, *, check: bool = True) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        version: str,
+        *,
+        check: bool = True,
+        parts: Iterable[int] | None = None,
+        record: dict[str, Any] | None = None,
+    ) -> None:
+        """Open a version of the gallery in `store`; `record` is its version.json where that is not written yet."""
         self._store, self._check = store, check
-        self._opened = self._open(version)
+        self._wanted = None if parts is None else tuple(parts)
+        self._opened = self._open(version, record)
 
-    def _open(self, version: str) -> _Opened:
-        record = read_record(self._store, version)
+    def _open(self, version: str, record: dict[str, Any] | None = None) -> _Opened:
+        record = read_record(self._store, version) if record is None else record
+        parts = checked_parts(record, self._wanted)
         try:
-            with fetched(self._store, version, record, check=self._check) as folder, OPENING:
-                return _Opened.of_files(folder, version, record)
+            files = files_of(record, parts)
+            with fetched(self._store, version, record, check=self._check, files=files) as folder, OPENING:
+                return _Opened.of_files(folder, version, record, parts)
         except (GalleryError, StorageError):
             raise
         except Exception as error:  # FAISS, NumPy, Arrow and safetensors have errors of their own for a foreign file
@@ -153,11 +222,15 @@ class Gallery:
         return self._opened.record
 
     @property
-    def dims(self) -> dict[str, int]:
-        return self._opened.dims
+    def parts(self) -> tuple[int, ...]:
+        return self._opened.parts
 
     @property
-    def index(self) -> AnnIndex:
+    def dims(self) -> dict[str, int]:
+        return dims_of(self.record)
+
+    @property
+    def index(self) -> AnnIndex | AnnParts:
         return self._opened.index
 
     @property
@@ -181,25 +254,7 @@ class Gallery:
             similarity (Q, k) float32, falling; ids (Q, k) int64, equal similarities by lower id, or where a step works
             on lists by the row that was put in first; -inf and -1 where there are fewer.
         """
-        opened = self._opened  # a refresh in another thread changes nothing below
-        vectors = np.asarray(vectors)
-        width = sum(opened.dims.values())
-        if vectors.ndim != 2 or vectors.shape[1] != width or vectors.dtype != np.float32 or k < 1:
-            models = " + ".join(f"{name} {dim}" for name, dim in opened.dims.items())
-            raise GalleryError(
-                f"gallery: want vectors (Q, {width}) float32 ({models}) and k from 1, "
-                f"got {vectors.shape} {vectors.dtype}, {k}"
-            )
-        if not np.isfinite(vectors).all():
-            row = int(np.argmin(np.isfinite(vectors).all(axis=1)))
-            advice = "look at the model that made them"
-            raise GalleryError(f"gallery: vector {row} has numbers that are not finite; {advice}")
-        columns = np.split(vectors, np.cumsum(list(opened.dims.values()))[:-1], axis=1)
-        queries = dict(zip(opened.dims, columns, strict=True))
-        if any(step.kind.phase >= Phase.RANKING for step in opened.fitted.steps):
-            return _search_lists(opened, queries, k, category)
-        (moved,) = opened.fitted.transform(queries).values()
-        return opened.index.search(np.ascontiguousarray(moved, np.float32), k)
+        return search(self._opened, vectors, k, category)  # a refresh in another thread changes nothing there
 
     def lookup(self, ids: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
         """The rows of items.parquet with these ids (N,), as `search` gives them; {} for -1 and ids not in it."""
@@ -231,16 +286,40 @@ class Gallery:
 
         Raises GalleryError where the current version cannot be used; the version held goes on answering.
         """
-        name = current(self._store)[0]
-        if name == self.version:
+        name, held = current(self._store)[0], self._opened
+        if name == held.version:
             return False
-        self._opened = self._open(name)
+        opened = self._open(name)
+        count, before = (len(part_records(one.record)) for one in (opened, held))
+        if self._wanted is not None and count != before:  # part 1 of 2 has other garments than part 1 of 4
+            raise GalleryError(f"gallery: {name} has {count} parts, {held.version} has {before}; open the new ones")
+        self._opened = opened
         return True
 
 
-def _search_lists(
-    opened: _Opened, queries: Embeddings, k: int, category: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray]:
+def search(opened: Opened, vectors: np.ndarray, k: int, category: np.ndarray | None) -> Answer:
+    """As `Gallery.search`, of what is opened."""
+    dims, vectors = dims_of(opened.record), np.asarray(vectors)
+    width = sum(dims.values())
+    if vectors.ndim != 2 or vectors.shape[1] != width or vectors.dtype != np.float32 or k < 1:
+        models = " + ".join(f"{name} {dim}" for name, dim in dims.items())
+        raise GalleryError(
+            f"gallery: want vectors (Q, {width}) float32 ({models}) and k from 1, "
+            f"got {vectors.shape} {vectors.dtype}, {k}"
+        )
+    if not np.isfinite(vectors).all():
+        row = int(np.argmin(np.isfinite(vectors).all(axis=1)))
+        advice = "look at the model that made them"
+        raise GalleryError(f"gallery: vector {row} has numbers that are not finite; {advice}")
+    columns = np.split(vectors, np.cumsum(list(dims.values()))[:-1], axis=1)
+    queries = dict(zip(dims, columns, strict=True))
+    if any(step.kind.phase >= Phase.RANKING for step in opened.fitted.steps):
+        return _search_lists(opened, queries, k, category)
+    (moved,) = opened.fitted.transform(queries).values()
+    return opened.nearest(np.ascontiguousarray(moved, np.float32), k)
+
+
+def _search_lists(opened: Opened, queries: Embeddings, k: int, category: np.ndarray | None) -> Answer:
     """A search with steps that rank anew or change lists; they work on rows and need the facts of the items."""
     if category is None and any(step.name == "category" for step in opened.fitted.steps):
         raise GalleryError("gallery: its search has a category rule; give the category of each query")

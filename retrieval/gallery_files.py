@@ -5,6 +5,9 @@ GALLERY/versions/NAME/       version.json, written last, names every other file 
     vectors.npy ids.npy index.faiss dead.npy      `retrieval.ann`
     items.parquet                                 a row for each living id
     steps.safetensors                             what the search's steps learned
+
+A gallery of several parts has the first five in folders part-0/, part-1/ … of the version, each of which is a whole
+index; `parts` of its version.json has an entry for each, with what stands at the top level where there is one part.
 """
 
 import fcntl
@@ -12,7 +15,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,9 @@ from retrieval.hypotheses import HYPOTHESES
 from store.files import cache_folder, digest, file_digest, publish_file
 from store.objects import ObjectMissing, ObjectStore, StorageError
 
-CURRENT, VERSIONS, RECORD = "CURRENT", "versions", "version.json"
+CURRENT, VERSIONS, RECORD, LEARNED = "CURRENT", "versions", "version.json", "steps.safetensors"
+PART = "part-"  # a part's folder, before its number
+SCHEMA, SCHEMA_OF_PARTS = 1, 2  # of version.json: releases that know no parts refuse the second
 ITEMS = pa.schema(
     [
         ("id", pa.int64()), ("image_id", pa.int64()), ("bbox", pa.list_(pa.float32(), 4)), ("category_id", pa.int16()),
@@ -73,8 +78,9 @@ def read_record(store: ObjectStore, name: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise GalleryError(f"{store.uri}/{VERSIONS}/{name}/{RECORD}: not readable: {error}") from None
     schema = record.get("schema") if isinstance(record, dict) else "?"
-    if schema != 1:
-        raise GalleryError(f"{store.uri}/{VERSIONS}/{name}: schema {schema}; this version reads 1")
+    if schema not in (SCHEMA, SCHEMA_OF_PARTS):
+        read = f"{SCHEMA} and {SCHEMA_OF_PARTS}"
+        raise GalleryError(f"{store.uri}/{VERSIONS}/{name}: schema {schema}; this version reads {read}")
     if wrong := _wrong_part(record):
         advice = "`--rollback` or publish anew"
         raise GalleryError(f"{store.uri}/{VERSIONS}/{name}/{RECORD}: not readable: {wrong}; {advice}")
@@ -91,19 +97,65 @@ def _wrong_part(record: Mapping[str, Any]) -> str:
         return f"gate is {str(gate)[:40]!r}"
     if not isinstance(kind := record["index"].get("kind"), str):
         return f"the kind of its index is {str(kind)[:40]!r}"
+    parts = record.get("parts", [])
+    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+        return f"parts is {str(parts)[:40]!r}"
     return ""
 
 
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def part_records(record: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """For each part of a version its index, parameters and rows: the record itself where there is one part."""
+    return record.get("parts") or [record]
+
+
+def part_folder(record: Mapping[str, Any], part: int) -> str:
+    """Where a part's files are in the version's folder: "part-2/", or "" where there is one part."""
+    return f"{PART}{part}/" if record.get("parts") else ""
+
+
+def files_of(record: Mapping[str, Any], parts: Iterable[int]) -> dict[str, str]:
+    """Name -> digest of the files that a reader of these parts needs, all where there is one part."""
+    if not record.get("parts"):
+        return dict(record["files"])
+    wanted = tuple(part_folder(record, part) for part in parts)
+    return {file: digest for file, digest in record["files"].items() if file == LEARNED or file.startswith(wanted)}
+
+
+def checked_parts(record: Mapping[str, Any], parts: Iterable[int] | None) -> tuple[int, ...]:
+    """The numbers of the parts asked for, rising; None: all. GalleryError: none, or one that the version lacks."""
+    there = range(len(part_records(record)))
+    wanted = tuple(there) if parts is None else tuple(sorted(set(parts)))
+    if not wanted or not set(wanted) <= set(there):
+        last = f", 0 to {there[-1]}" if len(there) > 1 else ": 0"
+        raise GalleryError(f"{record['name']}: parts {list(wanted)}; want some of its {len(there)}{last}")
+    return wanted
+
+
+# --- the files on this machine ----------------------------------------------------------------------------------------
+
+
 @contextmanager
-def fetched(store: ObjectStore, name: str, record: Mapping[str, Any], *, check: bool = True) -> Iterator[Path]:
+def fetched(
+    store: ObjectStore,
+    name: str,
+    record: Mapping[str, Any],
+    *,
+    check: bool = True,
+    files: Mapping[str, str] | None = None,
+) -> Iterator[Path]:
     """The folder of a version's files: a folder's own, or a bucket's as they were fetched, each checked.
 
-    A bucket's files stay where they are until the context ends; what was mapped within it stays readable afterwards.
-    Raises GalleryError for a file that is missing or not what was published.
+    `files` are those of the record that are wanted, None: all. A bucket's files stay where they are until the context
+    ends; what was mapped within it stays readable afterwards. Raises GalleryError for a file
+    that is missing or not what was published.
     """
+    files = record["files"] if files is None else files
     if store.local_path is not None:
         folder = store.local_path / VERSIONS / name
-        for file, published in record["files"].items() if check else ():
+        for file, published in files.items() if check else ():
             actual = file_digest(folder / file) if (folder / file).is_file() else "missing"
             if actual != published:
                 advice = "`--rollback`, then publish anew"
@@ -113,7 +165,7 @@ def fetched(store: ObjectStore, name: str, record: Mapping[str, Any], *, check: 
     text = json.dumps(record["files"], sort_keys=True)
     folder = cache_folder() / "galleries" / digest(store.uri.encode()) / digest(f"{name} {text}".encode())
     with _locked(folder):
-        for file, published in record["files"].items():
+        for file, published in files.items():
             if not ((folder / file).is_file() and file_digest(folder / file) == published):
                 _download(store, f"{VERSIONS}/{name}/{file}", folder / file, published)
         _evict(folder.parent)
@@ -176,6 +228,7 @@ def _evict(folder: Path) -> None:
 
 
 def _download(store: ObjectStore, key: str, path: Path, published: str) -> None:
+    path.parent.mkdir(exist_ok=True)  # of a part
     try:
         with publish_file(path, sole_writer=True) as part:
             with store.open(key) as source, part.open("wb") as target:

@@ -63,6 +63,10 @@ class ObjectStore(ABC):
         """Publish the bytes of a local file without holding them in memory."""
 
     @abstractmethod
+    def copy(self, source: str, key: str) -> None:
+        """Publish the bytes under `source` under `key` too; a bucket copies them itself. Raises ObjectMissing."""
+
+    @abstractmethod
     def open(self, key: str) -> "pyarrow.NativeFile":
         """A seekable file for reading ranges. Raises ObjectMissing."""
 

@@ -2,11 +2,12 @@
 
 In: results by digest, the photos of tonight, the version before. Out: a local folder with every file that version.json
 will name. Where only photos changed, their rows are put in and taken out (`AnnIndex.with_changes`); else all is built.
+A part of a version (`parts`) is built by the same functions, from its own photos and the part before.
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jobs.gallery.built import SEED, Built, Published
 from jobs.gallery.results import PhotoResults
 from jobs.runs import cluster
 from jobs.runs.progress import say
@@ -25,8 +27,8 @@ from retrieval.ann import AnnIndex
 from retrieval.ann_plan import IndexPlan, plan
 from retrieval.ann_tune import quantisation_error, tune
 from retrieval.gallery import Gallery
-from retrieval.gallery_files import ITEMS
-from retrieval.step_kinds import Embeddings
+from retrieval.gallery_files import ITEMS, LEARNED, part_records
+from retrieval.step_kinds import Embeddings, Phase
 from retrieval.steps import FittedSearch, Step
 from store.categories import recorded
 from store.errors import UserError
@@ -35,9 +37,9 @@ SAMPLE = 400  # rows that recall and drift are measured with
 # Share of the way from the recall asked for to 1 that is added to the target, because a sample flatters the parameters
 # chosen by it: 0.95 is tuned to 0.97, lest a sound index fall below 0.95 by chance and be advised to train again.
 MARGIN = 0.4
-SEED = 0
 OUTGROWN = 2.0  # times the rows an index was planned for: then it is planned anew
 LOCAL_ROWS = 200_000  # rows that this process puts into an index itself: a Ray task would cost more than it saves
+FillParts = Callable[[IndexPlan, bytes, np.ndarray], Iterator[bytes]]  # as of `ann_build.build`
 
 
 @dataclass(frozen=True)
@@ -62,49 +64,52 @@ class Wanted:
         except ValueError as error:
             raise UserError(f"gallery.index, gallery.memory_mb: {error}") from None
 
-
-@dataclass(frozen=True)
-class Built:
-    """A version's files in a local folder, opened, and how they came to be."""
-
-    folder: Path
-    index: AnnIndex
-    parameters: Mapping[str, Any]  # that the index is searched by
-    items: pa.Table
-    added: int  # garments
-    removed: int
-    rebuilt: str  # why all was built anew, "" where the version before was extended
-    error: float  # quantisation error of a sample of tonight's rows; nan where there are none
-
-    def record(self) -> dict[str, Any]:
-        """The entries of version.json that building knows."""
-        return {
-            # readers of earlier releases may look for the forecast of seconds that was here
-            "index": asdict(self.index.plan) | {"build_s": 0.0},
-            "parameters": dict(self.parameters),
-            "rows": self.index.rows,
-            "dead_share": self.index.dead_share,
-            "quantisation_error": None if np.isnan(self.error) else self.error,
-        }
+    def forecast(self, garments: int, dim: int) -> str:
+        """The index to be, with its memory and disk. UserError as `plan`."""
+        parts = self.settings.gallery.parts
+        index = self.plan(-(-garments // parts), dim)
+        what = f"{index.kind} of about {garments:,} garments" + (f" in {parts} parts, each" if parts > 1 else ",")
+        return (
+            f"index: {what} {index.memory_mb:,.0f} MB while searching, {index.build_mb:,.0f} MB while building, "
+            f"{index.disk_mb:,.0f} MB on disk; {index.why}"
+        )
 
 
-def build(wanted: Wanted, results: PhotoResults, photos: pa.Table, before: Gallery | None, folder: Path) -> Built:
+def build(wanted: Wanted, results: PhotoResults, photos: pa.Table, before: Published | None, folder: Path) -> Built:
     """Write a version's files into an empty local folder; `before`, the current version, is extended if possible.
 
     Raises:
         UserError: an index of that kind does not fit so many garments or the budget, or misses the recall.
     """
-    reason = "the first version" if before is None else reason_to_rebuild(wanted, results, before)
+    reason = "the first version" if before is None else reason_to_rebuild(wanted, results, before.record)
     if before is not None and not reason:
-        return _extend(wanted, results, photos, before, folder)
-    fitted, items = _fit_and_write(wanted, results, photos, folder)
-    dim = np.load(folder / "vectors.npy", mmap_mode="r").shape[1]
+        assert isinstance(before, Gallery)  # another number of parts is a reason
+        built, fitted = extend(results, photos, before, folder), before.fitted
+    else:
+        fitted = fit(wanted, results, photos)
+        built = build_anew(wanted, results, photos, fitted, folder, reason, partial(fill_parts, wanted.settings))
+    if fitted.learned:
+        (folder / LEARNED).write_bytes(steps.save(fitted))
+    return built
+
+
+def build_anew(
+    wanted: Wanted,
+    results: PhotoResults,
+    photos: pa.Table,
+    fitted: FittedSearch,
+    folder: Path,
+    reason: str,
+    fill: FillParts = ann_build.fill_parts,
+) -> Built:
+    """The index over every garment of these photos, after the steps of `fitted`; UserError as `build`."""
+    items, dim = _write_rows(wanted, results, photos, fitted, folder)
     chosen = wanted.plan(len(items), dim)
-    ann_build.build(chosen, folder, seed=SEED, fill_parts=partial(fill_parts, wanted.settings))
+    ann_build.build(chosen, folder, seed=SEED, fill_parts=fill)
     index = AnnIndex.open(folder, chosen)
     parameters = tuned(index, wanted.settings.gallery.recall) if index.rows else {}
     index = AnnIndex.open(folder, chosen, parameters=parameters)
-    _write_rest(folder, items, fitted)
+    _write_items(folder, items)
     error = quantisation_error(index, _sample(index))
     return Built(folder, index, parameters, items, len(items), 0, reason, error)
 
@@ -149,41 +154,54 @@ def tuned(index: AnnIndex, recall: float) -> dict[str, Any]:
     raise UserError(f"gallery.recall {recall:g}: {reason}; or ask for less, or for another gallery.index")
 
 
-def reason_to_rebuild(wanted: Wanted, results: PhotoResults, before: Gallery) -> str:
-    """Why the version before cannot be extended; "" where it can."""
-    before_record, own, index = before.record, wanted.settings.gallery, before.index.plan
-    if before_record["results"] != results.fingerprint:
+def reason_to_rebuild(wanted: Wanted, results: PhotoResults, before: Mapping[str, Any]) -> str:
+    """Why the version whose version.json is `before` cannot be extended; "" where it can."""
+    own = wanted.settings.gallery
+    if before["results"] != results.fingerprint:
         return "models, weights or settings changed"
-    if before_record["search"] != record(wanted.settings.search):
+    if before["search"] != record(wanted.settings.search):
         return "the search's steps changed"
-    named = recorded(before_record)
+    named = recorded(before)
     if wanted.categories[: len(named)] != named:  # new ones after them change nothing
         return "categories have other names"
     if wanted.retrain == "now":
         return "asked to train again"
-    if not len(before):
+    if not before["rows"]:
         return "there were no garments to go on from"
-    if before_record["wanted_kind"] != own.index or before_record["budget_mb"] != own.memory_mb:
+    if before["wanted_kind"] != own.index or before["budget_mb"] != own.memory_mb:
         return "another kind of index or budget"
-    if index.kind != "flat":
-        if before_record.get("tuned_to", own.recall) != own.recall:
-            return "another recall to tune to"
-        if len(before) >= OUTGROWN * max(index.rows, 1):
-            return "the gallery outgrew its index"
-    elif own.index == "auto":
-        kind = wanted.plan(len(before), index.dim, "auto").kind
-        if kind != "flat":
-            return f"the gallery outgrew exact search: {kind}"
-    if wanted.retrain == "auto" and (advice := before_record.get("advice") or wanted.advice):
+    parts = part_records(before)
+    if len(parts) != own.parts:
+        return "another number of parts"
+    if reason := next(filter(None, (_outgrown(wanted, before, part) for part in parts)), ""):
+        return reason
+    if wanted.retrain == "auto" and (advice := before.get("advice") or wanted.advice):
         return f"trained again: {advice}"
     return "dba moves every row" if any(step.name == "dba" for step in wanted.steps) else ""
 
 
-def _extend(wanted: Wanted, results: PhotoResults, photos: pa.Table, before: Gallery, folder: Path) -> Built:
-    """The version before with tonight's garments put in and those that left taken out."""
+def _outgrown(wanted: Wanted, before: Mapping[str, Any], part: Mapping[str, Any]) -> str:
+    """Why the index of one part no longer suits; "" where it does."""
+    own, index, rows = wanted.settings.gallery, part["index"], part["rows"]
+    if index["kind"] != "flat":
+        if before.get("tuned_to", own.recall) != own.recall:
+            return "another recall to tune to"
+        if rows >= OUTGROWN * max(index["rows"], 1):
+            return "the gallery outgrew its index"
+    elif own.index == "auto":
+        kind = wanted.plan(rows, index["dim"], "auto").kind
+        if kind != "flat":
+            return f"the gallery outgrew exact search: {kind}"
+    return ""
+
+
+def extend(results: PhotoResults, photos: pa.Table, before: Gallery, folder: Path) -> Built:
+    """The version before, or a part of it, with tonight's garments put in and those that left taken out."""
+    index = before.index
+    assert isinstance(index, AnnIndex)  # of one part
     old = set(_garment_keys(before.items))
     item_parts, new_parts = [ITEMS.empty_table()], [ITEMS.empty_table()]
-    vector_parts = [np.zeros((0, before.index.plan.dim), np.float32)]
+    vector_parts = [np.zeros((0, index.plan.dim), np.float32)]
     for items, rows in results.garments(photos):
         item_parts.append(items)
         is_new = np.array([key not in old for key in _garment_keys(items)], bool)
@@ -194,13 +212,14 @@ def _extend(wanted: Wanted, results: PhotoResults, photos: pa.Table, before: Gal
     added = pa.concat_tables(new_parts).column("id").to_numpy()
     removed = np.array(sorted(id_ for id_, _ in old - set(_garment_keys(items))), np.int64)
     passing = folder / "index"  # `with_changes` wants an empty folder
-    plan_ = before.index.with_changes(passing, vectors, added, removed, seed=SEED).plan
+    plan_ = index.with_changes(passing, vectors, added, removed, seed=SEED).plan
     for file in sorted(passing.iterdir()):
         file.rename(folder / file.name)
     passing.rmdir()
-    parameters = dict(before.record["parameters"])
+    (part,) = before.parts
+    parameters = dict(part_records(before.record)[part]["parameters"])
     index = AnnIndex.open(folder, plan_, parameters=parameters)
-    _write_rest(folder, items, before.fitted)
+    _write_items(folder, items)
     error = quantisation_error(index, vectors[:SAMPLE] if len(vectors) else _sample(index))
     return Built(folder, index, parameters, items, len(added), len(removed), "", error)
 
@@ -210,17 +229,22 @@ def _garment_keys(items: pa.Table) -> list[tuple[int, bytes]]:
     return list(zip(items.column("id").to_pylist(), items.column("digest").to_pylist(), strict=True))
 
 
-def _fit_and_write(
-    wanted: Wanted, results: PhotoResults, photos: pa.Table, folder: Path
-) -> tuple[FittedSearch, pa.Table]:
-    """Learn what the steps learn, block by block, and write vectors.npy and ids.npy of all garments."""
+def fit(wanted: Wanted, results: PhotoResults, photos: pa.Table) -> FittedSearch:
+    """Learn what the steps learn from the garments of these photos, block by block."""
 
     def blocks() -> Iterator[Embeddings]:
         return (rows for _, rows in results.garments(photos))
 
-    fitted = steps.fit_blocks(wanted.steps, blocks, wanted.settings.search.weights)
+    return steps.fit_blocks(wanted.steps, blocks, wanted.settings.search.weights)
+
+
+def _write_rows(
+    wanted: Wanted, results: PhotoResults, photos: pa.Table, fitted: FittedSearch, folder: Path
+) -> tuple[pa.Table, int]:
+    """Write vectors.npy and ids.npy of all garments; returns their items and the width of a row."""
     parts: list[pa.Table] = [ITEMS.empty_table()]
-    dim = sum(results.models.values())
+    (nothing,) = fitted.project({name: np.zeros((0, dim), np.float32) for name, dim in results.models.items()}).values()
+    dim = nothing.shape[1]
     with (
         tempfile.NamedTemporaryFile(dir=folder, prefix=".rows-") as file,  # the number of rows is known at the end
         tempfile.NamedTemporaryFile(dir=folder, prefix=".moved-") as moved_file,
@@ -229,7 +253,6 @@ def _fit_and_write(
             (moved,) = fitted.project(rows).values()
             file.write(np.ascontiguousarray(moved, np.float32).tobytes())
             parts.append(items)
-            dim = moved.shape[1]
         file.flush()
         items = pa.concat_tables(parts)
         vectors = np.zeros((0, dim), np.float32)
@@ -240,14 +263,12 @@ def _fit_and_write(
                     out = np.memmap(moved_file.name, np.float32, "w+", shape=vectors.shape)
                     vectors = dba.augment(vectors, out=out, **step.options)
         ann_build.write_vectors(folder, vectors, items.column("id").to_numpy())
-    return fitted, items
+    return items, dim
 
 
-def _write_rest(folder: Path, items: pa.Table, fitted: FittedSearch) -> None:
+def _write_items(folder: Path, items: pa.Table) -> None:
     with (folder / "items.parquet").open("wb") as sink:
         pq.write_table(items, sink, compression="zstd")
-    if fitted.learned:
-        (folder / "steps.safetensors").write_bytes(steps.save(fitted))
 
 
 def _sample(index: AnnIndex) -> np.ndarray:
@@ -256,11 +277,14 @@ def _sample(index: AnnIndex) -> np.ndarray:
     return np.asarray(index.vectors[np.sort(rows)], np.float32)
 
 
-def refusal(search_steps: Sequence[Step]) -> str:
-    """Why a gallery cannot be searched by these steps; "" where it can."""
+def refusal(search_steps: Sequence[Step], parts: int) -> str:
+    """Why a gallery of so many parts cannot be searched by these steps; "" where it can."""
     names = [step.name for step in search_steps]
     if "rank_fusion" in names:
         return "rank_fusion wants a list of every model, and a gallery has one index; join the rows with concat"
     if "dba" in names and "concat" in names and names.index("dba") < names.index("concat"):
         return "dba before concat wants every model's rows at once; put it after concat"
+    whole = [step.name for step in search_steps if step.kind.phase in (Phase.GALLERY, Phase.RANKING)]
+    if whole and parts > 1:
+        return f"{whole[0]} compares each garment with all others, which {parts} parts cannot; set gallery.parts to 1"
     return ""

@@ -7,17 +7,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jobs.gallery.built import PHOTOS_FILE, Published
 from jobs.gallery.results import PhotoResults
 from jobs.runs import tables
 from postproc.places import places
-from retrieval.gallery import Gallery
 from retrieval.gallery_files import VERSIONS
 from store.errors import UserError
 from store.imageset import ImageSet
 from store.objects import ObjectStore
-
-# of a version: image_id, product_id, file_name, digest of every photo, those without garments too
-PHOTOS_FILE = "photos.parquet"
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ class GalleryChanges:
 
 
 def compare(
-    images: ImageSet, results: PhotoResults, store: ObjectStore, before: Gallery | None, *, retry_failed: bool
+    images: ImageSet, results: PhotoResults, store: ObjectStore, before: Published | None, *, retry_failed: bool
 ) -> GalleryChanges:
     """Compare the set's shop photos with those of the current version, `before` (None on the first night), and with
     the results; `store` is the gallery's. With `retry_failed`, photos that failed count as photos without results.
@@ -84,7 +81,7 @@ def compare(
     ids = photos.column("image_id").to_numpy()
     place = places(old.column("image_id").to_numpy(), ids)
     now, then = photos.filter(pa.array(place >= 0)), old.take(pa.array(place[place >= 0]))
-    same, renamed = ~_differ(now, then, "digest"), _differ(now, then, "product_id") | _differ(now, then, "file_name")
+    same, renamed = ~differ(now, then, "digest"), differ(now, then, "product_id") | differ(now, then, "file_name")
     had_product, has_product = (_has_product(table) for table in (then, now))
     kept = now.column("image_id").to_numpy()
     unshown = same & np.isin(kept, photos_with_garments(processed, photos)) & ~np.isin(kept, shown)
@@ -116,7 +113,7 @@ def _rows_without_results(photos: pa.Table, processed: pa.Table) -> tuple[dict[s
     return rows, len(seen)
 
 
-def _differ(now: pa.Table, then: pa.Table, name: str) -> np.ndarray:
+def differ(now: pa.Table, then: pa.Table, name: str) -> np.ndarray:
     """(N,) bool: in which rows a column differs."""
     return pc.not_equal(now.column(name), then.column(name)).to_numpy()
 

@@ -16,15 +16,16 @@ failed     share of tonight's photos without a result
 import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from jobs.gallery.build import SEED, Built
+from jobs.gallery.built import SEED, Built, Published
 from jobs.runs import tables
+from retrieval.ann_parts import Answer
 from retrieval.ann_tune import recall
 from retrieval.gallery import Gallery
 from store.decode import decode
@@ -71,12 +72,17 @@ def of_index(built: Built, limit: float) -> Figure:
     rng = np.random.default_rng(SEED + 1)
     chosen = rng.choice(living, min(SAMPLE, len(living)), replace=False)
     rows = np.asarray(built.index.vectors[np.sort(chosen)], np.float32)
-    moved = rows + rng.normal(size=rows.shape).astype(np.float32) * np.float32(0.3 / np.sqrt(rows.shape[1]))
-    moved /= np.linalg.norm(moved, axis=1, keepdims=True)
-    return Figure("recall", round(recall(built.index, moved, FIRST), 4), limit)
+    return Figure("recall", round(recall(built.index, moved(rows, rng), FIRST), 4), limit)
 
 
-def of_counts(built: Built, wanted: Collection[int], before: Gallery | None) -> Figure:
+def moved(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Unit rows (N, D) float32 moved a little, as another photo of the same garment might be."""
+    rows = rows + rng.normal(size=rows.shape).astype(np.float32) * np.float32(0.3 / np.sqrt(rows.shape[1]))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows
+
+
+def of_counts(built: Built, wanted: Collection[int], before: Published | None) -> Figure:
     """1 where index and items agree on every id, and on `wanted`, the image_ids of photos with garments; else 0."""
     indexed = np.sort(built.index.ids[built.index.living])
     listed = np.sort(built.items.column("id").to_numpy())
@@ -103,11 +109,12 @@ def of_rows(built: Built) -> Figure:
     return Figure("rows", float(bad), 0.0, most=True, counted=counted)
 
 
-def of_canaries(built: Built, before: Gallery | None, limit: float) -> Figure:
+def of_canaries(built: Built, before: Published | None, limit: float) -> Figure:
     """Share of what queries of the night before found then and that is still there, found again tonight."""
     if before is None or built.rebuilt:
         reason = "no night before to compare with" if before is None else built.rebuilt
         return Figure("canaries", None, limit, note=reason)
+    assert isinstance(before, Gallery)  # one in parts cannot be extended by one part
     old, new = (
         dict(zip(items.column("id").to_pylist(), items.column("digest").to_pylist(), strict=True))
         for items in (before.items, built.items)
@@ -117,14 +124,18 @@ def of_canaries(built: Built, before: Gallery | None, limit: float) -> Figure:
         return Figure("canaries", None, limit, note="nothing is as it was")
     chosen = np.sort(np.random.default_rng(SEED + 2).choice(same, min(SAMPLE, len(same)), replace=False))
     queries = before.vectors(chosen)
-    similarity_then, then = before.index.search(queries, FIRST)
-    similarity_now, now = built.index.search(queries, FIRST)
-    found_again = (then[:, :, None] == now[:, None, :]).any(axis=2)
+    return found_again(before.index.search(queries, FIRST), built.index.search(queries, FIRST), same, limit)
+
+
+def found_again(answer_then: Answer, answer_now: Answer, same: np.ndarray, limit: float) -> Figure:
+    """The figure of the canaries: what they found then and find now, and the ids (M,) int64 of unchanged garments."""
+    (similarity_then, then), (similarity_now, now) = answer_then, answer_now
+    is_there = (then[:, :, None] == now[:, None, :]).any(axis=2)
     # a result may have been pushed out by new rows: then the last of the ten is nearer than it
-    due = np.isin(then, same) & (found_again | (similarity_then > similarity_now[:, -1:] + NEARER))
+    due = np.isin(then, same) & (is_there | (similarity_then > similarity_now[:, -1:] + NEARER))
     if not due.any():
         return Figure("canaries", None, limit, note="nothing is where it was")
-    return Figure("canaries", round(float(found_again[due].mean()), 4), limit)
+    return Figure("canaries", round(float(is_there[due].mean()), 4), limit)
 
 
 def of_share(name: str, part: int, photos: int, most: float) -> Figure:
@@ -145,6 +156,15 @@ def drift_advice(record: Mapping[str, Any], first: Mapping[str, Any] | None, rec
     if recall is not None and recall < least:
         return f"recall {recall:.3f}, under {least:g}"
     return ""
+
+
+class Searched(Protocol):
+    """A version that answers questions, wherever its rows are."""
+
+    @property
+    def dims(self) -> dict[str, int]: ...
+    def search(self, vectors: np.ndarray, k: int, *, category: np.ndarray | None = None) -> Answer: ...
+    def lookup(self, ids: np.ndarray) -> list[dict[str, Any]]: ...
 
 
 # --- copies of known photos -------------------------------------------------------------------------------------------
@@ -187,20 +207,21 @@ def copy_of(data: bytes, bbox: Sequence[float], max_pixels: int) -> bytes:
     return encoded.getvalue()
 
 
-def of_copies(gallery: Gallery, image_ids: Collection[int], garments: Mapping[int, pa.Table], limit: float) -> Figure:
+def of_copies(gallery: Searched, photos: pa.Table, garments: Mapping[int, pa.Table], limit: float) -> Figure:
     """Share of the copied photos that find themselves, or another photo of the same bytes.
 
-    `garments`: image_id -> what was found in the photo's copy, with the columns of `PhotoResults.schema`.
+    `photos`: image_id and digest of those that were copied. `garments`: image_id -> what was found in the photo's copy,
+    with the columns of `PhotoResults.schema`.
     """
-    if not image_ids:
+    if not len(photos):
         return Figure("copies", None, limit, note="no photo to copy")
-    columns = (gallery.items.column(name).to_pylist() for name in ("image_id", "digest"))
-    digests, found_again = dict(zip(*columns, strict=True)), 0
+    columns = (photos.column(name).to_pylist() for name in ("image_id", "digest"))
+    digests, n_found = dict(zip(*columns, strict=True)), 0
     for image_id, queries in garments.items():
         if not len(queries):
             continue
         rows = [tables.rows_of(queries.column(name)) for name in gallery.dims]
         vectors = np.ascontiguousarray(np.concatenate(rows, axis=1), np.float32)
         _, ids = gallery.search(vectors, FIRST, category=queries.column("category_id").to_numpy().astype(np.int64))
-        found_again += any(item.get("digest") == digests[image_id] for item in gallery.lookup(ids.reshape(-1)))
-    return Figure("copies", round(found_again / len(image_ids), 4), limit, note=f"{len(image_ids)} photos")
+        n_found += any(item.get("digest") == digests[image_id] for item in gallery.lookup(ids.reshape(-1)))
+    return Figure("copies", round(n_found / len(photos), 4), limit, note=f"{len(photos)} photos")

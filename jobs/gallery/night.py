@@ -22,9 +22,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.cli import one_line
-from jobs.gallery import gate, versions
-from jobs.gallery.build import Built, Wanted, build, reason_to_rebuild, refusal
-from jobs.gallery.changes import PHOTOS_FILE, GalleryChanges, compare, photos_with_garments
+from jobs.gallery import gate, parts_gate, versions
+from jobs.gallery.build import Wanted, build, reason_to_rebuild, refusal
+from jobs.gallery.built import PHOTOS_FILE, Built, Published
+from jobs.gallery.built_parts import BuiltParts, published
+from jobs.gallery.changes import GalleryChanges, compare, photos_with_garments
+from jobs.gallery.parts import build_parts
 from jobs.gallery.results import FOLDER, PhotoResults, fingerprint_of, harvest, keep_results
 from jobs.gallery.versions import NIGHTS, WORK
 from jobs.runs import tables
@@ -40,10 +43,8 @@ from jobs.runs.run import open_run, with_fusion_weights
 from jobs.runs.settings import Settings, record
 from jobs.stages import detect, embed, fuse
 from retrieval import steps
-from retrieval.gallery import Gallery
-from retrieval.gallery_files import RECORD, VERSIONS
+from retrieval.gallery_files import SCHEMA, VERSIONS
 from store.errors import UserError
-from store.files import file_digest
 from store.imageset import ImageSet, open_imageset
 from store.imageset_write import write_imageset
 from store.joined import open_imagesets
@@ -52,9 +53,9 @@ from store.objects import ObjectStore, open_store
 COPIES = "copies"
 WORK_RECORD = "night.json"  # what the run in work/ is about
 WORK_PHOTOS = "photos.parquet"  # shard, image_id, digest of the photos in work/
-FILES = ("vectors.npy", "ids.npy", "index.faiss", "dead.npy", "items.parquet", "steps.safetensors", PHOTOS_FILE)
 FEWEST_TIMED = 20  # photos through the models above which a night tells how long one takes
 GARMENTS_A_PHOTO = 1.3  # while no version says it
+Candidate = Built | BuiltParts  # tonight's version before it is one
 MODEL_STAGES = {"detect": detect, "fuse": fuse, "embed": embed}
 
 
@@ -94,7 +95,7 @@ class Night:
         images.check_ids()
         categories, detectors = resolve(images, detectors)
         night = cls(settings, catalogue, store, images, detectors, embedders, categories, retry_failed, retrain)
-        if reason := refusal(night.wanted.steps):
+        if reason := refusal(night.wanted.steps, settings.gallery.parts):
             raise UserError(f"search.steps: {reason}")
         return night
 
@@ -110,7 +111,7 @@ class Night:
         advice = versions.newest_advice(self.store) if self.retrain == "auto" else ""
         return Wanted(self.settings, names, self.categories, self.retrain, advice)
 
-    def changes(self, before: Gallery | None) -> GalleryChanges:
+    def changes(self, before: Published | None) -> GalleryChanges:
         return compare(self.images, self.results, self.store, before, retry_failed=self.retry_failed)
 
 
@@ -119,11 +120,11 @@ def run(night: Night, lock: Lock) -> dict[str, Any]:
     started = time.monotonic()
     versions.sweep(night.store)  # what a killed night was building is as large as the gallery
     pointer = versions.pointer(night.store)
-    before = Gallery(night.store, pointer[0]) if pointer else None
+    before = published(night.store, pointer[0]) if pointer else None
     changes = take_over(night, before)
     say(str(changes))
     if before is not None and changes.nothing:
-        reason = reason_to_rebuild(night.wanted, night.results, before)
+        reason = reason_to_rebuild(night.wanted, night.results, before.record)
         if not reason or reason.startswith("dba"):
             outcome = {"version": before.version, "rows": len(before), "failed": _failed(night, changes)}
             return _summary(changes, before, started, {"status": "unchanged", **outcome})
@@ -134,15 +135,15 @@ def run(night: Night, lock: Lock) -> dict[str, Any]:
     name = versions.next_name(night.store)
     with new_version(night, changes, before, name) as built:
         lock.check()
-        figures = gate_figures(night, built, changes, before, failed)
         first = versions.training_record(night.store, None if built.rebuilt or before is None else before.record)
         record = version_record(night, built, name, changes, before, models_s)
+        figures = gate_figures(night, built, record, changes, before, failed)
         record["trained_in"] = first["name"] if first else name
         if all(figure.good for figure in figures):
             figures.insert(1, copies_figure(night, built, record, changes))
         record["gate"] = {figure.name: figure.as_json() for figure in figures}
         record["advice"] = advice = gate.drift_advice(record, first, figures[0].value, night.settings.gallery.recall)
-        write_version(night.store, built, record)
+        built.write(night.store, record)
 
     for figure in figures:
         say(f"gate: {figure}{'' if figure.good else ' - REFUSED'}")
@@ -169,7 +170,7 @@ def run(night: Night, lock: Lock) -> dict[str, Any]:
 
 
 def _summary(
-    changes: GalleryChanges, before: Gallery | None, started: float, outcome: Mapping[str, Any]
+    changes: GalleryChanges, before: Published | None, started: float, outcome: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The JSON object that ends a night."""
     age_s = None if before is None else round(time.time() - float(before.record["created"]), 1)
@@ -188,27 +189,23 @@ def _summary(
 def forecast(night: Night) -> None:
     """Say what changed and what a night would take; writes nothing."""
     pointer = versions.pointer(night.store)
-    before = Gallery(night.store, pointer[0], check=False) if pointer else None
+    before = published(night.store, pointer[0], check=False) if pointer else None
     changes = night.changes(before)
     say(str(changes))
     say_forecast(night, changes, before)
 
 
-def say_forecast(night: Night, changes: GalleryChanges, before: Gallery | None) -> None:
+def say_forecast(night: Night, changes: GalleryChanges, before: Published | None) -> None:
     """What the detectors leave out, the index to be with its memory and disk, and the time in the models at the pace of
     an earlier night.
 
     UserError: an index of that kind does not fit so many garments or the budget.
     """
     a_photo = GARMENTS_A_PHOTO if before is None else len(before) / max(1, before.record["photos"])
-    garments = int(len(changes.photos) * a_photo)
-    index = night.wanted.plan(garments, steps.width(night.wanted.steps, night.results.models))
-    for remark in (*executed((*night.detectors, *night.embedders)), *remarks(night.detectors, night.categories)):
+    remarks_ = (*executed((*night.detectors, *night.embedders)), *remarks(night.detectors, night.categories))
+    width = steps.width(night.wanted.steps, night.results.models)
+    for remark in (*remarks_, night.wanted.forecast(int(len(changes.photos) * a_photo), width)):
         say(remark)
-    say(
-        f"index: {index.kind} of about {garments:,} garments, {index.memory_mb:,.0f} MB while searching, "
-        f"{index.build_mb:,.0f} MB while building, {index.disk_mb:,.0f} MB on disk; {index.why}"
-    )
     if before is not None and changes.new and (photo_s := before.record.get("photo_s")):
         seconds = changes.new * photo_s
         say(f"models: {changes.new:,} photos, about {seconds:,.0f} s at the pace of an earlier night")
@@ -224,7 +221,7 @@ def _failed(night: Night, changes: GalleryChanges) -> int:
 # --- the models -------------------------------------------------------------------------------------------------------
 
 
-def take_over(night: Night, before: Gallery | None) -> GalleryChanges:
+def take_over(night: Night, before: Published | None) -> GalleryChanges:
     """Keep what a killed night finished in work/, and compare; a run over tonight's very photos is left to continue."""
     empty(night.store.sub(COPIES))
     changes, work = night.changes(before), night.store.sub(WORK)
@@ -298,8 +295,16 @@ def empty(work: ObjectStore) -> None:
 
 
 @contextmanager
-def new_version(night: Night, changes: GalleryChanges, before: Gallery | None, name: str) -> Iterator[Built]:
-    """Tonight's version in a temporary local folder, which is versions/NAME/ of a gallery that nobody else reads."""
+def new_version(night: Night, changes: GalleryChanges, before: Published | None, name: str) -> Iterator[Candidate]:
+    """Tonight's version in a temporary local folder, which is versions/NAME/ of a gallery that nobody else reads.
+
+    Parts, where there are several, are stored at once: nobody reads them before version.json is there.
+    """
+    if night.settings.gallery.parts > 1:
+        found = photos_with_garments(night.results.photos(), changes.photos)
+        with build_parts(night.wanted, night.results, changes.photos, found, before, night.store, name) as parts:
+            yield parts
+        return
     with versions.passing(night.store) as gallery:
         folder = gallery / VERSIONS / name
         folder.mkdir(parents=True)
@@ -310,18 +315,16 @@ def new_version(night: Night, changes: GalleryChanges, before: Gallery | None, n
 
 
 def gate_figures(
-    night: Night, built: Built, changes: GalleryChanges, before: Gallery | None, failed: int
-) -> list[gate.Figure]:
-    """Every figure but that of the copies, which needs the version opened."""
+    night: Night, built: Candidate, record: Mapping[str, Any], changes: GalleryChanges, before: Published | None,
+    failed: int,
+) -> list[gate.Figure]:  # fmt: skip
+    """Every figure but that of the copies, which costs most."""
     own = night.settings.gallery
     found = set(photos_with_garments(night.results.photos(), changes.photos).tolist())
     shown = set() if before is None else set(before.items.column("image_id").to_pylist())
     had = shown & set(changes.photos.column("image_id").to_pylist())
     return [
-        gate.of_index(built, own.least_recall),
-        gate.of_counts(built, found, before),
-        gate.of_rows(built),
-        gate.of_canaries(built, before, own.least_canaries),
+        *parts_gate.figures(built, record, found, before, own),
         gate.of_share("gone", changes.removed, changes.removed + changes.changed + changes.unchanged, own.most_gone),
         gate.of_share("products_lost", changes.products_lost, changes.had_products, own.most_lost),
         gate.of_share("garments_lost", len(had - found), len(had), own.most_lost),
@@ -329,12 +332,11 @@ def gate_figures(
     ]
 
 
-def copies_figure(night: Night, built: Built, record: Mapping[str, Any], changes: GalleryChanges) -> gate.Figure:
-    """Known photos, cropped and encoded again, through the models and the new version, opened where it was built."""
-    own, store = night.settings.gallery, open_store(built.folder.parents[1])
-    store.write(f"{VERSIONS}/{record['name']}/{RECORD}", as_json(record))
-    gallery = Gallery(store, record["name"], check=False)
-    boxes = gate.choose_photos(gallery.items, own.copies, seed=int(night.started) // 86_400)
+def copies_figure(night: Night, built: Candidate, record: Mapping[str, Any], changes: GalleryChanges) -> gate.Figure:
+    """Known photos, cropped and encoded again, through the models and the new version."""
+    own, gallery = night.settings.gallery, built.open(record)
+    boxes = parts_gate.choose_photos(gallery, own.copies, int(night.started) // 86_400)
+    is_copied = pc.is_in(changes.photos.column("image_id"), value_set=pa.array(list(boxes), pa.int64()))
     garments: dict[int, pa.Table] = {}
     if boxes:
         empty(night.store.sub(COPIES))
@@ -351,17 +353,22 @@ def copies_figure(night: Night, built: Built, record: Mapping[str, Any], changes
         for photo in photos.to_pylist():
             garments[photo["image_id"]] = items.filter(pc.equal(items.column("digest"), photo["digest"]))
         empty(night.store.sub(COPIES))
-    return gate.of_copies(gallery, boxes, garments, own.least_copies)
+    return gate.of_copies(gallery, changes.photos.filter(is_copied), garments, own.least_copies)
 
 
 def version_record(
-    night: Night, built: Built, name: str, changes: GalleryChanges, before: Gallery | None, models_s: float
+    night: Night,
+    built: Candidate,
+    name: str,
+    changes: GalleryChanges,
+    before: Published | None,
+    models_s: float,
 ) -> dict[str, Any]:
     """version.json, but for `trained_in`, `gate` and `advice`."""
     own, before_record = night.settings.gallery, before.record if before is not None else {}
     return {
-        "schema": 1, "name": name, "created": round(time.time(), 3),
-        "files": {file: file_digest(built.folder / file) for file in FILES if (built.folder / file).exists()},
+        "schema": SCHEMA, "name": name, "created": round(time.time(), 3),
+        "files": built.files(),
         "models": [
             {"name": model.name, "dim": model.spec.dim, "weights": model.weights, "basis": model.basis}
             for model in night.embedders
@@ -376,14 +383,6 @@ def version_record(
         "photo_s": models_s / changes.new if changes.new > FEWEST_TIMED else before_record.get("photo_s"),
         "before": before.version if before is not None else None, "rebuilt": built.rebuilt,
     }  # fmt: skip
-
-
-def write_version(store: ObjectStore, built: Built, record: Mapping[str, Any]) -> None:
-    """Write the files of a version under its name; version.json, which makes it one, last and once."""
-    folder = f"{VERSIONS}/{record['name']}"
-    for file in record["files"]:
-        store.write_file(f"{folder}/{file}", built.folder / file)
-    store.write(f"{folder}/{RECORD}", as_json(record))
 
 
 @contextmanager

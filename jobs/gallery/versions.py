@@ -27,7 +27,7 @@ from jobs.runs.catalogue import weights_folder
 from jobs.runs.lock import Lock, check_file
 from jobs.runs.marks import as_json
 from jobs.runs.settings import Settings, record
-from retrieval.gallery_files import CURRENT, RECORD, VERSIONS, GalleryError, current, read_record
+from retrieval.gallery_files import CURRENT, PART, RECORD, VERSIONS, GalleryError, current, read_record
 from store.errors import UserError
 from store.objects import HIDDEN, ObjectStore
 
@@ -301,12 +301,13 @@ def _remove(store: ObjectStore, row: VersionRow) -> None:
 def sweep(store: ObjectStore) -> list[str]:
     """Remove what killed runs were writing; by the holder of the lock. Returns names, relative to the gallery.
 
-    A bucket shows nothing half written; what was built for it lies on the disk of the machine that built it.
+    A bucket shows nothing half written; what was built for it lies on the disk of the machine that built it. Parts are
+    as large as a gallery and are stored before they are a version: those without a version.json go too.
     """
+    removed = _sweep_parts(store)
     if store.local_path is None:
-        _sweep_temporary_folders()
-        return []
-    removed = []
+        sweep_here()
+        return removed
     for path in sorted(store.local_path.rglob(f"{HIDDEN}*")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -315,10 +316,21 @@ def sweep(store: ObjectStore) -> list[str]:
         else:
             continue
         removed.append(path.relative_to(store.local_path).as_posix())
-    for folder in (store.local_path / VERSIONS).glob("*/"):
+    for folder in sorted((store.local_path / VERSIONS).glob("**/"), reverse=True)[:-1]:
         if not any(folder.iterdir()):
             folder.rmdir()
     return removed
+
+
+def _sweep_parts(store: ObjectStore) -> list[str]:
+    """Remove the parts of versions that nobody finished."""
+    keys = [info.key for info in store.list(f"{VERSIONS}/")]
+    whole = {key.split("/")[1] for key in keys if key.endswith(f"/{RECORD}")}
+    half = {key.split("/")[1] for key in keys if f"/{PART}" in key} - whole
+    for key in keys:
+        if key.split("/")[1] in half:
+            store.delete(key)
+    return [f"{VERSIONS}/{name}" for name in sorted(half)]
 
 
 @contextmanager
@@ -333,7 +345,7 @@ def passing(store: ObjectStore) -> Iterator[Path]:
             os.close(held)
 
 
-def _sweep_temporary_folders() -> None:
+def sweep_here() -> None:
     """Remove folders in which killed runs built a version. A run at work, on any gallery, holds a lock on its own."""
     for path in Path(tempfile.gettempdir()).glob(f"{BUILD_PREFIX}*"):
         try:

@@ -134,7 +134,15 @@ class GallerySettings(SettingsRecord):
     index: Literal["auto", "flat", "hnsw", "ivf_flat", "ivf_pq"] = Field(
         "auto", description="Kind of index; `auto` takes the most exact one that the memory allows."
     )
-    memory_mb: float = Field(4096.0, ge=1, description="Memory of a search, and of each step of building; 10^6 bytes.")
+    parts: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="Parts of the gallery; each has an index, which one machine builds and holds.",
+    )
+    memory_mb: float = Field(
+        4096.0, ge=1, description="Memory of a search, and of each step of building, for each part; 10^6 bytes."
+    )
     recall: float = Field(0.95, ge=0.01, le=1, description="Recall@10 that an approximate index is tuned to.")
     least_recall: Fraction = Field(0.9, description="Recall@10 below which the gate refuses a version.")
     copies: int = Field(

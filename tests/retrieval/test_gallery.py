@@ -159,8 +159,8 @@ def test_what_cannot_be_opened_says_so_in_one_line(where: str) -> None:
     point(store, "000001-x")
     with pytest.raises(GalleryError, match=r"no version 000001-x; `--list` names those there are"):
         open_gallery(where)
-    store.write("versions/000001-x/version.json", b'{"schema": 2}')
-    with pytest.raises(GalleryError, match=r"versions/000001-x: schema 2; this version reads 1"):
+    store.write("versions/000001-x/version.json", b'{"schema": 3}')
+    with pytest.raises(GalleryError, match=r"versions/000001-x: schema 3; this version reads 1 and 2"):
         open_gallery(where)
     store.write("versions/000001-x/version.json", b"{")
     with pytest.raises(GalleryError, match=r"version.json: not readable"):

@@ -15,6 +15,7 @@ from botocore.utils import parse_timestamp
 from racing import one_of_eight_wins
 
 from store import s3
+from store.files import digest
 from store.objects import ObjectInfo, ObjectMissing, ObjectStore, StorageError, open_store
 
 
@@ -166,6 +167,17 @@ def test_files_are_published(store: ObjectStore, tmp_path: Path):
     path.write_bytes(bytes(range(256)) * 5000)
     store.write_file("copy", path)
     assert store.read("copy") == path.read_bytes()
+
+
+def test_a_copy_has_the_bytes_and_their_digest(store: ObjectStore):
+    store.write("a/old", bytes(range(256)) * 5000)
+    store.copy("a/old", "b/new")
+    store.delete("a/old")
+    assert store.read("b/new") == bytes(range(256)) * 5000
+    assert store.digest("b/new") == digest(bytes(range(256)) * 5000)
+    with pytest.raises(ObjectMissing, match="a/old"):
+        store.copy("a/old", "b/other")
+    assert not store.exists("b/other")
 
 
 def test_probe_leaves_nothing(store: ObjectStore):

@@ -86,6 +86,7 @@ OPERATIONS: dict[str, Callable[[ObjectStore, Path], Any]] = {
     "write, large": lambda store, folder: store.write("new", LARGE) or store.read("new") == LARGE,
     "write_file": lambda store, folder: write_file(store, SMALL, folder) or store.read("new") == SMALL,
     "write_file, large": lambda store, folder: write_file(store, LARGE, folder) or store.read("new") == LARGE,
+    "copy": lambda store, folder: store.copy("old", "new") or store.read("new") == SMALL,
     "delete": lambda store, folder: store.delete("old") or not store.exists("old"),
     "create": lambda store, folder: store.create("new", b"token") and store.read("new") == b"token",
     "create, taken": lambda store, folder: not store.create("old", b"token") and store.read("old") == SMALL,

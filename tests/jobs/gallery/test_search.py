@@ -31,13 +31,13 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize("name, parts", [*((name, 1) for name in STEPS), ("whiten", 4), ("all", 4)])
 def test_a_flat_gallery_ranks_as_the_evaluation_does(
-    both: Path, tmp_path: Path, calls: Any, full: Any, name: str
+    both: Path, tmp_path: Path, calls: Any, full: Any, name: str, parts: int
 ) -> None:
     how = ["--set", f"search.steps={STEPS[name]}", "--set", "search.top_k=10", "--set", "fusion.iou_threshold=0.5"]
     assert full(both, tmp_path / "run", *how, "--set", "boxes=[detected]") == 0
-    night(both, tmp_path / "gallery", *how)
+    night(both, tmp_path / "gallery", *how, "--set", f"gallery.parts={parts}")
     gallery = opened(tmp_path / "gallery")
     ranked = pq.read_table(tmp_path / "run" / "rankings" / "detected.parquet").to_pylist()
     assert len(ranked) == 30

@@ -271,7 +271,7 @@ def test_what_was_built_for_a_bucket_is_swept_from_this_machine_once_nobody_hold
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    store: Any = SimpleNamespace(local_path=None)
+    store: Any = SimpleNamespace(local_path=None, list=lambda prefix: [])
     with versions.passing(store) as held:
         killed, new = tmp_path / f"{versions.BUILD_PREFIX}killed", tmp_path / f"{versions.BUILD_PREFIX}new"
         for folder in (killed / "versions", new, tmp_path / ".tmp-anothers"):
