@@ -41,6 +41,7 @@ from jobs.runs.settings import StorageSettings
 from sources.arguments import share
 from store.categories import recorded
 from store.errors import UserError
+from store.objects import open_store
 
 
 def parser() -> cli.Parser:
@@ -113,8 +114,9 @@ def main(argv: list[str] | None = None, catalogue: Catalogue = SHIPPED, script: 
         Answer(name, readable[i][0] if i in readable else b"", garments.get(i, []), reasons.get(i, ""), *args.text)
         for i, name in enumerate(names)
     ]
+    store = open_store(args.gallery, endpoint_url=args.endpoint_url)
     items = {hit.item["id"]: hit.item for answer in answers for hit in answer.every_hit}
-    offers, note = page.offers_of(gallery.record, list(items.values()), settings) if items else ({}, "")
+    offers, note = page.offers_of(gallery.record, list(items.values()), settings, store) if items else ({}, "")
     if note:
         tell(args.gallery, note)
     for answer in answers:
@@ -125,7 +127,7 @@ def main(argv: list[str] | None = None, catalogue: Catalogue = SHIPPED, script: 
         elif not answer.reason:
             print("\n".join(lines(answer, categories, offers)), flush=True)
     if args.html is not None:
-        page.write(args.html, gallery.record, args.gallery, answers, settings, every=args.all)
+        page.write(args.html, gallery.record, args.gallery, answers, settings, store=store, every=args.all)
         print(f"page: {one_line(str(args.html))}", file=sys.stderr if args.json else sys.stdout, flush=True)
     return 2 if all(answer.reason for answer in answers) else 0
 

@@ -27,6 +27,8 @@ from store.files import cache_folder, digest, file_digest, publish_file
 from store.objects import ObjectMissing, ObjectStore, StorageError
 
 CURRENT, VERSIONS, RECORD, LEARNED = "CURRENT", "versions", "version.json", "steps.safetensors"
+# every photo of a version, those without garments too; versions of earlier releases do not tell the shard
+PHOTOS_FILE, PHOTO_COLUMNS = "photos.parquet", ("image_id", "product_id", "file_name", "digest", "shard")
 PART = "part-"  # a part's folder, before its number
 SCHEMA, SCHEMA_OF_PARTS = 1, 2  # of version.json: releases that know no parts refuse the second
 ITEMS = pa.schema(

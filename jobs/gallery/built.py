@@ -11,13 +11,11 @@ import pyarrow as pa
 from jobs.runs.marks import as_json
 from retrieval.ann import AnnIndex
 from retrieval.gallery import Gallery
-from retrieval.gallery_files import LEARNED, RECORD, VERSIONS
+from retrieval.gallery_files import LEARNED, PHOTOS_FILE, RECORD, VERSIONS
 from store.files import file_digest
 from store.objects import ObjectStore, open_store
 
 SEED = 0  # of whatever is drawn while a version is built and judged
-# of a version: image_id, product_id, file_name, digest of every photo, those without garments too
-PHOTOS_FILE = "photos.parquet"
 FILES = ("vectors.npy", "ids.npy", "index.faiss", "dead.npy", "items.parquet", LEARNED, PHOTOS_FILE)
 
 

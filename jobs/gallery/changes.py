@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jobs.gallery.built import PHOTOS_FILE, Published
+from jobs.gallery.built import Published
 from jobs.gallery.results import PhotoResults
 from jobs.runs import tables
 from postproc.places import places
-from retrieval.gallery_files import VERSIONS
+from retrieval.gallery_files import PHOTOS_FILE, VERSIONS
 from store.errors import UserError
 from store.imageset import ImageSet
 from store.objects import ObjectStore

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from jobs.cli import one_line
 from jobs.gallery import gate, parts_gate, versions
 from jobs.gallery.build import Wanted, build, reason_to_rebuild, refusal
-from jobs.gallery.built import PHOTOS_FILE, Built, Published
+from jobs.gallery.built import Built, Published
 from jobs.gallery.built_parts import BuiltParts, published
 from jobs.gallery.changes import GalleryChanges, compare, photos_with_garments
 from jobs.gallery.parts import build_parts
@@ -43,7 +43,7 @@ from jobs.runs.run import open_run, with_fusion_weights
 from jobs.runs.settings import Settings, record
 from jobs.stages import detect, embed, fuse
 from retrieval import steps
-from retrieval.gallery_files import SCHEMA, VERSIONS
+from retrieval.gallery_files import PHOTO_COLUMNS, PHOTOS_FILE, SCHEMA, VERSIONS
 from store.errors import UserError
 from store.imageset import ImageSet, open_imageset
 from store.imageset_write import write_imageset
@@ -309,8 +309,7 @@ def new_version(night: Night, changes: GalleryChanges, before: Published | None,
         folder = gallery / VERSIONS / name
         folder.mkdir(parents=True)
         built = build(night.wanted, night.results, changes.photos, before, folder)
-        photos = changes.photos.select(["image_id", "product_id", "file_name", "digest"])
-        tables.write(open_store(folder), PHOTOS_FILE, photos)
+        tables.write(open_store(folder), PHOTOS_FILE, changes.photos.select(PHOTO_COLUMNS))
         yield built
 
 

@@ -16,17 +16,20 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from jobs.gallery.answers import Answer, Offer, likely_names
 from jobs.reports.pages import environment, title_of
 from jobs.reports.pictures import Mark, Picture, crop_garment, photo_with_marks
 from jobs.reports.truth import TITLES, attribute, plain_name, shown
 from jobs.runs.settings import Settings
+from retrieval.gallery_files import PHOTOS_FILE, VERSIONS
 from store.categories import recorded
 from store.decode import DecodeError, decode
 from store.files import publish_file
 from store.imageset import ImageSetError
 from store.joined import open_imagesets
+from store.objects import ObjectStore
 
 MAX_NOTE = 300  # characters
 UNREADABLE = (ImageSetError, OSError, ValueError, KeyError)  # of an image set that has moved or changed since
@@ -44,15 +47,16 @@ def write(
     answers: Sequence[Answer],
     settings: Settings,
     *,
+    store: ObjectStore | None = None,
     every: bool = False,
 ) -> None:
     """Write the page, whole or not at all, into a folder that exists.
 
-    `record` is version.json, `gallery` what the user called it, `settings` are the version's. `every`: the answers have
-    every picture of a product.
+    `record` is version.json, `gallery` what the user called it, `settings` are the version's. `store` is the gallery's;
+    without it every shard is searched for the photos. `every`: the answers have every picture of a product.
     """
     wanted = {hit.item["id"]: hit.item for answer in answers for hit in answer.every_hit}
-    crops, offers, note = crops_of(record, list(wanted.values()), settings)
+    crops, offers, note = crops_of(record, list(wanted.values()), settings, store)
     photos = [(answer, _photo(answer, settings.max_pixels)) for answer in answers]
     categories = recorded(record)
     env = environment(categories)
@@ -123,17 +127,21 @@ def is_web(address: str) -> bool:
 
 
 def crops_of(
-    record: Mapping[str, Any], items: Sequence[Mapping[str, Any]], settings: Settings
+    record: Mapping[str, Any],
+    items: Sequence[Mapping[str, Any]],
+    settings: Settings,
+    store: ObjectStore | None = None,
 ) -> tuple[dict[int, Picture | str], dict[int, Offer], str]:
     """Shop items, as `Gallery.lookup` returns them, cut out of the photos of the `imagesets` of version.json.
 
-    Returned are id -> its picture, or why there is none; id -> what to say
-    of it; and a note for the page where the image set cannot be used, "" where it can.
+    Returned are id -> its picture, or why there is none; id -> what to say of it; and a note for the page where the
+    image set cannot be used, "" where it can. `store` as in `write`.
     """
     crops: dict[int, Picture | str] = {item["id"]: "no longer in the image set" for item in items}
     offers = {item["id"]: offer_of(item, ()) for item in items}
     try:
-        for item, photo, same in _photos_of(record, items, settings, ["image_id", "image", "attributes"]):
+        for item, photo in _photos_of(record, items, settings, store, ["image", "attributes"]):
+            same = photo["digest"] == item["digest"]
             gone = "the shop has another photo there now"
             crops[item["id"]] = _crop(photo["image"], item, settings) if same else gone
             offers[item["id"]] = offer_of(item, photo["attributes"])
@@ -143,12 +151,15 @@ def crops_of(
 
 
 def offers_of(
-    record: Mapping[str, Any], items: Sequence[Mapping[str, Any]], settings: Settings
+    record: Mapping[str, Any],
+    items: Sequence[Mapping[str, Any]],
+    settings: Settings,
+    store: ObjectStore | None = None,
 ) -> tuple[dict[int, Offer], str]:
     """What `crops_of` says of the items, without their pictures: id -> what to say of it, and the note."""
     offers = {item["id"]: offer_of(item, ()) for item in items}
     try:
-        for item, photo, _ in _photos_of(record, items, settings, ["image_id", "attributes"]):
+        for item, photo in _photos_of(record, items, settings, store, ["attributes"]):
             offers[item["id"]] = offer_of(item, photo["attributes"])
         return offers, ""
     except UNREADABLE as error:
@@ -156,9 +167,13 @@ def offers_of(
 
 
 def _photos_of(
-    record: Mapping[str, Any], items: Sequence[Mapping[str, Any]], settings: Settings, columns: list[str]
-) -> Iterator[tuple[Mapping[str, Any], dict[str, Any], bool]]:
-    """Each item whose photo is still in the image sets, these columns of the photo, and whether its bytes are the same.
+    record: Mapping[str, Any],
+    items: Sequence[Mapping[str, Any]],
+    settings: Settings,
+    store: ObjectStore | None,
+    columns: Sequence[str],
+) -> Iterator[tuple[Mapping[str, Any], dict[str, Any]]]:
+    """Each item whose photo is still in the image sets, and these columns, image_id and digest of the photo.
 
     One shard's photos are in memory at a time.
     """
@@ -168,14 +183,27 @@ def _photos_of(
     ids = pa.array(list(by_photo), pa.int64())
     sets = record["imagesets"] if "imagesets" in record else [record["imageset"]]  # one, before there were several
     images = open_imagesets([entry["uri"] for entry in sets], endpoint_url=settings.storage.endpoint_url)
-    photos = images.photos(("image_id", "digest"))
-    photos = photos.filter(pc.is_in(photos.column("image_id"), value_set=ids))
-    digests = dict(zip(photos.column("image_id").to_pylist(), photos.column("digest").to_pylist(), strict=True))
-    for shard in sorted(set(photos.column("shard").to_pylist())):
-        table = images.read(shard, columns=columns)
-        for row in table.filter(pc.is_in(table.column("image_id"), value_set=ids)).to_pylist():
+    as_published = [part.digest for part in images.sets] == [entry.get("digest") for entry in sets]
+    photos = _photos_published(store, record) if store is not None and as_published else None
+    if photos is None:  # look into every shard
+        photos = images.photos(("image_id",))
+    for shard in sorted(set(_those(photos, ids).column("shard").to_pylist())):
+        for row in _those(images.read(shard, columns=["image_id", "digest", *columns]), ids).to_pylist():
             for item in by_photo[row["image_id"]]:
-                yield item, row, digests[row["image_id"]] == item["digest"]
+                yield item, row
+
+
+def _photos_published(store: ObjectStore, record: Mapping[str, Any]) -> pa.Table | None:
+    """image_id and shard of a version's photos; None of a version of an earlier release, which does not tell shards."""
+    with store.open(f"{VERSIONS}/{record['name']}/{PHOTOS_FILE}") as source:
+        file = pq.ParquetFile(source, pre_buffer=False)
+        if "shard" not in file.schema_arrow.names:
+            return None
+        return file.read(columns=["image_id", "shard"], use_threads=False)
+
+
+def _those(photos: pa.Table, ids: pa.Array) -> pa.Table:
+    return photos.filter(pc.is_in(photos.column("image_id"), value_set=ids))
 
 
 def _note(lack: str, error: Exception) -> str:

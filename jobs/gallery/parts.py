@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from jobs.gallery import versions
 from jobs.gallery.build import FillParts, Wanted, build_anew, extend, fill_parts, fit, reason_to_rebuild
-from jobs.gallery.built import PHOTOS_FILE, SEED, Published
+from jobs.gallery.built import SEED, Published
 from jobs.gallery.built_parts import BuiltParts, PartFiles, PublishedParts, part_of
 from jobs.gallery.changes import differ
 from jobs.gallery.results import PhotoResults
@@ -27,7 +27,7 @@ from jobs.runs.progress import say
 from postproc.places import places
 from retrieval import ann_build, steps
 from retrieval.gallery import Gallery
-from retrieval.gallery_files import LEARNED, PART, VERSIONS, part_folder, part_records
+from retrieval.gallery_files import LEARNED, PART, PHOTO_COLUMNS, PHOTOS_FILE, VERSIONS, part_folder, part_records
 from retrieval.steps import FittedSearch
 from store.files import digest
 from store.objects import ObjectStore
@@ -108,7 +108,7 @@ def build_parts(
     """
     reason = "the first version" if before is None else reason_to_rebuild(wanted, results, before.record)
     parts, old, folder = wanted.settings.gallery.parts, "", f"{VERSIONS}/{name}"
-    photos, fitted = photos.select(["image_id", "product_id", "file_name", "digest"]), None
+    photos, fitted = photos.select(PHOTO_COLUMNS), None
     kept: dict[int, PartFiles] = {}
     shared = {PHOTOS_FILE: tables.write(store, f"{folder}/{PHOTOS_FILE}", photos)}
     if reason:

@@ -18,8 +18,9 @@ from jobs.gallery import infer, page
 from jobs.gallery.answers import Answer, FoundGarment, Hit
 from jobs.reports.pictures import PHOTO_PX
 from retrieval.gallery import Gallery, open_gallery
-from store.imageset import Photo
+from store.imageset import ImageSet, Photo
 from store.imageset_write import write_imageset
+from store.objects import ObjectStore, open_store
 
 HOSTILE = [
     "<script>alert(1)</script>", "</bdi><img src=x onerror=alert(1)>", "\"><svg onload=alert(1)>",
@@ -213,3 +214,25 @@ def test_garments_of_one_category_have_their_own_number_and_colour(box):
     assert "Shop items like street.jpg" in text and "2 garments in street.jpg" in text and "a/b" not in text
     assert "short sleeve outwear or long sleeve outwear short sleeve outwear 50.0, long sleeve outwear 37.5" in text
     assert "4 6 34 46" not in text, "no coordinates"
+
+
+def test_photos_are_read_where_the_night_noted_them_unless_the_set_has_changed(box, monkeypatch):
+    titles = [{"title": f"title {i}"} for i in range(6)]
+    imageset(box / "set", [f"name-{i}" for i in range(6)], attributes=titles)
+    publish(box / "set", box / "titled")
+    gallery, store = open_gallery(box / "titled"), open_store(box / "titled")
+    settings = infer.settings_of(gallery.record, stand_ins.CATALOGUE)
+    items = gallery.lookup(gallery.items["id"].to_numpy())
+    looked, photos = [], ImageSet.photos
+    monkeypatch.setattr(ImageSet, "photos", lambda images, columns: looked.append(columns) or photos(images, columns))
+
+    def found(store: ObjectStore | None) -> set[str]:
+        offers, note = page.offers_of(gallery.record, items, settings, store)
+        assert note == ""
+        return {offer.title for offer in offers.values()}
+
+    assert found(store) == {f"title {i}" for i in range(6)} and not looked
+    assert found(None) == found(store) and looked
+    imageset(box / "set", [f"name-{i}" for i in range(6)], without=2, attributes=titles)  # the rest moves up
+    looked.clear()
+    assert found(store) == {f"title {i}" for i in (0, 1, 3, 4, 5)} | {"name-2"} and looked
