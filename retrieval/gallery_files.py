@@ -100,9 +100,14 @@ def _wrong_part(record: Mapping[str, Any]) -> str:
     if not isinstance(kind := record["index"].get("kind"), str):
         return f"the kind of its index is {str(kind)[:40]!r}"
     parts = record.get("parts", [])
-    if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
+    if not isinstance(parts, list) or not all(map(_is_part, parts)):
         return f"parts is {str(parts)[:40]!r}"
     return ""
+
+
+def _is_part(entry: Any) -> bool:
+    wanted = {"index": dict, "parameters": dict, "rows": int}
+    return isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in wanted.items())
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------

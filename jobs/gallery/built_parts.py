@@ -26,7 +26,7 @@ def part_of(image_ids: np.ndarray, parts: int) -> np.ndarray:
     """(N,) int64: the part, from 0, of photos (N,) int64; the same every night, and about as many in each.
 
     >>> part_of(np.arange(8), 4).tolist()
-    [0, 1, 2, 0, 1, 3, 0, 1]
+    [0, 2, 0, 3, 1, 0, 2, 1]
     """
     mixed = np.asarray(image_ids, np.int64).view(np.uint64) * GOLDEN
     return (mixed >> np.uint64(32)).astype(np.int64) * parts >> 32

@@ -209,6 +209,8 @@ def test_a_record_that_lies_is_refused_as_the_gallerys_fault(tmp_path: Path) -> 
         ("results", ["x"], "results is "),
         ("gate", 3, "gate is '3'"),
         ("gate", {"a": 3}, "gate is "),
+        ("parts", 3, "parts is '3'"),
+        ("parts", [{"index": {}, "rows": 3}], "parts is "),
     ):
         store.write("versions/000001-x/version.json", json.dumps(record | {part: value}).encode())
         with pytest.raises(GalleryError, match=rf"versions/000001-x/version.json: not readable: {re.escape(said)}"):

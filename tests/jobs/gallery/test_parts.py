@@ -440,3 +440,15 @@ def test_of_a_bucket_only_the_parts_asked_for_are_fetched(
     kept = [part for part in range(4) if part != part_of(ids[:1], 4)[0]]
     for file in (f"part-{part}/vectors.npy" for part in kept):
         assert store.digest(f"versions/000002-x/{file}") == first.record["files"][file]
+
+
+def test_nights_of_a_bucket_publish_what_nights_of_a_folder_do(
+    s3_bucket: str, where: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    imageset, one, _ = where
+    for goods in (shop(range(20)), shop(range(1, 21))):
+        stock(goods, imageset)
+        alone, parted = night(imageset, one), night(imageset, f"{s3_bucket}/gallery", *FOUR)
+        assert parted["gate"] == alone["gate"] and parted["status"] == "published"
+        assert content(opened(f"{s3_bucket}/gallery")) == content(opened(one))
