@@ -113,7 +113,7 @@ class S3Store(ObjectStore):
 
     def read_stamped(self, key: str) -> tuple[bytes, str]:
         reply, data = self._get(key, _damage)
-        return data, ObjectInfo(key, len(data), reply["ETag"]).stamp
+        return data, _stamp(len(data), reply)
 
     def write(self, key: str, data: bytes | memoryview) -> None:
         self.write_stamped(key, data)
@@ -123,7 +123,7 @@ class S3Store(ObjectStore):
             self._upload(key, io.BytesIO(data), digest(data))
             return ""
         with self._client("writing", key) as client:
-            return ObjectInfo(key, len(data), self._put(client, key, data)["ETag"]).stamp
+            return _stamp(len(data), self._put(client, key, data))
 
     def write_file(self, key: str, path: str | Path) -> None:
         with open(path, "rb") as file:
@@ -316,6 +316,12 @@ class _Ranges(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
+
+
+def _stamp(size: int, reply: Reply) -> str:
+    """As `ObjectInfo.stamp`; "" of a server that tells no ETag, where a replaced object may have the same size."""
+    etag = reply.get("ETag")
+    return ObjectInfo("", size, etag).stamp if etag else ""
 
 
 def _timestamp(value: Any) -> datetime:
