@@ -1,6 +1,7 @@
 """The networks without what follows them: modules of tensors alone, from a padded batch to a head's raw maps.
 
     fold(model)                      # batch norms into the convolutions before them
+    pad_alike(model, 32)             # convolutions that pad by their input's size: by the same for all batches
     maps = OneStage(model)(batch)    # (B, 3, H, W) -> the head's maps
 
 The flow of control depends on no values, so `torch.jit.trace` records each module at a fixed shape.
@@ -18,6 +19,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from detection.decode import from_deltas
 
 CONVOLUTIONS = ("Conv2d", "Conv2dSame", "ConvTranspose2d")  # by name: mmcv and timm have their own of torch's classes
+
+LAST_STRIDE = 32  # of timm's trunks: sides that it divides are whole at every convolution
 
 
 def fold(model: nn.Module) -> int:
@@ -39,6 +42,46 @@ def fold(model: nn.Module) -> int:
             if not isinstance(child, nn.Identity):
                 before = (name, child) if type(child).__name__ in CONVOLUTIONS else None
     return folded
+
+
+class PaddedAlike(nn.Module):
+    """timm's `Conv2dSame` for inputs whose sides its stride divides: zeros all round as TensorFlow's SAME puts them.
+
+    For such inputs the padding depends on kernel and stride alone. `Conv2dSame` asks for the input's size, so that
+    OpenVINO would pad by a copy, 5 % of a trunk's time; a constant padding is part of its convolution.
+    """
+
+    def __init__(self, convolution: Any) -> None:
+        super().__init__()
+        self.convolution = convolution
+        reaches = zip(convolution.kernel_size, convolution.dilation, convolution.stride, strict=True)
+        top, left = (max((kernel - 1) * dilation + 1 - stride, 0) for kernel, dilation, stride in reaches)
+        self.sides = [left // 2, left - left // 2, top // 2, top - top // 2]  # left, right, top, bottom
+
+    def forward(self, maps: Tensor) -> Tensor:
+        own = self.convolution
+        return functional.conv2d(
+            functional.pad(maps, self.sides), own.weight, own.bias, own.stride, 0, own.dilation, own.groups
+        )
+
+
+def pad_alike(model: nn.Module, multiple_px: int) -> int:
+    """Put `PaddedAlike` in the place of every `Conv2dSame`, in place: the same outputs to the last bit.
+
+    Photos are padded to multiples of `multiple_px`; where that is none of 32, the last stride of timm's trunks, nothing
+    is replaced. Returns how many were.
+    """
+    found = [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if type(child).__name__ == "Conv2dSame" and not isinstance(parent, PaddedAlike)
+    ]
+    if multiple_px % LAST_STRIDE:
+        return 0
+    for parent, name, child in found:
+        setattr(parent, name, PaddedAlike(child))
+    return len(found)
 
 
 class OneStage(nn.Module):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from detection import head_facts, rle
 from detection.batches import alike, fit, normalise, record_of
 from detection.decode import BatchBoxes, visible
-from detection.dense import fold
+from detection.dense import fold, pad_alike
 from detection.detections import Detections, Rle
 from detection.families import PhotoSizes, family_of
 from detection.models import DetectorSpec
@@ -124,7 +124,7 @@ def _facts_file(spec: DetectorSpec, weights: Path | None, limits: tuple[Any, ...
 
 
 def _filled(spec: DetectorSpec, weights: Path | None, allow_random_weights: bool) -> nn.Module:
-    """The model with its weights, batch norms folded; raises as `load`."""
+    """The model with its weights, batch norms folded, padding the same for all batches; raises as `load`."""
     model = build(spec, initialise=weights is None)
     if weights is not None:
         tensors = weight_files.read(Path(weights), model=spec.name, sha256=spec.sha256, trainer=TRAINER)
@@ -132,6 +132,7 @@ def _filled(spec: DetectorSpec, weights: Path | None, allow_random_weights: bool
     elif not allow_random_weights:
         raise WeightsError(f"{spec.name}: no weights given; train them with {TRAINER}, or set allow_random_weights")
     fold(model.eval())
+    pad_alike(model, spec.pad_multiple_px)
     return model
 
 

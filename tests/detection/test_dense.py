@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+import timm.layers
 import torch
 from torch import nn
 
@@ -77,6 +78,26 @@ def test_only_a_norm_after_a_convolution_is_folded() -> None:
     want = block(x)
     assert dense.fold(block) == 2 and isinstance(block.late, nn.BatchNorm2d)
     torch.testing.assert_close(block(x), want)
+
+
+@pytest.mark.parametrize("kernel, stride, dilation", [(3, 2, 1), (5, 2, 1), (2, 2, 1), (1, 2, 1), (3, 1, 2)])
+def test_a_convolution_padded_alike_is_timms(kernel: int, stride: int, dilation: int) -> None:
+    """To the last bit, for every input whose sides the stride divides."""
+    own: Any = timm.layers.create_conv2d(3, 4, kernel, stride=stride, dilation=dilation, padding="same")
+    if type(own).__name__ != "Conv2dSame":  # timm pads by a constant itself where the stride is 1
+        own = timm.layers.Conv2dSame(3, 4, kernel, stride, dilation=dilation)
+    for height, width in ((2, 4), (10, 6), (32, 64)):
+        maps = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(dense.PaddedAlike(own)(maps), own(maps), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("multiple_px, want", [(32, 5), (128, 5), (16, 0), (48, 0), (1, 0)])
+def test_padding_is_the_same_where_photos_are_of_whole_cells(multiple_px: int, want: int) -> None:
+    """EfficientNet-Lite halves its maps five times."""
+    model = detector.build(models.CENTERNET_TINY, initialise=False)
+    assert dense.pad_alike(model, multiple_px) == want
+    assert sum(type(each).__name__ == "PaddedAlike" for each in model.modules()) == want
+    assert dense.pad_alike(model, multiple_px) == 0
 
 
 @pytest.mark.parametrize(
