@@ -237,21 +237,23 @@ class CascadeFamily(Family):
         return decode.suppress(found, labels, limits.nms.iou_threshold, limits.max_per_img)
 
     def _parts(self) -> dict[str, Callable[[], Sequence[Arrays]]]:
-        parts = super()._parts() | {"refining": functools.partial(self._examples, with_limits=True)}
-        return parts if self.mask_heads is None else parts | {"mask_heads": self._examples}
+        parts = super()._parts() | {"refining": functools.partial(self._examples, "limits")}
+        return parts if self.mask_heads is None else parts | {"mask_heads": functools.partial(self._examples, "labels")}
 
-    def _examples(self, with_limits: bool = False) -> list[Arrays]:
-        """Boxes of all sizes, limits where the part takes them, and maps of noise."""
+    def _examples(self, second: str) -> list[Arrays]:
+        """Boxes of all sizes, their limits or labels, and maps of noise."""
         rng, examples = np.random.default_rng(0), []
         extractor = self.head.bbox_roi_extractor[0]
         for n_photos, _, height, width in COMPARED:
             corners = rng.uniform(0, (width, height), (2, 8 * n_photos, 2))
             photo = np.arange(8 * n_photos)[:, None] % n_photos
             rois = np.concatenate([photo, corners.min(0), corners.max(0)], 1)
-            limits = [np.full((len(rois), 2), (width, height))] if with_limits else []
+            limits = np.full((len(rois), 2), (width, height), np.float32)
+            labels = np.arange(len(rois)) % self.head.bbox_head[0].num_classes
             sides = [(height // stride, width // stride) for stride in extractor.featmap_strides]
             maps = [rng.standard_normal((n_photos, extractor.out_channels, *two)) for two in sides]
-            examples.append(tuple(one.astype(np.float32) for one in (rois, *limits, *maps)))
+            rois, *maps = (one.astype(np.float32) for one in (rois, *maps))
+            examples.append((rois, limits if second == "limits" else labels, *maps))
         return examples
 
     def masks(self, outputs: Sequence[Tensor], found: BatchBoxes) -> Tensor | None:
@@ -260,9 +262,8 @@ class CascadeFamily(Family):
         if not len(found.boxes):
             return found.boxes.new_zeros(0, 1, 1)
         rois = torch.cat([found.photos[:, None].to(found.boxes), found.boxes], 1)
-        (cells,) = self.mask_heads(rois, *outputs[: self.n_maps])
-        of_class = torch.zeros_like(found.labels) if cells.shape[1] == 1 else found.labels
-        return cells[torch.arange(len(cells), device=cells.device), of_class]
+        (cells,) = self.mask_heads(rois, found.labels, *outputs[: self.n_maps])
+        return cells
 
     def _proposals(self, outputs: Sequence[Tensor], photos: PhotoSizes) -> tuple[Tensor, Tensor]:
         """(B, n, 4) boxes and (B, n) bool, which are real, from the RPN's maps."""

@@ -29,7 +29,7 @@ def facts_of(family: Family, model: Any) -> bytes:
         roi = model.roi_head
         facts = {"rpn_head": _head(model.rpn_head), "roi_head": {
             "test_cfg": roi.test_cfg, "with_mask": roi.with_mask, "mask_head": [],
-            "bbox_head": [{"bbox_coder": _coder(head)} for head in roi.bbox_head],
+            "bbox_head": [{"bbox_coder": _coder(head), "num_classes": head.num_classes} for head in roi.bbox_head],
             "bbox_roi_extractor": list(map(_extractor, roi.bbox_roi_extractor)),
             "mask_roi_extractor": list(map(_extractor, roi.mask_roi_extractor)) if roi.with_mask else [],
         }}  # fmt: skip

@@ -74,7 +74,9 @@ def test_joining_keeps_the_handler_of_sigterm(cluster: list[str]) -> None:
 
 
 @pytest.mark.parametrize("show_workers", [False, True])
-def test_joining_keeps_the_root_logger(cluster: list[str], show_workers: bool, caplog: pytest.LogCaptureFixture) -> None:
+def test_joining_keeps_the_root_logger(
+    cluster: list[str], show_workers: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     ray_cluster.leave_ray()
     caplog.set_level(logging.WARNING)
     before = logging.root.handlers[:]
