@@ -247,12 +247,12 @@ class CascadeFamily(Family):
         for n_photos, _, height, width in COMPARED:
             corners = rng.uniform(0, (width, height), (2, 8 * n_photos, 2))
             photo = np.arange(8 * n_photos)[:, None] % n_photos
-            rois = np.concatenate([photo, corners.min(0), corners.max(0)], 1)
+            rois = np.concatenate([photo, corners.min(0), corners.max(0)], 1).astype(np.float32)
             limits = np.full((len(rois), 2), (width, height), np.float32)
             labels = np.arange(len(rois)) % self.head.bbox_head[0].num_classes
             sides = [(height // stride, width // stride) for stride in extractor.featmap_strides]
-            maps = [rng.standard_normal((n_photos, extractor.out_channels, *two)) for two in sides]
-            rois, *maps = (one.astype(np.float32) for one in (rois, *maps))
+            shapes = [(n_photos, extractor.out_channels, *two) for two in sides]
+            maps = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
             examples.append((rois, limits if second == "limits" else labels, *maps))
         return examples
 
