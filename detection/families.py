@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detection import decode
+from detection import decode, early
 from detection.decode import BatchBoxes
 from detection.dense import MaskHeads, OneStage, Proposing, Refining
+from detection.early import Early
 from networks.cuda_graphs import GraphedNetwork
 from networks.engines import Arrays, CompiledNetwork, Engine, noise
 
@@ -56,6 +57,7 @@ class Family:
 
     dense: Any  # Tensor -> Sequence[Tensor]: a module, or what was put in its place
     mask_threshold = 0.5  # from which a mask's cell is on
+    early: Early | None = None  # what computes the first layers of `dense`, where they are apart from it
 
     def __init__(self, model: Any, left_out: Sequence[int]) -> None:
         self.head, self.left_out = model.bbox_head, left_out
@@ -71,14 +73,24 @@ class Family:
         description: Mapping[str, Any] | None,
         engine: Engine,
         whole: "Callable[[], Family] | None" = None,
+        share: bool = False,
     ) -> list[str]:
         """Put compiled networks in the place of torch's modules, and return their notes.
 
         `name` is the model's; `description` says what decides its outputs, as for `CompiledNetwork`. `whole` makes the
-        same family around a model, where this one is of facts (`detection.head_facts`).
+        same family around a model, where this one is of facts (`detection.head_facts`). With `share` the first layers
+        are computed once for all detectors that have the same (`detection.early`).
         """
         notes, own = [], copy.copy(self)  # with torch's modules
-        for part, examples in self._parts().items():
+        parts, model = self._parts(), self.dense.model
+        first = early.facts_of(model) if share and description is not None else None
+        if first is not None:
+            layers = functools.partial(_first_layers, whole or (lambda: own))
+            self.early = early.shared(first, layers, name, engine, COMPARED)
+            notes += self.early.network.notes
+            parts["dense"] = noise(*early.shapes(first, COMPARED))
+            description = {**description, "early": first["digest"]} if description else None
+        for part, examples in parts.items():
             of_part = description and {**description, "part": part}
             build = functools.partial(_module_of, whole or (lambda: own), part)
             network = CompiledNetwork(f"{name}, {part}", build, of_part, examples, engine)
@@ -106,6 +118,10 @@ def family_of(model: nn.Module, left_out: Sequence[int] = ()) -> Family | None:
     """
     kinds: tuple[Any, ...] = (AnchorFamily, PeakFamily, CascadeFamily)
     return next((kind(model, left_out) for kind in kinds if kind.fits(model)), None)
+
+
+def _first_layers(whole: Callable[[], Family]) -> nn.Module:
+    return early.FirstLayers(whole().dense.model.backbone).eval()
 
 
 def _module_of(whole: Callable[[], Family], part: str) -> nn.Module:
