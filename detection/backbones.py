@@ -46,12 +46,28 @@ class EfficientNetLite(nn.Module):
         """Channels of the three feature maps, strides 8, 16, 32."""
         return {"lite0": (40, 112, 192), "lite1": (40, 112, 192), "lite2": (48, 120, 208)}[name.rsplit("_", 1)[-1]]
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 3, H, W) float -> three maps (B, C, H/8, W/8), (…/16), (…/32)."""
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.frozen_stages <= 0):
-            x = self.bn1(self.conv_stem(images))
+    EARLY = 2  # stages that, with the stem, may be computed once for several detectors (`detection.early`)
+
+    @property
+    def early_channels(self) -> int:
+        """Channels of what the stem and the first `EARLY` stages give, at stride 4."""
+        last: Any = self.blocks[self.EARLY - 1]
+        return int(last[-1].conv_pwl.out_channels)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 3, H, W) float -> three maps (B, C, H/8, W/8), (…/16), (…/32).
+
+        What the stem and the first `EARLY` stages give, known by its channels, may come in the place of photos.
+        """
+        first = self.EARLY
+        if x.shape[1] == 3:
+            first = 0
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.frozen_stages <= 0):
+                x = self.bn1(self.conv_stem(x))
         out = []
         for number, stage in enumerate(self.blocks):
+            if number < first:
+                continue
             with torch.set_grad_enabled(torch.is_grad_enabled() and number >= self.frozen_stages):
                 x = stage(x)
             if number in (2, 4, 5):

@@ -23,8 +23,9 @@ from torch import Tensor, nn
 from detection import head_facts, rle
 from detection.batches import alike, fit, normalise, record_of
 from detection.decode import BatchBoxes, visible
-from detection.dense import fold
+from detection.dense import fold, pad_alike
 from detection.detections import Detections, Rle
+from detection.early import key_of
 from detection.families import PhotoSizes, family_of
 from detection.models import DetectorSpec
 from networks import plan_files, weight_files
@@ -124,7 +125,7 @@ def _facts_file(spec: DetectorSpec, weights: Path | None, limits: tuple[Any, ...
 
 
 def _filled(spec: DetectorSpec, weights: Path | None, allow_random_weights: bool) -> nn.Module:
-    """The model with its weights, batch norms folded; raises as `load`."""
+    """The model with its weights, batch norms folded, padding the same for all batches; raises as `load`."""
     model = build(spec, initialise=weights is None)
     if weights is not None:
         tensors = weight_files.read(Path(weights), model=spec.name, sha256=spec.sha256, trainer=TRAINER)
@@ -132,6 +133,7 @@ def _filled(spec: DetectorSpec, weights: Path | None, allow_random_weights: bool
     elif not allow_random_weights:
         raise WeightsError(f"{spec.name}: no weights given; train them with {TRAINER}, or set allow_random_weights")
     fold(model.eval())
+    pad_alike(model, spec.pad_multiple_px)
     return model
 
 
@@ -207,10 +209,12 @@ class Detector:
             self._family.capture(self.spec.name, self.notes)
         if engine.name != "openvino" or weights is None:
             return
-        description = {"kind": "detector", "model": self.spec.model, "weights": file_sha256(weights)}
-        own_code = bool(getattr(self.spec, "imports", ()))  # of the user's, which no digest covers
+        description: dict[str, Any] | None = None
+        if not getattr(self.spec, "imports", ()):  # the user's own code, which no digest covers
+            description = {"kind": "detector", "model": self.spec.model, "weights": file_sha256(weights)}
         whole = None if self._facts is None else self._whole
-        self.notes += self._family.compile(self.spec.name, None if own_code else description, engine, whole)
+        share = isinstance(self.spec, DetectorSpec)  # those of another kind prepare photos in other ways
+        self.notes += self._family.compile(self.spec.name, description, engine, whole, share)
         self._layout = torch.contiguous_format
 
     @property
@@ -291,7 +295,10 @@ class Detector:
             batch, samples = self._inputs(photos, originals, shape)
             if self._family is None:
                 return self._by_mmdetection(batch, samples)
-            outputs = [one.float() for one in self._family.dense(batch)]
+            given = batch
+            if self._family.early is not None:
+                given = self._family.early(batch, lambda: key_of(photos, (shape, self.spec.mean, self.spec.std)))
+            outputs = [one.float() for one in self._family.dense(given)]
             sizes = PhotoSizes.of(samples, batch)
             found = self._family.decode(outputs, sizes)
             scaled = found._replace(boxes=found.boxes / sizes.scale[found.photos].repeat(1, 2))

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from detection import decode
+from detection import decode, early
 from detection.decode import BatchBoxes
 from detection.dense import MaskHeads, OneStage, Proposing, Refining
+from detection.early import Early
 from networks.cuda_graphs import GraphedNetwork
 from networks.engines import Arrays, CompiledNetwork, Engine, noise
 
@@ -56,6 +57,7 @@ class Family:
 
     dense: Any  # Tensor -> Sequence[Tensor]: a module, or what was put in its place
     mask_threshold = 0.5  # from which a mask's cell is on
+    early: Early | None = None  # what computes the first layers of `dense`, where they are apart from it
 
     def __init__(self, model: Any, left_out: Sequence[int]) -> None:
         self.head, self.left_out = model.bbox_head, left_out
@@ -71,14 +73,24 @@ class Family:
         description: Mapping[str, Any] | None,
         engine: Engine,
         whole: "Callable[[], Family] | None" = None,
+        share: bool = False,
     ) -> list[str]:
         """Put compiled networks in the place of torch's modules, and return their notes.
 
         `name` is the model's; `description` says what decides its outputs, as for `CompiledNetwork`. `whole` makes the
-        same family around a model, where this one is of facts (`detection.head_facts`).
+        same family around a model, where this one is of facts (`detection.head_facts`). With `share` the first layers
+        are computed once for all detectors that have the same (`detection.early`).
         """
         notes, own = [], copy.copy(self)  # with torch's modules
-        for part, examples in self._parts().items():
+        parts, model = self._parts(), self.dense.model
+        first = early.facts_of(model) if share and description is not None else None
+        if first is not None:
+            layers = functools.partial(_first_layers, whole or (lambda: own))
+            self.early = early.shared(first, layers, name, engine, COMPARED)
+            notes += self.early.network.notes
+            parts["dense"] = noise(*early.shapes(first, COMPARED))
+            description = {**description, "early": first["digest"]} if description else None
+        for part, examples in parts.items():
             of_part = description and {**description, "part": part}
             build = functools.partial(_module_of, whole or (lambda: own), part)
             network = CompiledNetwork(f"{name}, {part}", build, of_part, examples, engine)
@@ -106,6 +118,10 @@ def family_of(model: nn.Module, left_out: Sequence[int] = ()) -> Family | None:
     """
     kinds: tuple[Any, ...] = (AnchorFamily, PeakFamily, CascadeFamily)
     return next((kind(model, left_out) for kind in kinds if kind.fits(model)), None)
+
+
+def _first_layers(whole: Callable[[], Family]) -> nn.Module:
+    return early.FirstLayers(whole().dense.model.backbone).eval()
 
 
 def _module_of(whole: Callable[[], Family], part: str) -> nn.Module:
@@ -237,21 +253,23 @@ class CascadeFamily(Family):
         return decode.suppress(found, labels, limits.nms.iou_threshold, limits.max_per_img)
 
     def _parts(self) -> dict[str, Callable[[], Sequence[Arrays]]]:
-        parts = super()._parts() | {"refining": functools.partial(self._examples, with_limits=True)}
-        return parts if self.mask_heads is None else parts | {"mask_heads": self._examples}
+        parts = super()._parts() | {"refining": functools.partial(self._examples, "limits")}
+        return parts if self.mask_heads is None else parts | {"mask_heads": functools.partial(self._examples, "labels")}
 
-    def _examples(self, with_limits: bool = False) -> list[Arrays]:
-        """Boxes of all sizes, limits where the part takes them, and maps of noise."""
+    def _examples(self, second: str) -> list[Arrays]:
+        """Boxes of all sizes, their limits or labels, and maps of noise."""
         rng, examples = np.random.default_rng(0), []
         extractor = self.head.bbox_roi_extractor[0]
         for n_photos, _, height, width in COMPARED:
             corners = rng.uniform(0, (width, height), (2, 8 * n_photos, 2))
             photo = np.arange(8 * n_photos)[:, None] % n_photos
-            rois = np.concatenate([photo, corners.min(0), corners.max(0)], 1)
-            limits = [np.full((len(rois), 2), (width, height))] if with_limits else []
+            rois = np.concatenate([photo, corners.min(0), corners.max(0)], 1).astype(np.float32)
+            limits = np.full((len(rois), 2), (width, height), np.float32)
+            labels = np.arange(len(rois)) % self.head.bbox_head[0].num_classes
             sides = [(height // stride, width // stride) for stride in extractor.featmap_strides]
-            maps = [rng.standard_normal((n_photos, extractor.out_channels, *two)) for two in sides]
-            examples.append(tuple(one.astype(np.float32) for one in (rois, *limits, *maps)))
+            shapes = [(n_photos, extractor.out_channels, *two) for two in sides]
+            maps = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+            examples.append((rois, limits if second == "limits" else labels, *maps))
         return examples
 
     def masks(self, outputs: Sequence[Tensor], found: BatchBoxes) -> Tensor | None:
@@ -260,9 +278,8 @@ class CascadeFamily(Family):
         if not len(found.boxes):
             return found.boxes.new_zeros(0, 1, 1)
         rois = torch.cat([found.photos[:, None].to(found.boxes), found.boxes], 1)
-        (cells,) = self.mask_heads(rois, *outputs[: self.n_maps])
-        of_class = torch.zeros_like(found.labels) if cells.shape[1] == 1 else found.labels
-        return cells[torch.arange(len(cells), device=cells.device), of_class]
+        (cells,) = self.mask_heads(rois, found.labels, *outputs[: self.n_maps])
+        return cells
 
     def _proposals(self, outputs: Sequence[Tensor], photos: PhotoSizes) -> tuple[Tensor, Tensor]:
         """(B, n, 4) boxes and (B, n) bool, which are real, from the RPN's maps."""

@@ -11,6 +11,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from detection import early
 from detection.families import AnchorFamily, CascadeFamily, Family, PeakFamily
 
 
@@ -25,11 +26,12 @@ def facts_of(family: Family, model: Any) -> bytes:
 
     Raises TypeError for limits that are no JSON.
     """
+    facts: dict[str, Any]
     if isinstance(family, CascadeFamily):
         roi = model.roi_head
         facts = {"rpn_head": _head(model.rpn_head), "roi_head": {
             "test_cfg": roi.test_cfg, "with_mask": roi.with_mask, "mask_head": [],
-            "bbox_head": [{"bbox_coder": _coder(head)} for head in roi.bbox_head],
+            "bbox_head": [{"bbox_coder": _coder(head), "num_classes": head.num_classes} for head in roi.bbox_head],
             "bbox_roi_extractor": list(map(_extractor, roi.bbox_roi_extractor)),
             "mask_roi_extractor": list(map(_extractor, roi.mask_roi_extractor)) if roi.with_mask else [],
         }}  # fmt: skip
@@ -37,6 +39,7 @@ def facts_of(family: Family, model: Any) -> bytes:
         facts = {"bbox_head": _head(model.bbox_head)}
     else:
         facts = {"bbox_head": {"test_cfg": model.bbox_head.test_cfg}}
+    facts["early"] = early.facts_of(model)
     return json.dumps({"kind": type(family).__name__, "model": facts}).encode()
 
 

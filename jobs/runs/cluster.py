@@ -6,6 +6,7 @@ Ray is imported only where it is used: a run with nothing to do needs none.
 import asyncio
 import contextlib
 import json
+import logging
 import math
 import os
 import re
@@ -66,7 +67,7 @@ def join_ray(n_cpus: int = 1, *, show_workers: bool = False, output: str = "") -
     address, silence = find_cluster()
     if address and not silence:
         try:
-            with _signals_kept():
+            with _process_kept():
                 ray.init(job_config=JobConfig(metadata={"output": output} if output else {}), **quiet)
             started_here = False
             if output:
@@ -83,7 +84,7 @@ def join_ray(n_cpus: int = 1, *, show_workers: bool = False, output: str = "") -
     n_cpus = max(os.cpu_count() or 1, n_cpus)
     for attempts_left in reversed(range(START_ATTEMPTS)):
         try:
-            with _signals_kept():
+            with _process_kept():
                 ray.init("local", num_cpus=n_cpus, include_dashboard=False, object_store_memory=200_000_000, **quiet)
             started_here = True
             return
@@ -118,17 +119,22 @@ def _tell_submission(output: str) -> None:
 
 
 @contextlib.contextmanager
-def _signals_kept() -> Iterator[None]:
-    """Keep the handler of SIGTERM that `ray.init` replaces.
+def _process_kept() -> Iterator[None]:
+    """Keep the handler of SIGTERM and the root logger, both of which `ray.init` changes.
 
-    Ray's own drains its node for half a minute, ends the cluster's processes and leaves the driver to wait for them.
+    Ray's own handler drains its node for half a minute, ends the cluster's processes and leaves the driver to wait for
+    them. A `logging_config` is meant for workers here; Ray sets the driver's root logger by it too, for good, which
+    hides the warnings of everything else in this process.
     """
-    before = signal.getsignal(signal.SIGTERM)
+    before, root = signal.getsignal(signal.SIGTERM), logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
     try:
         yield
     except SystemExit as end:  # from Ray's handler, as it starts
         raise KeyboardInterrupt from end
     finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)
 

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+import timm.layers
 import torch
 from torch import nn
 
@@ -79,6 +80,26 @@ def test_only_a_norm_after_a_convolution_is_folded() -> None:
     torch.testing.assert_close(block(x), want)
 
 
+@pytest.mark.parametrize("kernel, stride, dilation", [(3, 2, 1), (5, 2, 1), (2, 2, 1), (1, 2, 1), (3, 1, 2)])
+def test_a_convolution_padded_alike_is_timms(kernel: int, stride: int, dilation: int) -> None:
+    """To the last bit, for every input whose sides the stride divides."""
+    own: Any = timm.layers.create_conv2d(3, 4, kernel, stride=stride, dilation=dilation, padding="same")
+    if type(own).__name__ != "Conv2dSame":  # timm pads by a constant itself where the stride is 1
+        own = timm.layers.Conv2dSame(3, 4, kernel, stride, dilation=dilation)
+    for height, width in ((2, 4), (10, 6), (32, 64)):
+        maps = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(dense.PaddedAlike(own)(maps), own(maps), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("multiple_px, want", [(32, 5), (128, 5), (16, 0), (48, 0), (1, 0)])
+def test_padding_is_the_same_where_photos_are_of_whole_cells(multiple_px: int, want: int) -> None:
+    """EfficientNet-Lite halves its maps five times."""
+    model = detector.build(models.CENTERNET_TINY, initialise=False)
+    assert dense.pad_alike(model, multiple_px) == want
+    assert sum(type(each).__name__ == "PaddedAlike" for each in model.modules()) == want
+    assert dense.pad_alike(model, multiple_px) == 0
+
+
 @pytest.mark.parametrize(
     "spec", [*TINY[:4], *(pytest.param(s, marks=pytest.mark.slow) for s in LARGE)], ids=lambda s: s.name
 )
@@ -109,3 +130,34 @@ def test_features_of_boxes_are_those_of_mmdetections_extractor() -> None:
             got, want = dense.RoiFeatures(extractor)(maps, rois), extractor(maps, rois)
         torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
         assert got[:5].abs().amax((1, 2, 3)).min() > 0
+
+
+@pytest.mark.parametrize(
+    "changed, quarters",
+    [
+        ({}, True),
+        ({"num_convs": 0, "class_agnostic": True}, True),
+        ({"upsample_cfg": {"type": "deconv", "scale_factor": 3}}, False),
+        ({"upsample_cfg": {"type": "nearest", "scale_factor": 2}}, False),
+        ({"upsample_cfg": {"type": None}}, False),
+    ],
+)
+def test_masks_of_the_own_class_are_those_of_mmdetections_heads(changed: dict, quarters: bool) -> None:
+    config: Any = detector.build_config(models.CASCADE_MASK_RCNN_TINY)
+    config["roi_head"]["mask_head"].update(changed)
+    from mmdet.registry import MODELS
+
+    heads: Any = MODELS.build(config).roi_head
+    for tensor in (tensor for each in heads.mask_head for tensor in each.parameters()):
+        tensor.data.normal_(0, 0.1, generator=torch.Generator().manual_seed(len(tensor)))
+    ours, labels = dense.MaskHeads(heads), torch.tensor([0, 12, 5])
+    assert [dense._quarters(each) for each in heads.mask_head] == [quarters] * 3
+    maps = [torch.randn(1, 64, 40 // 2**level, 32 // 2**level) for level in range(3)]
+    rois = torch.tensor([[0.0, 10, 10, 90, 120], [0, 30, 5, 200, 250], [0, 0, 0, 20, 30]])
+    with torch.inference_mode():
+        (got,) = ours(rois, labels, *maps)
+        features = heads.mask_roi_extractor[0](maps, rois)
+        want = torch.stack([head(features).sigmoid() for head in heads.mask_head]).mean(0)
+    own = torch.zeros_like(labels) if want.shape[1] == 1 else labels
+    assert float(want.std()) > 0.01
+    torch.testing.assert_close(got, want[torch.arange(3), own], rtol=0, atol=1e-6)

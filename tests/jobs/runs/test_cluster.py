@@ -1,5 +1,6 @@
 """Which actors go where on a cluster of unlike nodes: three real nodes here, with declared cores and GPUs."""
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -70,6 +71,17 @@ def test_joining_keeps_the_handler_of_sigterm(cluster: list[str]) -> None:
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("show_workers", [False, True])
+def test_joining_keeps_the_root_logger(
+    cluster: list[str], show_workers: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    ray_cluster.leave_ray()
+    caplog.set_level(logging.WARNING)
+    before = logging.root.handlers[:]
+    ray_cluster.join_ray(show_workers=show_workers)
+    assert (logging.root.level, logging.root.handlers) == (logging.WARNING, before)
 
 
 def test_gpus_of_several_nodes_are_not_one_actors(cluster: list[str]) -> None:
