@@ -313,7 +313,7 @@ def _of_detection_and_retrieval(contents: Contents) -> dict[str, Any]:
             boxes: f"{measure} of the final list, {words}"
             for boxes in figures.BOXES
             for (owner, measure), words in contents.sure.items()
-            if owner == figures.final_list(boxes)
+            if words and owner == figures.final_list(boxes)
         },
         "queries_per_photo": metrics.get("queries_per_photo"),
     }

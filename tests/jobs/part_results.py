@@ -43,6 +43,7 @@ def photos_of(image_ids: np.ndarray, product: str = "p") -> pa.Table:
         "image_id": image_ids, "product_id": [f"{product}{i // 3}" for i in image_ids.tolist()],
         "file_name": [f"{i}.png" for i in image_ids.tolist()],
         "digest": pa.array([i.to_bytes(16, "big") for i in image_ids.tolist()], pa.binary(16)),
+        "shard": ["shard-00000"] * len(image_ids),
     })  # fmt: skip
 
 
