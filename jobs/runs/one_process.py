@@ -7,6 +7,7 @@ kept from stage to stage, so that its imports are paid for once, and it ends wit
 It does not look for the photo that kills: a death raises `ProcessLost`, and the pool takes the jobs that are left.
 """
 
+import contextlib
 import gc
 import os
 import pickle
@@ -29,6 +30,7 @@ from store.errors import UserError
 
 WAKE_S = 1.0  # how often whoever waits for an answer is called meanwhile
 MAX_REASON = 300  # characters
+REAP_S = 10.0  # a process that was killed has long ended by then
 
 
 class ProcessLost(Exception):
@@ -152,7 +154,9 @@ class OneProcess:
     def end(self) -> None:
         if self.process is not None:
             self.process.kill()
-            self.process.wait()
+            # A signal to this driver within Popen.poll can leave its lock taken; a wait without an end never gets it.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(REAP_S)
             self.pipe.close()
             self.output.close()
             self.process = None

@@ -88,6 +88,20 @@ def test_a_lost_process_is_told_and_the_next_call_starts_another(
     assert process.load(Odd(tmp_path), **how())[0]["pid"] != pid
 
 
+def test_it_ends_although_a_signal_left_the_lock_of_its_end_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As KeyboardInterrupt does between the two lines in which Popen.poll takes the lock and sees to its release."""
+    monkeypatch.setattr(one_process, "REAP_S", 0.1)
+    process = OneProcess(1)
+    pid = process.load(Odd(Path(".")), **how())[0]["pid"]
+    assert process.process is not None
+    child: Any = process.process
+    child._waitpid_lock.acquire()
+    process.end()
+    assert process.process is None
+    child._waitpid_lock.release()
+    assert child.wait(timeout=60) == -signal.SIGKILL and ended(pid)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The driver ends.
 
