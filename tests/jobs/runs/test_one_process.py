@@ -133,7 +133,10 @@ def test_the_process_ends_with_its_driver_even_in_the_middle_of_a_shard(number: 
         assert driver.stdout is not None
         child = int(driver.stdout.readline())
         driver.send_signal(number)
-        assert driver.wait(timeout=120) == status
+        try:
+            assert driver.wait(timeout=120) == status
+        finally:
+            driver.kill()  # one that hangs would be waited for
         end = time.monotonic() + 120  # a guard against hanging
         while not ended(child):
             assert time.monotonic() < end
