@@ -102,9 +102,9 @@ class OnRay:
         answers = {}
         for call in done:
             try:
-                answers[calls[call]] = ray.get(call)
-            except ray.exceptions.RayTaskError as error:
-                raise error.cause if getattr(error.cause, "user_facing", False) else error from None
+                answers[calls[call]] = answer_of(call)
+            except ray.exceptions.RayTaskError:
+                raise
             except ray.exceptions.RayError:  # its node is gone, and nothing is left to start it again on
                 continue
         return answers
@@ -125,6 +125,16 @@ class OnRay:
         for actor in self.actors.values():
             ray.kill(actor)
         self.actors.clear()
+
+
+def answer_of(call: Any) -> Any:
+    """What a task or an actor's method answers; an error that is meant for users is raised as itself."""
+    import ray
+
+    try:
+        return ray.get(call)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if getattr(error.cause, "user_facing", False) else error from None
 
 
 # --- what a part is asked ---------------------------------------------------------------------------------------------

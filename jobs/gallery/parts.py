@@ -21,6 +21,7 @@ from jobs.gallery.build import FillParts, Wanted, build_anew, extend, fill_parts
 from jobs.gallery.built import SEED, Published
 from jobs.gallery.built_parts import BuiltParts, PartFiles, PublishedParts, part_of
 from jobs.gallery.changes import differ
+from jobs.gallery.part_servers import answer_of
 from jobs.gallery.results import PhotoResults
 from jobs.runs import cluster, tables
 from jobs.runs.progress import say
@@ -80,10 +81,7 @@ def run_on_ray(jobs: list[PartJob], wanted: Wanted) -> dict[int, PartFiles]:
     while left:
         (call, *_), _ = ray.wait(list(left))
         job = left.pop(call)
-        try:
-            done[job.part] = ray.get(call)
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause if getattr(error.cause, "user_facing", False) else error from None
+        done[job.part] = answer_of(call)
         say(f"index: part {job.part} written, {len(left)} of {len(jobs)} left")
     return done
 
