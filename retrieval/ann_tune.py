@@ -76,8 +76,8 @@ def tune(index: AnnIndex, queries: np.ndarray, target: float = 0.95, k: int = 10
         if options and _bytes_read(replace(index.plan, **parameters), 0) > min(options, key=_cost)[0]:
             break  # the settings that follow read even more
         recalls = _recall_by_factor(index.with_parameters(**parameters), queries, kth_similarity, k)
-        highest = max(highest, recalls.max())
-        for factor, reached in zip(FACTORS, recalls.tolist(), strict=True):
+        highest = max(highest, *recalls.values())
+        for factor, reached in recalls.items():
             if reached >= target:
                 cost = _bytes_read(replace(index.plan, **parameters), k * factor)
                 options.append((cost, {**parameters, "k_factor": factor, "recall": reached, **wanted}))
@@ -99,8 +99,15 @@ def _settings(plan: IndexPlan) -> list[dict[str, Any]]:
     return [{"nprobe": count} for count in counts if count <= plan.n_lists]
 
 
-def _recall_by_factor(index: AnnIndex, queries: np.ndarray, kth_similarity: np.ndarray, k: int) -> np.ndarray:
-    """(len(FACTORS),) the recall when the first FACTORS x k candidates are compared exactly."""
+def _recall_by_factor(index: AnnIndex, queries: np.ndarray, kth_similarity: np.ndarray, k: int) -> dict[int, float]:
+    """Factor -> recall when so many times k candidates are compared exactly.
+
+    A graph is searched more widely when it is asked for more candidates, so that a long list does not tell what a
+    short one would have found. Its `ef_search` is what counts; the factor stays 1.
+    """
+    if index.plan.kind == "hnsw":
+        found = index.with_parameters(k_factor=1).search(queries, k)[0]
+        return {1: float((found >= kth_similarity).mean())}
     counts = np.zeros(len(FACTORS))
     with faiss_threads(index.plan.threads):
         for start in range(0, len(queries), BLOCK):
@@ -113,7 +120,7 @@ def _recall_by_factor(index: AnnIndex, queries: np.ndarray, kth_similarity: np.n
             so_far = np.minimum(np.cumsum(is_hit, axis=1), k)
             last = [min(max(factor * k, k + SPARE), rows.shape[1]) - 1 for factor in FACTORS]
             counts += so_far[:, last].sum(axis=0)
-    return counts / (k * len(queries))
+    return dict(zip(FACTORS, (counts / (k * len(queries))).tolist(), strict=True))
 
 
 def _bytes_read(plan: IndexPlan, n_exact: int) -> float:

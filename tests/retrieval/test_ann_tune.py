@@ -32,6 +32,19 @@ def test_tuning_reaches_its_target_with_other_queries(index, rows):
     assert all(least[name] <= tuned[name] for name in ("nprobe", "ef_search") if name in tuned)
 
 
+@pytest.mark.parametrize("kind", ["hnsw", "ivf_flat", "ivf_pq"])
+def test_the_recall_told_is_that_of_a_search(kind: str, tmp_path: Path) -> None:
+    """On rows without families, which the narrowest search does not find."""
+    random = np.random.default_rng(0)
+    vectors, asked = unit(random.normal(size=(4000, 64))), unit(random.normal(size=(200, 64)))
+    index = built(tmp_path, kind, vectors, np.arange(4000))
+    narrow = {"ef_search": 16} if kind == "hnsw" else {"nprobe": 1}
+    assert recall(index.with_parameters(**narrow, k_factor=1), asked) < 0.85
+    tuned = tune(index, asked, 0.95)
+    found = recall(AnnIndex.open(tmp_path, index.plan, parameters=tuned), asked)
+    assert found == pytest.approx(tuned["recall"], abs=0.005) and found >= 0.95
+
+
 def test_tuning_refuses_what_it_cannot_reach_or_judge(index, rows):
     for target, queries in ((0.0, rows[2]), (1.1, rows[2]), (0.9, rows[2][:0])):
         with pytest.raises(ValueError, match="tune:"):
