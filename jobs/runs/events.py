@@ -7,7 +7,8 @@ send with their answers, so one file holds the events of all of them, those of k
     loaded    actor, node, pid, device, wall_s, rss_mb, peak_mb
     shard     actor, node, pid, shard, images, failed, began, wall_s, waited_s (time the actor was idle before it),
               read_s, infer_s, write_s, rss_mb, peak_mb, gpu_mb: the most that torch has held on a GPU;
-              gpu_busy: share of the time in which any process ran a kernel on it
+              gpu_busy: share of the time in which any process ran a kernel on it;
+              decoded_elsewhere: photos that decoders on other cores did for it
     died hung actor, node, pid, shard, row (if it was tried alone), deaths, reason
     again     a shard whose storage failed: shard, reason
     stage     images, failed, seconds, rss_mb, peak_mb of the driver, at the end of a stage

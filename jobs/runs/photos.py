@@ -1,13 +1,17 @@
 """The photos of one shard for a worker, decoded a little ahead of the model, in groups that follow from the shard."""
 
+import statistics
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
 
 from store.decode import DecodeError, decode
 from store.imageset import ImageSet
@@ -17,6 +21,7 @@ from store.imageset import ImageSet
 DETECT_BATCHES = 16
 EMBED_GROUP = 16
 GROUP_PIXELS = 64_000_000
+HELPER_AHEAD = 8  # so many more photos are decoded ahead for each that a helper has at once: its answers take longer
 
 # Told by a worker how many photos it has done since it last told; a share of a photo where only some of the models are
 # done with it. A process with a way to its driver puts its own function here.
@@ -86,6 +91,19 @@ class Ahead:
             self._waiting.append((self._pixels_of(row), self._pool.submit(self._decode_row, row)))
 
 
+class Helper(Protocol):
+    """Whoever else decodes photos (`jobs.runs.decoding.Decoders`)."""
+
+    def begin(self) -> int:
+        """A shard begins: how many photos it may decode at once."""
+
+    def learn(self, decoding_s: float, busy_s: float, waited_s: float) -> None:
+        """A shard is done: its photos take `decoding_s` of a core, kept the models busy and made them wait so long."""
+
+    def decode(self, data: bytes, max_pixels: int) -> np.ndarray | None:
+        """As `store.decode.decode`; None where it cannot do it."""
+
+
 def groups(
     images: ImageSet,
     shard: str,
@@ -96,38 +114,66 @@ def groups(
     max_pixels: int,
     clock: Clock,
     threads: int = 1,
+    helper: Helper | None = None,
 ) -> Iterator[list[Decoded]]:
     """Groups of at most `size` photos in the order of `rows`, the next decoded while the caller is busy with the last.
 
-    Decoding takes `threads` threads; groups do not depend on them. A group ends before its size where its photos come
-    to GROUP_PIXELS; what is decoded ahead is bounded likewise. Rows of `skip` come back undecoded with its reason, and
-    so do photos of more than `max_pixels`.
+    Decoding takes `threads` threads, and a helper's; groups do not depend on them. A group ends before its size where
+    its photos come to GROUP_PIXELS; what is decoded ahead is bounded likewise. Rows of `skip` come back undecoded with
+    its reason, and so do photos of more than `max_pixels`.
     """
     start = time.perf_counter()
     table = images.read(shard)  # the whole file, its digest compared
     ids, encoded = table.column("image_id"), table.column("image")
     n_pixels = table.column("width").to_numpy().astype(np.int64) * table.column("height").to_numpy()
+    helper = helper if len(rows) > 1 else None  # a photo tried alone shows what it does to this process
+    decoding = _Decoding(max_pixels, threads, helper)
+    more = helper.begin() if helper else 0
 
     def one(row: int) -> Decoded:
         image_id = ids[row].as_py()
         if row in skip:
             return Decoded(row, image_id, None, skip[row])
         try:
-            return Decoded(row, image_id, decode(encoded[row].as_buffer(), max_pixels=max_pixels))
+            return Decoded(row, image_id, decoding.pixels(encoded[row].as_buffer()))
         except DecodeError as error:
             return Decoded(row, image_id, None, str(error))
 
-    with Ahead(rows, one, lambda row: int(n_pixels[row]), size, threads) as ahead:
+    busy_s = waited_s = 0.0
+    with Ahead(rows, one, lambda row: int(n_pixels[row]), size + HELPER_AHEAD * more, threads + more) as ahead:
         group: list[Decoded] = []
-        for _ in rows:
+        for left in reversed(range(len(rows))):
             group.append(ahead.next())
-            if len(group) == size or sum(photo.n_pixels for photo in group) >= GROUP_PIXELS:
+            if not left or len(group) == size or sum(photo.n_pixels for photo in group) >= GROUP_PIXELS:
                 clock.spent("read", start)
+                handed = time.perf_counter()
                 yield group
-                start, group = time.perf_counter(), []
-        clock.spent("read", start)
-        if group:
-            yield group
+                waited_s, start, group = waited_s + handed - start, time.perf_counter(), []
+                busy_s += start - handed
+    clock.spent("read", start)
+    if helper and decoding.took:
+        helper.learn(len(rows) * statistics.mean(decoding.took), busy_s, waited_s)
+
+
+class _Decoding:
+    """Decodes in at most `threads` of the threads that ask, and lets a helper do it for the others."""
+
+    def __init__(self, max_pixels: int, threads: int, helper: Helper | None) -> None:
+        self._max_pixels, self._helper, self._ours = max_pixels, helper, threading.Semaphore(threads)
+        self.took: list[float] = []  # seconds of each photo that was decoded in this process
+
+    def pixels(self, data: pa.Buffer) -> np.ndarray:
+        if not self._ours.acquire(blocking=False):
+            pixels = self._helper.decode(data.to_pybytes(), self._max_pixels) if self._helper else None
+            if pixels is not None:
+                return pixels
+            self._ours.acquire()
+        start = time.perf_counter()
+        try:
+            return decode(data, max_pixels=self._max_pixels)
+        finally:
+            self.took.append(time.perf_counter() - start)
+            self._ours.release()
 
 
 def limit_threads(n: int) -> None:

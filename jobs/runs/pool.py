@@ -100,6 +100,8 @@ class Host:
         facts = {"began": round(began, 3), "wall_s": round(self.ended - start, 3), "waited_s": round(waited, 3)}
         if self.gpu and (busy := self.gpu.mean()) is not None:
             facts["gpu_busy"] = round(busy, 3)
+        if helper := getattr(self.worker, "helper", None):
+            facts["decoded_elsewhere"] = helper.taken()
         return answer, facts | events.memory()
 
     @property

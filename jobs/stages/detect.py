@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from detection.detections import Detections
-from jobs.runs import photos, shards, tables
+from jobs.runs import decoding, photos, shards, tables
 from jobs.runs.catalogue import engine_of, load_all, notes_of, weight_file
 from jobs.runs.marks import CODES, Outcome, Unit
 from jobs.runs.models import Catalogue, Model
@@ -83,6 +83,7 @@ class DetectWorker:
 
         self.device, self.detectors = device, load_all(self.models, load)
         photos.limit_threads(self.settings.threads_per_actor)
+        self.helper = decoding.helper(self.settings, device)
         return versions() | {"device": device}
 
     def run(self, job: Job, skip: dict[int, str], single: bool) -> dict[str, Outcome]:
@@ -106,8 +107,9 @@ class DetectWorker:
         """Detections and failures by detector."""
         found: dict[str, PhotoDetections] = {name: [] for name in job.work}
         failures: dict[str, Failures] = {name: [] for name in job.work}
-        how = {"size": max(1, batch_size * photos.DETECT_BATCHES), "threads": self.settings.threads_per_actor}
-        how["max_pixels"] = self.settings.max_pixels
+        how: dict[str, Any] = {"size": max(1, batch_size * photos.DETECT_BATCHES)}
+        how |= {"max_pixels": self.settings.max_pixels, "threads": self.settings.threads_per_actor}
+        how["helper"] = self.helper
         for group in photos.groups(self.images, job.name, job.rows, skip, clock=clock, **how):
             decoded = [photo for photo in group if photo.pixels is not None]
             undecoded = [{"image_id": each.image_id, "reason": each.reason} for each in group if each.pixels is None]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from jobs.runs import photos, shards, tables
+from jobs.runs import decoding, photos, shards, tables
 from jobs.runs.catalogue import engine_of, load_all, notes_of, weight_file
 from jobs.runs.marks import CODES, Outcome, Unit
 from jobs.runs.models import Catalogue, Model
@@ -97,6 +97,7 @@ class EmbedWorker:
 
         self.device, self.embedders = device, load_all(self.models, load)
         photos.limit_threads(self.settings.threads_per_actor)
+        self.helper = decoding.helper(self.settings, device)
         return versions() | {"device": device}
 
     def run(self, job: Job, skip: dict[int, str], single: bool) -> dict[Pair, Outcome]:
@@ -127,8 +128,8 @@ class EmbedWorker:
         clock.spent("read", start)
         queues = {pair: CropQueue() for pair in job.work}
         failures: dict[str, list[dict]] = {kind: [] for kind in kinds}
-        how = {"size": photos.EMBED_GROUP, "threads": self.settings.threads_per_actor}
-        how["max_pixels"] = self.settings.max_pixels
+        how: dict[str, Any] = {"size": photos.EMBED_GROUP, "max_pixels": self.settings.max_pixels}
+        how |= {"threads": self.settings.threads_per_actor, "helper": self.helper}
         for group in photos.groups(self.images, job.name, with_items, skip, clock=clock, **how):
             start = time.perf_counter()
             for photo in group:

@@ -1,7 +1,8 @@
 """Each model of a run built, loaded and shown one photo, as its workers will do it: for `--check`.
 
-In: the settings, the models and the photos taken. Out: a line a model with what it is and how long a photo takes. A
-model that cannot be built, whose weights do not fit, or that fails on the photo ends the check as a user error.
+In: the settings, the models and the photos taken. Out: a line a model with what it is and how long a photo takes, and
+one that compares decoding with the detectors. A model that cannot be built, whose weights do not fit, or that fails on
+the photo ends the check as a user error.
 """
 
 import time
@@ -12,6 +13,7 @@ import numpy as np
 
 from jobs.runs.catalogue import engine_of, weight_file
 from jobs.runs.categories import found_by, listed
+from jobs.runs.decoding import cores_to_decode
 from jobs.runs.models import Catalogue, Model
 from jobs.runs.photos import limit_threads
 from jobs.runs.selection import Selected
@@ -34,7 +36,8 @@ def model_lines(
     output: ObjectStore,
 ) -> Iterator[str]:
     """A line a model, the detectors with their category ids first. Raises UserError, with the model's name."""
-    photo = _first_photo(images, taken, settings.max_pixels)
+    photo, decoding_s = _first_photo(images, taken, settings.max_pixels)
+    detecting_s = 0.0
     device = _device(settings, all(model.is_stored for of_stage in models for model in of_stage))
     for model in models[0]:
         if model.is_stored:
@@ -43,8 +46,11 @@ def model_lines(
             continue
         detector = _build(model, settings, catalogue.load_detector, device, category_ids=model.category_ids)
         limit_threads(settings.threads_per_actor)
-        took = _timed(model, photo, lambda pixels, by=detector: by.detect([pixels], batch_size=1))
-        yield f"model: {model.name}, {_facts(model, detector)}, {_classes(model)}, {took}"
+        took = _seconds(model, photo, lambda pixels, by=detector: by.detect([pixels], batch_size=1))
+        detecting_s += took
+        yield f"model: {model.name}, {_facts(model, detector)}, {_classes(model)}, {_photo_in(took)}"
+    if detecting_s:
+        yield decoding_line(settings, device, decoding_s, detecting_s)
     for model in models[1]:
         if model.is_stored:
             StoredEmbedWorker(settings, model, images, output).load("cpu")
@@ -52,20 +58,35 @@ def model_lines(
             continue
         embedder = _build(model, settings, catalogue.load_embedder, device)
         limit_threads(settings.threads_per_actor)
-        took = _timed(model, photo, lambda pixels, by=embedder, of=model: _embed(of, by, pixels))
-        yield f"model: {model.name}, {_facts(model, embedder)}, {model.spec.dim} dimensions, {took}"
+        took = _seconds(model, photo, lambda pixels, by=embedder, of=model: _embed(of, by, pixels))
+        yield f"model: {model.name}, {_facts(model, embedder)}, {model.spec.dim} dimensions, {_photo_in(took)}"
 
 
-def _first_photo(images: ImageSet, taken: Selected, max_pixels: int) -> np.ndarray | None:
-    """The first photo that can be decoded; None where none of those tried can."""
+def decoding_line(settings: Settings, device: str, decoding_s: float, detecting_s: float) -> str:
+    """Whether one actor's threads decode photos as fast as its detectors take them, in seconds a photo."""
+    threads = settings.threads_per_actor
+    line = f"decoding: {1000 * decoding_s:.0f} ms for a photo, the detectors {1000 * detecting_s:.0f} ms"
+    cores = cores_to_decode(decoding_s, detecting_s)
+    if cores <= threads or device == "cpu":
+        return f"{line}: photos do not hold them up"
+    short = f"{line}: an actor wants {cores} cores to decode and has {threads}"
+    if settings.decoders == 0:
+        return f"{short}; set decoders=auto, which takes free cores of the cluster, or threads_per_actor={cores}"
+    return f"{short}; decoders={settings.decoders} takes others from the cluster's free cores"
+
+
+def _first_photo(images: ImageSet, taken: Selected, max_pixels: int) -> tuple[np.ndarray | None, float]:
+    """The first photo that can be decoded, and the seconds that takes; None where none of those tried can."""
     for shard in taken.shards[:1]:
         encoded = images.read(shard.name, columns=["image"]).column("image")
         for row in shard.row_numbers[:TRIED]:
             try:
-                return decode(encoded[row].as_buffer(), max_pixels=max_pixels)
+                decode(encoded[row].as_buffer(), max_pixels=max_pixels)  # the first one imports its format
+                start = time.perf_counter()
+                return decode(encoded[row].as_buffer(), max_pixels=max_pixels), time.perf_counter() - start
             except DecodeError:
                 continue
-    return None
+    return None, 0.0
 
 
 def _device(settings: Settings, all_stored: bool) -> str:
@@ -91,17 +112,27 @@ def _build(model: Model, settings: Settings, load: Any, device: str, **more: Any
         raise UserError(_told(model, "cannot be loaded", error)) from error
 
 
-def _timed(model: Model, photo: np.ndarray | None, run: Any) -> str:
+def _seconds(model: Model, photo: np.ndarray | None, run: Any) -> float:
+    """Seconds that a photo takes, after one that warms the network up; 0 without a photo."""
     if photo is None:
-        return f"not tried, as none of the first {TRIED} photos can be decoded"
-    start = time.perf_counter()
+        return 0.0
     try:
+        run(photo)
+        start = time.perf_counter()
         run(photo)
     except Exception as error:
         raise UserError(
             _told(model, f"fails on a photo of {photo.shape[1]} x {photo.shape[0]} pixels", error)
         ) from error
-    return f"{1000 * (time.perf_counter() - start):.0f} ms for the first photo"
+    return time.perf_counter() - start
+
+
+def _photo_in(seconds: float) -> str:
+    return (
+        f"{1000 * seconds:.0f} ms for a photo"
+        if seconds
+        else f"not tried, as none of the first {TRIED} photos can be decoded"
+    )
 
 
 def _embed(model: Model, embedder: Any, pixels: np.ndarray) -> None:

@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from jobs import full_eval
+from jobs.runs.settings import Settings
+from jobs.stages.try_models import decoding_line
 from networks import calls as called
 from store.errors import UserError
 
@@ -39,11 +41,11 @@ def test_what_each_model_is_stands_in_a_line(
     atss, own_line, lite, rows_line = lines
     for part in (
         "model: atss-tiny", "M parameters", "photos within 320 x 320 px", "mean 127.5 127.5 127.5, std 127.5",
-        "weights atss-tiny.safetensors 91b61462d22d", "13 classes, 13 used: short sleeve top", "ms for the first photo",
+        "weights atss-tiny.safetensors 91b61462d22d", "13 classes, 13 used: short sleeve top", "ms for a photo",
     ):  # fmt: skip
         assert part in atss
     assert "own_models:Detector version 1" in own_line and "13 classes, 1 used: class 1 -> skirt" in own_line
-    assert "crops of 160 px" in lite and "512 dimensions" in lite and "ms for the first photo" in lite
+    assert "crops of 160 px" in lite and "512 dimensions" in lite and "ms for a photo" in lite
     assert "rows.parquet" in rows_line and "2 dimensions" in rows_line
 
 
@@ -86,3 +88,17 @@ def test_a_model_that_fails_on_a_photo_is_refused(small_set: Path, tmp_path: Pat
     wrong = {"name": "wrong", "call": "own_models:Wrong", "args": {"how": "nan"}}
     with pytest.raises(UserError, match="wrong: fails on a photo of 48 x 64 pixels: the embedding of crop 0 is not"):
         check(small_set, tmp_path, embedders=[wrong])
+
+
+@pytest.mark.parametrize(
+    "device, tasks, decoding_s, want",
+    [
+        ("cpu", "auto", 0.030, "decoding: 30 ms for a photo, the detectors 10 ms: photos do not hold them up"),
+        ("cuda", "auto", 0.015, "decoding: 15 ms for a photo, the detectors 10 ms: photos do not hold them up"),
+        ("cuda", "auto", 0.030, "wants 4 cores to decode and has 2; decoders=auto takes others from"),
+        ("cuda", 0, 0.030, "wants 4 cores to decode and has 2; set decoders=auto, which takes free cores of the"),
+    ],
+)  # fmt: skip
+def test_decoding_beside_detecting(device: str, tasks: int | str, decoding_s: float, want: str) -> None:
+    settings = Settings(threads_per_actor=2, decoders=tasks)
+    assert want in decoding_line(settings, device, decoding_s, 0.010)

@@ -1,0 +1,153 @@
+"""Photos decoded on other cores of the cluster, for an actor whose GPU would wait for its own threads.
+
+An actor with a GPU starts decoders, actors of one core each, sends them the bytes of single photos and gets pixels by
+reference through Ray's object store. Ray prefers nodes without a GPU for what wants none. Results do not depend on what
+becomes of a decoder: where it dies or does not answer in time, the GPU's actor decodes the photo itself, and the rest
+of the shard too. A photo that kills or hangs its decoder then does that to the actor, whose pool knows what to do.
+
+Tasks would do without starting anything, but each waits for a core to be granted: with the pool's nodes on one machine
+a photo took 100 ms that an actor answers in 10 to 30.
+"""
+
+import contextlib
+import math
+import queue
+import socket
+from collections import deque
+from typing import Any, Literal
+
+import numpy as np
+
+from jobs.runs import versions
+from jobs.runs.pool import thread_limits
+from jobs.runs.settings import Settings
+from store.decode import DecodeError, decode
+
+LATE_S = 30.0  # a decoder that has not answered by then waits for a core, or hangs
+AT_ONCE = 2  # photos sent to a decoder: it works on one while the pixels of the other travel
+MOST = 32  # decoders of one actor, where it finds the number itself
+SPARE = 1.2  # cores asked for, by those that would just do: photos differ, and pixels have to travel
+
+
+def cores_to_decode(decoding_s: float, busy_s: float) -> int:
+    """Cores that decode photos as fast as an actor takes them.
+
+    Args:
+        decoding_s: seconds of a core that some photos take to decode, above 0.
+        busy_s: seconds that the models take for the same photos.
+    """
+    return math.ceil(SPARE * decoding_s / max(busy_s, 1e-9))
+
+
+def helper(settings: Settings, device: str) -> "Decoders | None":
+    """For an actor on this device. Who has no GPU needs the cores for the models: there is no helper."""
+    on_gpu = device == "cuda" and settings.decoders != 0
+    return Decoders(settings.decoders, settings.threads_per_actor) if on_gpu else None
+
+
+class Decoder:
+    """The actor."""
+
+    def decode(self, data: bytes, max_pixels: int, wanted: dict[str, str]) -> np.ndarray | str | dict[str, str]:
+        """The pixels, the reason why there are none, or this node's versions where they are not those wanted."""
+        here = versions.versions()
+        if versions.differences(here, wanted):
+            return here | {"node": socket.gethostname()}
+        try:
+            return decode(data, max_pixels=max_pixels)
+        except DecodeError as error:
+            return str(error)
+
+    def __repr__(self) -> str:
+        """What Ray's dashboard and `ray list actors --detail` call this actor."""
+        return "decoder"
+
+
+class Decoders:
+    """The decoders of one actor, which end with it. Several of its threads use them at once."""
+
+    def __init__(self, n: int | Literal["auto"], threads: int) -> None:
+        """`n`: the setting `decoders`; `threads`: in which the actor decodes itself."""
+        self._auto, self._threads = n == "auto", threads
+        self._wanted = 0 if n == "auto" else int(n)
+        self._actors: list[Any] = []
+        self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()  # each decoder as often as it may be sent a photo
+        self._given_up = False
+        self._waited_alone = 0.0  # seconds in which the models waited, for each second of decoding, without decoders
+        self._done: deque[None] = deque()  # one for each photo; its threads add to it
+
+    def taken(self) -> int:
+        """Photos that decoders have done since the last call."""
+        n = len(self._done)
+        self._done.clear()
+        return n
+
+    def begin(self) -> int:
+        """A shard begins: how many photos may be sent at once. Decoders are started, where `auto` on free cores alone,
+        those that failed are replaced, and those that are not wanted end."""
+        import ray
+
+        if self._given_up:
+            self._end(self._actors)
+            self._actors, self._given_up = [], False
+        missing = self._wanted - len(self._actors)
+        if missing > 0 and self._auto:
+            missing = min(missing, int(ray.available_resources().get("CPU", 0)))
+        if missing > 0:
+            start: Any = ray.remote(num_cpus=1, runtime_env=versions.our_code(thread_limits(1)))(Decoder)
+            self._actors += [start.remote() for _ in range(missing)]
+        elif missing < 0:
+            self._end(self._actors[missing:])
+            del self._actors[missing:]
+        self._free = queue.SimpleQueue()
+        for actor in self._actors * AT_ONCE:
+            self._free.put(actor)
+        return AT_ONCE * len(self._actors)
+
+    def learn(self, decoding_s: float, busy_s: float, waited_s: float) -> None:
+        """A shard is done: its photos take `decoding_s` of a core, kept the models busy and made them wait so long.
+
+        Where the models wait longer with decoders than without, as on a crowded network, there are none from then on.
+        """
+        if not self._auto:
+            return
+        waited = waited_s / decoding_s
+        if not self._actors:
+            self._waited_alone = waited
+        elif waited > self._waited_alone:
+            self._auto, self._wanted = False, 0
+            return
+        self._wanted = min(MOST, max(0, cores_to_decode(decoding_s, busy_s) - self._threads))
+
+    def decode(self, data: bytes, max_pixels: int) -> np.ndarray | None:
+        """As `store.decode.decode`; None where no decoder could do it. No more threads call it than `begin` said.
+
+        A UserError says that a node has other packages or other code.
+        """
+        if self._given_up:
+            return None
+        import ray
+
+        actor = self._free.get()
+        try:
+            answer: Any = ray.get(actor.decode.remote(data, max_pixels, versions.versions()), timeout=LATE_S)
+        except ray.exceptions.RayTaskError:  # it raised
+            raise
+        except ray.exceptions.RayError:  # it is gone, or late
+            self._given_up = True
+            return None
+        finally:
+            self._free.put(actor)
+        if isinstance(answer, dict):
+            versions.refuse_other_versions(answer.pop("node"), answer)
+        if isinstance(answer, str):
+            raise DecodeError(answer)
+        self._done.append(None)
+        return answer.copy()  # writable, as every decoded photo is; and Ray's memory is free for the next
+
+    def _end(self, actors: list[Any]) -> None:
+        import ray
+
+        for actor in actors:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(actor)
