@@ -27,7 +27,7 @@ from store.objects import ObjectStore
 MOST_MISTAKES = 6  # on the first page
 CHUNK = 250  # queries in one data file
 MOST_LISTED = 10_000  # queries, chosen as those with pictures are; of a larger run the page would open ever more slowly
-MIN_FUSED_SCORE = 0.3  # fused boxes under it are not drawn; items/ has its own threshold already
+MIN_DRAWN_SCORE = 0.3  # weaker boxes are drawn only where they are the query's, or lie on a missed garment
 NOT_CHOSEN, NOT_DECODED = 0, 1  # instead of a picture
 NOWHERE = Source("", "", "")  # of a photo that the set does not have
 BOX_COLUMNS = ["image_id", "bbox", "score", "category_id", "votes"]
@@ -275,7 +275,7 @@ def photo_boxes(output: ObjectStore, kind: str, truth: GroundTruth, image_ids: I
             table = of_photos(tables.read(output, key), ids)
             boxes = table.select(BOX_COLUMNS)
             if key.startswith("fused/"):
-                boxes = boxes.filter(pc.greater_equal(table["score"], MIN_FUSED_SCORE))
+                boxes = boxes.filter(pc.greater_equal(table["score"], MIN_DRAWN_SCORE))
             else:
                 row = matching_rows(table, ranked)
                 boxes = boxes.append_column("hypotheses", judged.take(pa.array(row, mask=row < 0)))
@@ -290,7 +290,8 @@ def legend(query: Query, boxes: list[dict[str, Any]]) -> list[tuple[Mark, float 
     """What is drawn on a query's photo, each mark with score, votes and categories, for the legend beside it.
 
     The photo's boxes are numbered from 1, the query's one is strong; a missed garment's true box is dashed. The
-    categories that a box was judged by are told of the query's box, and of the one that lies on a missed garment.
+    categories that a box was judged by are told of the query's box, and of the one that lies on a missed garment. Of
+    the other boxes only those of MIN_DRAWN_SCORE are drawn: items are detected down to much lower scores.
     """
     detected = None if query.missed else query.bbox
     own = [detected is not None and np.allclose(row["bbox"], detected, atol=0.5) for row in boxes]
@@ -298,6 +299,8 @@ def legend(query: Query, boxes: list[dict[str, Any]]) -> list[tuple[Mark, float 
     told = reasons.nearest_box(boxes, query.bbox) if query.missed else strong
     marks: list[tuple[Mark, float | None, int | None, Sequence[Judged]]] = []
     for i, row in enumerate(boxes):
+        if i not in (strong, told) and row["score"] < MIN_DRAWN_SCORE:
+            continue
         judged = judged_categories(row)
         mark = Mark(tuple(row["bbox"]), judged[0][0], str(i + 1), strong=i == strong)
         marks.append((mark, row["score"], row["votes"], judged if i == told else ()))
@@ -306,7 +309,7 @@ def legend(query: Query, boxes: list[dict[str, Any]]) -> list[tuple[Mark, float 
     if query.missed:
         marks.append((Mark(query.bbox, query.category_id, "?", strong=True, dashed=True), None, None, ()))
     elif strong < 0:
-        marks.append((Mark(query.bbox, query.category_id, str(len(marks) + 1), strong=True), query.score, None, ()))
+        marks.append((Mark(query.bbox, query.category_id, str(len(boxes) + 1), strong=True), query.score, None, ()))
     return marks
 
 

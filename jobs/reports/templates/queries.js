@@ -115,7 +115,7 @@
     const alt = `consumer photo ${name} with ${boxes}; the query is the ${category}`;
     const photo = make("figure", { class: "photo" }, picture(details.picture, alt), make("figcaption", {}, make("ul", { class: "legend" }, ...details.marks.map(legendEntry))));
     const missed = columns.first[place] === "missed";
-    const unseen = index.truth === "photo" ? "No results: the photo has no boxes." : "No results. The numbered boxes are those that were found; the dashed one is the garment's true box.";
+    const unseen = index.truth === "photo" ? "No results: the photo has no boxes." : "No results. The numbered boxes were found; the dashed one is the garment's true box.";
     const nothing = missed ? unseen : "No results.";
     const found = details.results.length ? make("ol", { class: "shops" }, ...details.results.map(shop)) : make("p", { class: "soft" }, nothing);
     return make("article", { class: "query", tabindex: "-1", "aria-label": `${name}, ${category}` }, header, photo, make("div", {}, answer(details) ?? "", found));

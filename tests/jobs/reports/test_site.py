@@ -75,6 +75,22 @@ def test_a_box_is_shown_with_the_categories_it_was_judged_by(four):
     assert found.query(4)["reason"].startswith("Box of category vest only (80.0), and")
 
 
+def test_weak_boxes_are_drawn_only_where_the_query_needs_them(four):
+    """Of photo 1's three boxes the query's is the weakest; photo 4's weaker one lies on the missed garment."""
+    output, images = four
+    far, other = (0.0, 0.0, 9.0, 9.0), (20.0, 0.0, 29.0, 9.0)
+    scores = [(1, far, 0.3), (1, other, 0.29), (1, runs.BOX, 0.02), (4, far, 0.25), (4, runs.BOX, 0.02)]
+    items = [
+        item_rows([photo])[0] | {"item": n % 3, "bbox": bbox, "score": score, "category_id": 8}
+        for n, (photo, bbox, score) in enumerate(scores)
+    ]
+    write_rows(output, "items/detected/shard-00000.parquet", tables.ITEMS, items)
+    found = build(output, images)
+    assert [(mark[0], mark[5]) for mark in found.query(1)["marks"]] == [("1", False), ("3", True)]
+    assert [mark[0] for mark in found.query(4)["marks"]] == ["2", "?"]
+    assert found.query(4)["reason"].startswith("Box of category trousers only (2.0)")
+
+
 def test_names_stand_for_photos_and_ids_only_where_there_is_none(four, tmp_path):
     output, _ = four
     large = 2**62
