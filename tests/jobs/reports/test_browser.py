@@ -71,7 +71,7 @@ CATEGORIES = {
 # What a page shows of these figures. Table cells are a tab apart; in four photos two queries are right
 SHOWN = {
     "index": ("own category 25.0, any category 75.0\n95 %: 0.0 to 100.0, by chance 50.0", "random order"),
-    "detection": ("Of 16 detected", "75.0 have", "62.5 have", "by 3.1 on average", "40.0\t4\t43.8\t50.0\n80.0"),
+    "detection": ("16 detected", "75.0 percent have", "it is 62.5", "by 3.1 percentage", "40.0\t4\t43.8\t50.0\n80.0"),
     "retrieval": ("own category\tany category", "concat\t50.0\t50.0\t50.0\t50.0\t50.0\t25.0\t25.0\t75.0\t75.0\t"),
 }
 
@@ -278,6 +278,8 @@ def test_a_choice_changes_the_chart(report, tab):
     chart = page.locator("[data-chart=parts-detected]")
     assert chart.locator("option").all_inner_texts() == ["per category", "per scale"]
     assert [text.strip() for text in chart.locator(".ytick").all_text_contents()] == ["skirt (4)"]
+    counts = page.locator("[data-chart=similarity-detected] .ytick").all_text_contents()
+    assert [text.strip() for text in counts] == ["0", "1", "2"], "whole queries"
     chart.locator("select").select_option("per scale")
     assert [text.strip() for text in chart.locator(".ytick").all_text_contents()] == ["1 small (4)"]
 
