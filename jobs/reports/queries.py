@@ -16,20 +16,20 @@ import pyarrow.compute as pc
 
 from jobs.reports import figures, reasons
 from jobs.reports.pictures import Crop, Mark, Marked, Shot, Shots, Wanted
-from jobs.reports.reasons import Expected, Key
+from jobs.reports.reasons import Expected, Judged, Key, judged_categories
 from jobs.reports.standings import LIST_LENGTH, judge, pick, similarities
 from jobs.reports.truth import Box, GroundTruth, Source, Sources, as_box, of_photos
 from jobs.runs import tables
-from jobs.runs.reader import read_judged
+from jobs.runs.reader import matching_rows, read_judged
+from retrieval.hypotheses import as_column, read_hypotheses
 from store.objects import ObjectStore
 
 MOST_MISTAKES = 6  # on the first page
 CHUNK = 250  # queries in one data file
 MOST_LISTED = 10_000  # queries, chosen as those with pictures are; of a larger run the page would open ever more slowly
-MIN_FUSED_SCORE = 0.3  # fused boxes under it are not drawn; items/ has its own threshold already
+MIN_DRAWN_SCORE = 0.3  # weaker boxes are drawn only where they are the query's, or lie on a missed garment
 NOT_CHOSEN, NOT_DECODED = 0, 1  # instead of a picture
 NOWHERE = Source("", "", "")  # of a photo that the set does not have
-Other = tuple[int, float]  # category id and score of what else a box may be
 BOX_COLUMNS = ["image_id", "bbox", "score", "category_id", "votes"]
 
 
@@ -140,7 +140,7 @@ class QueryList:
         return [] if item is None else [(query.image_id, item)]
 
     def boxes_of(self, image_id: int) -> list[dict[str, Any]]:
-        """One photo's boxes by falling score, a dictionary of BOX_COLUMNS each, and `hypotheses` where there are."""
+        """One photo's boxes by falling score, a dictionary of BOX_COLUMNS each, and `hypotheses` of items."""
         start, end = (int(np.searchsorted(self.photo_of_box, image_id, side)) for side in ("left", "right"))
         return self.boxes.slice(start, end - start).to_pylist()
 
@@ -217,9 +217,9 @@ class QueryList:
         query = self.query(place)
         own = sources.get(query.image_id, NOWHERE)
         marks, results = [], []
-        for mark, score, votes, others in legend(query, self.boxes_of(query.image_id)):
+        for mark, score, votes, known in legend(query, self.boxes_of(query.image_id)):
             shown = [mark.label, mark.category_id, mark.colour, score and round(score, 4), votes]
-            marks.append([*shown, mark.strong, mark.dashed, [(i, round(value, 4)) for i, value in others]])
+            marks.append([*shown, mark.strong, mark.dashed, [(i, round(value, 4)) for i, value in known]])
         for result in query.results:
             sold, crop = sources.get(result.image_id, NOWHERE), _picture(crop_name(result), shots)
             judged = [str(result.image_id), round(result.similarity, 4), result.right]
@@ -260,43 +260,56 @@ class QueryList:
 
 
 def photo_boxes(output: ObjectStore, kind: str, truth: GroundTruth, image_ids: Iterable[int]) -> pa.Table:
-    """The run's items of some photos, by photo and falling score; of a shard without items its fused boxes."""
+    """The run's items of some photos, by photo and falling score; of a shard without items its fused boxes.
+
+    The hypotheses of an item are those of the rankings, by which it is judged: a classifier's are not in items/.
+    """
+    columns = ["query_image_id", "query_item", "query_category_id", "query_score", "query_hypotheses"]
+    ranked = tables.read(output, f"rankings/{kind}.parquet", columns)
+    judged = as_column(read_hypotheses(ranked, "query_"))
+    ranked = ranked.select(columns[:2]).rename_columns(["image_id", "item"])
     parts = []
     for shard, ids in truth.shards_of(image_ids).items():
         keys = (f"items/{kind}/{shard}.parquet", f"fused/{shard}.parquet")
         if key := next((key for key in keys if output.exists(key)), None):
             table = of_photos(tables.read(output, key), ids)
-            table = table.select([name for name in (*BOX_COLUMNS, "hypotheses") if name in table.column_names])
-            strong = pc.greater_equal(table["score"], MIN_FUSED_SCORE)
-            parts.append(table.filter(strong) if key.startswith("fused/") else table)
+            boxes = table.select(BOX_COLUMNS)
+            if key.startswith("fused/"):
+                boxes = boxes.filter(pc.greater_equal(table["score"], MIN_DRAWN_SCORE))
+            else:
+                row = matching_rows(table, ranked)
+                boxes = boxes.append_column("hypotheses", judged.take(pa.array(row, mask=row < 0)))
+            parts.append(boxes)
     if not parts:
         return tables.ITEMS.empty_table()
-    whole = pa.concat_tables(parts, promote_options="default")  # not every shard may have hypotheses
+    whole = pa.concat_tables(parts, promote_options="default")  # fused boxes have no hypotheses
     return whole.take(np.lexsort((-whole["score"].to_numpy(), whole["image_id"].to_numpy()))).combine_chunks()
 
 
-def legend(query: Query, boxes: list[dict[str, Any]]) -> list[tuple[Mark, float | None, int | None, Sequence[Other]]]:
-    """What is drawn on a query's photo, each mark with score, votes and what else it may be, for the legend beside it.
+def legend(query: Query, boxes: list[dict[str, Any]]) -> list[tuple[Mark, float | None, int | None, Sequence[Judged]]]:
+    """What is drawn on a query's photo, each mark with score, votes and categories, for the legend beside it.
 
-    The photo's boxes are numbered from 1, the query's one is strong; a missed garment's true box is dashed. What else
-    it may be is told of the query's box, and of the one that lies on a missed garment.
+    The photo's boxes are numbered from 1, the query's one is strong; a missed garment's true box is dashed. The
+    categories that a box was judged by are told of the query's box, and of the one that lies on a missed garment. Of
+    the other boxes only those of MIN_DRAWN_SCORE are drawn: items are detected down to much lower scores.
     """
     detected = None if query.missed else query.bbox
     own = [detected is not None and np.allclose(row["bbox"], detected, atol=0.5) for row in boxes]
     strong = own.index(True) if any(own) else -1
     told = reasons.nearest_box(boxes, query.bbox) if query.missed else strong
-    marks: list[tuple[Mark, float | None, int | None, Sequence[Other]]] = []
+    marks: list[tuple[Mark, float | None, int | None, Sequence[Judged]]] = []
     for i, row in enumerate(boxes):
-        mark = Mark(tuple(row["bbox"]), row["category_id"], str(i + 1), strong=i == strong)
-        hypotheses = (row.get("hypotheses") or []) if i == told else []
-        others = [(one["category_id"], one["score"]) for one in hypotheses[1:]]
-        marks.append((mark, row["score"], row["votes"], others))
+        if i not in (strong, told) and row["score"] < MIN_DRAWN_SCORE:
+            continue
+        judged = judged_categories(row)
+        mark = Mark(tuple(row["bbox"]), judged[0][0], str(i + 1), strong=i == strong)
+        marks.append((mark, row["score"], row["votes"], judged if i == told else ()))
     if query.bbox is None:
         return marks
     if query.missed:
         marks.append((Mark(query.bbox, query.category_id, "?", strong=True, dashed=True), None, None, ()))
     elif strong < 0:
-        marks.append((Mark(query.bbox, query.category_id, str(len(marks) + 1), strong=True), query.score, None, ()))
+        marks.append((Mark(query.bbox, query.category_id, str(len(boxes) + 1), strong=True), query.score, None, ()))
     return marks
 
 

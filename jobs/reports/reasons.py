@@ -17,6 +17,7 @@ from store.categories import category_name
 IOU = 0.5  # overlap from which a box is of a true item, as in the benchmark
 
 Key = tuple[int, int]  # image_id and number of an item
+Judged = tuple[int, float]  # a category id that a box was judged by, and the score as that category
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,12 @@ def nearest_box(boxes: Sequence[Mapping[str, Any]], bbox: Box | None) -> int | N
     return int(overlap.argmax()) if overlap.max() >= IOU else None
 
 
+def judged_categories(box: Mapping[str, Any]) -> list[Judged]:
+    """The categories that a box was judged by, its own first."""
+    known = [(one["category_id"], one["score"]) for one in box.get("hypotheses") or []]
+    return known or [(box["category_id"], box["score"])]
+
+
 def why_missed(
     category_id: int, bbox: Box | None, boxes: Sequence[Mapping[str, Any]], categories: Sequence[str]
 ) -> str:
@@ -53,12 +60,12 @@ def why_missed(
     nearest = nearest_box(boxes, bbox)
     if nearest is None:
         return "No box: nothing was detected where the garment is."
-    box = boxes[nearest]
-    others = [one["category_id"] for one in (box.get("hypotheses") or [])[1:]]
-    if category_id in (box["category_id"], *others):
+    judged = [one for one, _ in judged_categories(boxes[nearest])]
+    if category_id in judged:
         return f"Box {nearest + 1} is taken: it overlaps another garment more than this one."
-    names = " or ".join(category_name(categories, one) for one in (box["category_id"], *others))
-    return f"Box of category {names} only ({percent(box['score'])}), and the benchmark wants the right category, too."
+    *others, last = (category_name(categories, one) for one in judged)
+    names, score = " or ".join([*filter(None, [", ".join(others)]), last]), percent(boxes[nearest]["score"])
+    return f"Box of category {names} only ({score}), and the benchmark wants the right category, too."
 
 
 def why_unranked(expected: Expected | None, length: int) -> str:

@@ -11,11 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import stand_ins
 from agreement import contract
+from plain_rules import plain, shares
 
+from detection.detections import Detections
 from jobs.stages.evaluate import as_ranked
 from store.errors import UserError
 from store.imageset import open_imageset
@@ -69,6 +72,49 @@ def test_a_run_leaves_the_files_of_the_contract(small_set: Path, tmp_path: Path,
     assert set(submission[0]) == {
         "query_image_id", "query_bbox", "query_cls", "query_score", "gallery_image_id", "gallery_bbox",
     }  # fmt: skip
+
+
+def test_the_submission_is_what_the_figures_count(
+    tmp_path: Path, calls: Calls, full: Full, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the official rules as loops, `submission.json` gives `top`; each box's first entry, `top_one_category`.
+
+    The detectors give a third of the photos the right category, a third a wrong one first, a third none that is right.
+    Half of the shop photos have the garment of another pair, whose right one comes further down the list.
+    """
+    find = stand_ins.Finder._one
+
+    def confused(self: stand_ins.Finder, image: np.ndarray) -> Detections:
+        found = find(self, image)
+        right = found.categories[0]
+        first, second = [(right, right), (right % 13 + 1, right), (right % 13 + 1, (right + 1) % 13 + 1)][right % 3]
+        return replace(found, categories=np.array([first, second], np.int16))
+
+    monkeypatch.setattr(stand_ins.Finder, "_one", confused)
+    photos = [stand_ins.photo(i, "user" if i < 12 else "shop", 1 + i % 12) for i in range(24)]
+    photos[12:18] = [replace(one, pair_id=1 + (one.pair_id + 2) % 6) for one in photos[12:18]]
+    write_imageset(photos, tmp_path / "set", source={"adapter": "stand-in", "arguments": {}})
+    assert full(tmp_path / "set", tmp_path / "run") == 0
+    query_gt, gallery_gt = (
+        [
+            {f"{side}_image_id": one.image_id, "pair_id": one.pair_id}
+            | {"style": item.style, "cls": item.category_id, "bbox": list(item.bbox)}
+            for one in photos
+            for item in one.items
+            if one.source == source
+        ]
+        for side, source in (("query", "user"), ("gallery", "shop"))
+    )
+    submission = read(tmp_path / "run", "submission.json")
+    figures = read(tmp_path / "run", "metrics.json")["retrieval"]["detected"]["concat"]
+    answers = plain(submission, query_gt, gallery_gt, 0.5)
+    assert figures["top"] == shares(answers)
+    assert figures["missed"] == sum(not stands for stands, _ in answers)
+    boxes = {(one["query_image_id"], *one["query_bbox"]): one for one in reversed(submission)}  # first entries
+    first = shares(plain(list(boxes.values()), query_gt, gallery_gt, 0.5))
+    assert figures["top_one_category"] == first
+    top = figures["top"]
+    assert 0 < first["1"] < first["10"] < top["10"] < top["20"] < 1 and top["1"] < top["5"]  # the case tells them apart
 
 
 def test_too_many_failed_images_end_as_3(small_set: Path, tmp_path: Path, calls: Calls, full: Full) -> None:

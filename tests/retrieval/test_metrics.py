@@ -10,13 +10,13 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_rules import KS, plain, shares
 from pycocotools import mask
 
 from postproc.hypotheses import Hypotheses
 from retrieval.metrics import TOPS, consumer_to_shop_accuracy, evaluate, first_hit_ranks, ground_truth, hits
 from retrieval.results import Results
 
-KS = (1, 5, 10, 15, 20)
 HERE, ELSEWHERE = [0, 0, 10, 10], [50, 50, 60, 60]
 SKIRT, DRESS = 9, 10
 
@@ -90,39 +90,6 @@ def test_rules(shape, results, query_gt, gallery_gt, want_top, want_missed):
     assert got["top"] == dict(zip(KS, want_top, strict=True))
     assert got["missed"] == want_missed
     assert got["queries"] == sum(q["style"] > 0 for q in query_gt)
-
-
-def plain(
-    results: list[dict], query_gt: list[dict], gallery_gt: list[dict], threshold: float
-) -> list[tuple[bool, int]]:
-    """The rules as loops: per item with style > 0, if a result stands for it and the rank of its first right box."""
-
-    def overlaps(box: list, others: list[dict]) -> np.ndarray:
-        boxes = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in [box, *(o["bbox"] for o in others)]]
-        return mask.iou(boxes[:1], boxes[1:], [0] * len(others))[0]
-
-    belongs: dict[int, list[dict]] = {}
-    for r in results:
-        rows = [i for i, q in enumerate(query_gt) if q["query_image_id"] == r["query_image_id"]]
-        if rows:
-            best = rows[int(np.argmax(overlaps(r["query_bbox"], [query_gt[i] for i in rows])))]
-            if query_gt[best]["cls"] == r["query_cls"]:
-                belongs.setdefault(best, []).append(r)
-    answers = []
-    for i, q in enumerate(query_gt):
-        if q["style"] <= 0:
-            continue
-        rank = 0
-        if i in belongs:
-            standing = max(belongs[i], key=lambda r: r["query_score"])  # max keeps the first of equals
-            pairs = zip(standing["gallery_image_id"], standing["gallery_bbox"], strict=True)
-            matching = [g for g in gallery_gt if (g["pair_id"], g["style"]) == (q["pair_id"], q["style"])]
-            for place, (photo, box) in enumerate(pairs, start=1):
-                there = [g for g in matching if g["gallery_image_id"] == photo]
-                if not rank and there and max(overlaps(box, there)) >= threshold:
-                    rank = place
-        answers.append((i in belongs, rank))
-    return answers
 
 
 def random_case(rng: np.random.Generator, scale: float = 1.0) -> tuple[list, list, list]:
@@ -236,11 +203,6 @@ def plain_any(results: list[dict], query_gt: list[dict], gallery_gt: list[dict])
 def iou(a: list, b: list) -> float:
     boxes = [[x1, y1, x2 - x1, y2 - y1] for x1, y1, x2, y2 in (a, b)]
     return float(mask.iou(boxes[:1], boxes[1:], [0])[0, 0])
-
-
-def shares(answers: list[tuple[bool, int]]) -> dict[str, float | None]:
-    n = len(answers)
-    return {str(k): sum(0 < rank <= k for _, rank in answers) / n if n else None for k in KS}
 
 
 @settings(max_examples=400, deadline=None)

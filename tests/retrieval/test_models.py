@@ -36,6 +36,11 @@ def test_shipped_weights_are_those_named(spec):
         assert hashlib.sha256(path.read_bytes()).hexdigest() == spec.sha256
 
 
+def test_shipped_weights_are_45_megabytes_at_most():
+    """Detectors, embedders and classifier together: they are in the repository and in the wheel."""
+    assert sum(path.stat().st_size for path in (WEIGHTS / "tiny").glob("*.safetensors")) <= 45e6
+
+
 def test_a_users_own_embedder():
     spec = from_fields(
         {"name": "mine", "timm_id": "convnext_tiny", "branches": ["gem"], "dim": 256, "weights": "mine.safetensors"}

@@ -53,7 +53,7 @@
     heat: ([one], width) => [{
       type: "heatmap", x: one.x.map(escaped), y: one.y.map(escaped), z: one.z, text: one.counts.map((row) => row.map((count) => (count ? String(count) : ""))),
       texttemplate: width < NARROW ? "" : "%{text}", showscale: false, xgap: 1, ygap: 1, zmin: 0, zmax: 1,
-      colorscale: [[0, style("--card")], [1, style("--c1")]],
+      colorscale: [[0, style("--card")], [1, style("--heat")]],
       hovertemplate: "true: %{y}, found: %{x}: %{text} (%{z:.0%})<extra></extra>",
     }],
   };
@@ -99,8 +99,9 @@
     if (rows) Object.assign(y, { autorange: "reversed", type: "category", dtick: 1, ticksuffix: " " });
     const x = axisOf(chart.x);
     if (chart.labels === "ends") x.tickvals = [1, 5, 10, 15, 20];
-    if (chart.kind === "heat") Object.assign(x, { type: "category", tickangle: -40, dtick: 1, showgrid: false });
+    if (chart.kind === "heat") Object.assign(x, { type: "category", tickangle: width < NARROW ? -90 : -40, dtick: 1, showgrid: false });
     if (chart.kind === "heat") y.showgrid = false;
+    if (chart.kind === "bars" && series.every((one) => Math.max(...one.y) < 8)) y.dtick = 1; // or plotly would mark half a query
     return {
       width, height, margin, xaxis: x, yaxis: y, barmode: "overlay", bargap: 0, dragmode: false, hovermode: chart.kind === "lines" ? "x unified" : "closest",
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { family: style("--font") || "system-ui, sans-serif", size: 12, color: style("--ink") },

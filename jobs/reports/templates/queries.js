@@ -67,7 +67,7 @@
     return known.length ? make("span", { class: "file levels" }, known.join(" · ")) : null;
   };
 
-  const legendEntry = ([label, category, colour, score, votes, query, missed, others]) => {
+  const legendEntry = ([label, category, colour, score, votes, query, missed, judged]) => {
     const words = [categoryOf(category)];
     if (missed) words.push(", true box, not detected");
     else {
@@ -76,8 +76,9 @@
       if (query) words.push(" · query");
     }
     const entry = make("span", query ? { class: "is" } : {}, words.join(""));
-    const rest = others.map(([id, value]) => `${categoryOf(id)} ${percent(value)}`).join(", ");
-    return make("li", {}, make("span", { class: "key", style: `background: ${colour}` }, label), make("span", {}, entry, rest ? `; or ${rest}` : ""));
+    const several = judged.length > 1 || judged.some(([, value]) => value !== score);
+    const scores = several ? judged.map(([id, value]) => `${categoryOf(id)} ${percent(value)}`).join(", ") : "";
+    return make("li", {}, make("span", { class: "key", style: `background: ${colour}` }, label), make("span", {}, entry, scores ? `; judged as ${scores}` : ""));
   };
 
   const attribute = ([name, text]) => make("span", { class: "id", title: text }, make("bdi", {}, `${name} `), make("bdi", { class: "is" }, text));
@@ -114,7 +115,7 @@
     const alt = `consumer photo ${name} with ${boxes}; the query is the ${category}`;
     const photo = make("figure", { class: "photo" }, picture(details.picture, alt), make("figcaption", {}, make("ul", { class: "legend" }, ...details.marks.map(legendEntry))));
     const missed = columns.first[place] === "missed";
-    const unseen = index.truth === "photo" ? "No results: the photo has no boxes." : "No results. The numbered boxes are those that were found; the dashed one is the garment's true box.";
+    const unseen = index.truth === "photo" ? "No results: the photo has no boxes." : "No results. The numbered boxes were found; the dashed one is the garment's true box.";
     const nothing = missed ? unseen : "No results.";
     const found = details.results.length ? make("ol", { class: "shops" }, ...details.results.map(shop)) : make("p", { class: "soft" }, nothing);
     return make("article", { class: "query", tabindex: "-1", "aria-label": `${name}, ${category}` }, header, photo, make("div", {}, answer(details) ?? "", found));

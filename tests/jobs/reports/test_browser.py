@@ -28,11 +28,19 @@ EVERY_IMAGE = """async () => {
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> Path:
-    """The report of `four` with figures, detections, an ablation and an earlier run."""
+    """The report of `four` with figures, detections, an ablation, an earlier run; photo 1's box has two hypotheses."""
     folder = tmp_path_factory.mktemp("report")
     output = open_store(folder / "run")
     images = runs.four(folder / "set", output)
+    rows = tables.read(output, "rankings/detected.parquet").to_pylist()
+    rows[0]["query_hypotheses"] = [{"category_id": 9, "score": 0.75}, {"category_id": 8, "score": 0.03125}]
+    write_rows(output, "rankings/detected.parquet", tables.RANKINGS, rows)
     runs.with_figures(output)
+    other_tops = {name: runs.accuracy(value)["top"] for name, value in zip(runs.OTHERS, (0.25, 0.75), strict=True)}
+    retrieval = {"detected": {"lite": runs.accuracy(0.25), "concat": runs.accuracy(0.5) | other_tops}}
+    metrics = runs.METRICS | {"retrieval": retrieval, "item_categories": CATEGORIES}
+    output.write("metrics.json", json.dumps(metrics).encode())
+    output.write("index/detected/index.json", json.dumps({"rows": 5}).encode())
     write_rows(output, "ablation.parquet", runs.ABLATION, runs.ablation_rows())
     build(output, images, compare=str(output.uri))
     return folder / "run" / "report"
@@ -51,9 +59,28 @@ def many(tmp_path_factory) -> Path:
     return folder / "run" / "report"
 
 
+# of 16 right boxes, as metrics.json has it
+CATEGORIES = {
+    "boxes": 16, "top_1": 0.75, "top_1_fused": 0.625, "calibration_error": 0.03125,
+    "bins": [
+        {"above": 0.0, "boxes": 0, "confidence": 0.0, "accuracy": 0.0},
+        {"above": 0.4, "boxes": 4, "confidence": 0.4375, "accuracy": 0.5},
+        {"above": 0.8, "boxes": 12, "confidence": 0.875, "accuracy": 0.84},
+    ],
+}  # fmt: skip
+# What a page shows of these figures. Table cells are a tab apart; in four photos two queries are right
+SHOWN = {
+    "index": ("own category 25.0, any category 75.0\n95 %: 0.0 to 100.0, by chance 50.0", "random order"),
+    "detection": ("16 detected", "75.0 percent have", "it is 62.5", "by 3.1 percentage", "40.0\t4\t43.8\t50.0\n80.0"),
+    "retrieval": ("own category\tany category", "concat\t50.0\t50.0\t50.0\t50.0\t50.0\t25.0\t25.0\t75.0\t75.0\t"),
+}
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_a_page_loads_whole_and_fits_a_phone(report, tab, name):
     page = tab(report).open(f"{name}.html")
+    words = page.locator("main").inner_text()
+    assert [part for part in SHOWN.get(name, ()) if part not in words] == []
     n_images = page.evaluate(EVERY_IMAGE)
     assert n_images == {"index": 4, "queries": 10, "ablation": 2}.get(name, n_images) >= 0
     drawn = page.locator(".chart .plot .main-svg").count()
@@ -156,8 +183,10 @@ def test_queries_say_how_they_ended(report, tab):
     assert "✗ none of 2 results is right" in articles[wrong] and "✓" not in articles[wrong]
     assert "The shops have no photo of this garment." in articles[wrong]
     assert "✗ missed" in articles[missed] and "true box, not detected" in articles[missed]
-    for words in ("80.0", "4 votes", "skirt", "90.0", "000001.jpg", "scale modest"):
+    legend = "skirt 80.0 · 4 votes · query; judged as skirt 75.0, trousers 3.1"
+    for words in (legend, "90.0", "000001.jpg", "scale modest"):
         assert words in articles[right], words
+    assert "judged as" not in articles[later]
     alts = page.locator("article img").evaluate_all("images => images.map((image) => image.alt)")
     assert "rank 1, 000021.jpg, similarity 90.0, right" in alts
     assert f"rank 1, {HOSTILE}, similarity 90.0, wrong" in alts
@@ -249,6 +278,8 @@ def test_a_choice_changes_the_chart(report, tab):
     chart = page.locator("[data-chart=parts-detected]")
     assert chart.locator("option").all_inner_texts() == ["per category", "per scale"]
     assert [text.strip() for text in chart.locator(".ytick").all_text_contents()] == ["skirt (4)"]
+    counts = page.locator("[data-chart=similarity-detected] .ytick").all_text_contents()
+    assert [text.strip() for text in counts] == ["0", "1", "2"], "whole queries"
     chart.locator("select").select_option("per scale")
     assert [text.strip() for text in chart.locator(".ytick").all_text_contents()] == ["1 small (4)"]
 

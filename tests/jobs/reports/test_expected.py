@@ -131,8 +131,10 @@ def test_a_shop_garment_without_a_box_is_shown_by_its_true_one(tmp_path):
     assert one["answer"]["place"] == "" and one["answer"]["picture"][0] == "pictures/shop-103-true-10-10.jpg"
 
 
-def box(bbox: tuple, category_id: int, score: float = 0.625) -> dict[str, Any]:
-    return {"bbox": bbox, "category_id": category_id, "score": score}
+def box(bbox: tuple, category_id: int, *others: int) -> dict[str, Any]:
+    """A box of a score of 0.625; with `others` it was judged by these categories instead of its own."""
+    judged = [{"category_id": one, "score": 0.25} for one in others]
+    return {"bbox": bbox, "category_id": category_id, "score": 0.625, "hypotheses": judged}
 
 
 @pytest.mark.parametrize(
@@ -141,6 +143,9 @@ def box(bbox: tuple, category_id: int, score: float = 0.625) -> dict[str, Any]:
         (BOX, [], "No box: nothing was detected where the garment is."),
         (BOX, [box(ELSEWHERE, 9)], "No box: nothing was detected where the garment is."),
         (BOX, [box(ELSEWHERE, 9), box(BOX, 8)], "Box of category trousers only (62.5), and the benchmark wants"),
+        (BOX, [box(BOX, 9, 8, 1)], "Box of category trousers or short sleeve top only (62.5), and the benchmark"),
+        (BOX, [box(BOX, 9, 8, 1, 5)], "Box of category trousers, short sleeve top or vest only (62.5), and the"),
+        (BOX, [box(BOX, 8, 1, 9)], "Box 1 is taken: it overlaps another garment more"),
         (BOX, [box(BOX, 9)], "Box 1 is taken: it overlaps another garment more"),
         (None, [], "No box: nothing was detected in this photo."),
     ],

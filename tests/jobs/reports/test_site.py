@@ -23,7 +23,7 @@ def test_each_query_says_how_it_ended(four):
     assert [r[2] for r in found.query(2)["results"]] == [False, True]
     assert not any(r[2] for r in found.query(3)["results"]) and found.query(3)["ranked"] == 2
     assert not found.query(4)["results"]
-    assert found.query(1)["marks"] == [["1", 9, "#d0307a", 0.8, 4, True, False, []]]  # the query's box: skirt, 4 votes
+    assert found.query(1)["marks"] == [["1", 9, "#d0307a", 0.8, 4, True, False, [[9, 0.8]]]]  # skirt, 4 votes
     assert [mark[0] for mark in found.query(4)["marks"]] == [
         "1",
         "?",
@@ -46,19 +46,49 @@ def test_a_large_run_lists_a_choice_of_its_queries(four, monkeypatch):
     assert found.data["charts-retrieval"] == whole.data["charts-retrieval"]
 
 
-def test_what_else_a_box_may_be_is_told_of_the_querys(four):
-    """Photo 1's garment is right by the second hypothesis of its box: the query has its true category."""
+def test_a_box_is_shown_with_the_categories_it_was_judged_by(four):
+    """The classifier's, of the rankings; those of the fused boxes, in items/, do not count.
+
+    Photo 1's garment, a skirt (9), is right by the second category of its box. Photo 2's is missed: the fused boxes
+    name skirt, but the classifier does not. Photo 4's is a vest (5) to the classifier alone, without a second category.
+    """
     output, images = four
-    hypotheses = [{"category_id": 8, "score": 0.8}, {"category_id": 9, "score": 0.25}]
-    row = ranking_row(1, [21], category_id=8) | {"query_hypotheses": hypotheses}
-    write_rows(output, "rankings/detected.parquet", tables.RANKINGS, [row])
-    items = [item_rows([1])[0] | {"category_id": 8, "hypotheses": hypotheses}, *item_rows([2])]
-    items.append(item_rows([2])[0] | {"item": 1, "bbox": (0.0, 0.0, 9.0, 9.0), "hypotheses": hypotheses})
+    fused = [{"category_id": 7, "score": 0.8}, {"category_id": 9, "score": 0.5}]
+    first = [{"category_id": 8, "score": 0.625}, {"category_id": 9, "score": 0.25}]
+    second = [{"category_id": 8, "score": 0.625}, {"category_id": 1, "score": 0.125}]
+    rows = [
+        ranking_row(1, [21], category_id=8) | {"query_hypotheses": first},
+        ranking_row(2, [22], category_id=8) | {"query_hypotheses": second},
+        ranking_row(4, [25], category_id=5),
+    ]
+    write_rows(output, "rankings/detected.parquet", tables.RANKINGS, rows)
+    items = [row | {"category_id": 7, "hypotheses": fused} for row in item_rows([1, 2, 4])]
+    items.append(items[1] | {"item": 1, "bbox": (0.0, 0.0, 9.0, 9.0)})  # not in the rankings
     write_rows(output, "items/detected/shard-00000.parquet", tables.ITEMS, items)
     found = build(output, images)
     assert found.query(1)["category"] == 9 and found.query(1)["first"] == 1
-    assert found.query(1)["marks"] == [["1", 8, "#8a4b16", 0.8, 4, True, False, [[9, 0.25]]]]
-    assert [mark[7] for mark in found.query(2)["marks"]] == [[], [], []]  # missed: two boxes, the true one
+    assert found.query(1)["marks"] == [["1", 8, "#8a4b16", 0.8, 4, True, False, [[8, 0.625], [9, 0.25]]]]
+    marks = found.query(2)["marks"]  # its box, the other one, the true one
+    assert [(mark[1], mark[7]) for mark in marks] == [(8, [[8, 0.625], [1, 0.125]]), (7, []), (9, [])]
+    assert found.query(2)["reason"].startswith("Box of category trousers or short sleeve top only (80.0), and")
+    assert found.query(4)["marks"][0][1] == 5
+    assert found.query(4)["reason"].startswith("Box of category vest only (80.0), and")
+
+
+def test_weak_boxes_are_drawn_only_where_the_query_needs_them(four):
+    """Of photo 1's three boxes the query's is the weakest; photo 4's weaker one lies on the missed garment."""
+    output, images = four
+    far, other = (0.0, 0.0, 9.0, 9.0), (20.0, 0.0, 29.0, 9.0)
+    scores = [(1, far, 0.3), (1, other, 0.29), (1, runs.BOX, 0.02), (4, far, 0.25), (4, runs.BOX, 0.02)]
+    items = [
+        item_rows([photo])[0] | {"item": n % 3, "bbox": bbox, "score": score, "category_id": 8}
+        for n, (photo, bbox, score) in enumerate(scores)
+    ]
+    write_rows(output, "items/detected/shard-00000.parquet", tables.ITEMS, items)
+    found = build(output, images)
+    assert [(mark[0], mark[5]) for mark in found.query(1)["marks"]] == [("1", False), ("3", True)]
+    assert [mark[0] for mark in found.query(4)["marks"]] == ["2", "?"]
+    assert found.query(4)["reason"].startswith("Box of category trousers only (2.0)")
 
 
 def test_names_stand_for_photos_and_ids_only_where_there_is_none(four, tmp_path):
@@ -92,7 +122,8 @@ def test_the_summary_says_how_sure_it_is(four):
     assert "own category 25.0, any category 75.0" in words
     assert "95 %: 0.0 to 100.0, by chance 50.0" in words  # two have no right answer in the gallery
     assert words.count("95 %:") == 4 and "where a figure would lie" in words and "in random order" in words
-    assert "Own category: that of the box's highest score" in words and "Any category: the box only has to" in words
+    assert "Own category: the first of them, which is the box's own," in words
+    assert "Any category: the box only has to" in words
 
 
 def test_a_single_model_that_beats_all_is_named_on_the_summary(four):
