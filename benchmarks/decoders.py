@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=200, help="in each shard (200)")
     parser.add_argument("--shards", type=int, default=7)
     parser.add_argument("--model-ms", type=float, default=3.0, help="that the models take for a photo (3)")
+    parser.add_argument("--form", default="JPEG", help="of the photos, as Pillow names it (JPEG)")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
 
@@ -89,15 +90,13 @@ def main() -> None:
     jobs = [Job(f"shard-{i:05d}", tuple(range(args.photos))) for i in range(args.shards)]
     found: dict[str, list[tuple[float, float, float]]] = {"0": [], "auto": []}
     with tempfile.TemporaryDirectory() as folder:
-        draw(folder, args.shards, args.photos)
+        draw(folder, args.shards, args.photos, args.form)
         for _ in range(args.rounds):
             for n, rounds in found.items():
                 settings = Settings(device="cuda", decoders=int(n) if n.isdigit() else "auto")
                 rounds.append(measured(Waiter(folder, settings, args.model_ms / 1000), jobs))
-    size, load = f"{PHOTO_PX[0]} x {PHOTO_PX[1]}", os.getloadavg()[0]
-    print(
-        f"{args.shards} shards of {args.photos} JPEGs of {size}, models {args.model_ms:g} ms a photo, load {load:.1f}\n"
-    )
+    kind, load = f"{args.form}s of {PHOTO_PX[0]} x {PHOTO_PX[1]}", os.getloadavg()[0]
+    print(f"{args.shards} shards of {args.photos} {kind}, models {args.model_ms:g} ms a photo, load {load:.1f}\n")
     print(f"| decoders | photos/s, median of {args.rounds} | waiting | decoded elsewhere |\n|---|--:|--:|--:|")
     for n, rounds in found.items():
         rate, waits, elsewhere = map(statistics.median, zip(*rounds, strict=True))

@@ -74,8 +74,8 @@ class Resizer:
     def probe(self, job: Job, row: int) -> None: ...
 
 
-def draw(folder: str, n_shards: int, photos_a_shard: int) -> None:
-    """An image set of soft noise, in JPEGs of about the size of a shop photo's."""
+def draw(folder: str, n_shards: int, photos_a_shard: int, form: str = "JPEG") -> None:
+    """An image set of soft noise, in files of about the size of a shop photo's; `form` as Pillow names it."""
     import numpy as np
     from PIL import Image
 
@@ -85,7 +85,7 @@ def draw(folder: str, n_shards: int, photos_a_shard: int) -> None:
     def photo(number: int) -> Photo:
         small = np.random.default_rng(number).integers(0, 255, (PHOTO_PX[1] // 8, PHOTO_PX[0] // 8, 3), np.uint8)
         encoded = io.BytesIO()
-        Image.fromarray(small).resize(PHOTO_PX, Image.Resampling.BICUBIC).save(encoded, "JPEG", quality=90)
+        Image.fromarray(small).resize(PHOTO_PX, Image.Resampling.BICUBIC).save(encoded, form, quality=90)
         return Photo(number, encoded.getvalue(), *PHOTO_PX, "shop", 0, file_name=f"{number}.jpg")
 
     photos = map(photo, range(n_shards * photos_a_shard))

@@ -1,12 +1,12 @@
 """Photos decoded on other cores of the cluster, for an actor whose GPU would wait for its own threads.
 
-An actor with a GPU starts decoders, actors of one core each, sends them the bytes of single photos and gets pixels by
+An actor with a GPU starts decoders, actors of one core each, sends them the bytes of some photos and gets pixels by
 reference through Ray's object store. Ray prefers nodes without a GPU for what wants none. Results do not depend on what
 becomes of a decoder: where it dies or does not answer in time, the GPU's actor decodes the photo itself, and the rest
 of the shard too. A photo that kills or hangs its decoder then does that to the actor, whose pool knows what to do.
 
-Tasks would do without starting anything, but each waits for a core to be granted: with the pool's nodes on one machine
-a photo took 100 ms that an actor answers in 10 to 30.
+Tasks would do without starting anything, but each waits for a core to be granted: between two nodes on one machine one
+took 100 ms where an actor answered in 30.
 """
 
 import contextlib
@@ -14,17 +14,16 @@ import math
 import queue
 import socket
 from collections import deque
+from collections.abc import Sequence
 from typing import Any, Literal
 
-import numpy as np
-
 from jobs.runs import versions
+from jobs.runs.photos import Pixels, decoded
 from jobs.runs.pool import thread_limits
 from jobs.runs.settings import Settings
-from store.decode import DecodeError, decode
 
 LATE_S = 30.0  # a decoder that has not answered by then waits for a core, or hangs
-AT_ONCE = 2  # photos sent to a decoder: it works on one while the pixels of the other travel
+AT_ONCE = 2  # units of photos sent to a decoder: it works on one while the pixels of the other travel
 MOST = 32  # decoders of one actor, where it finds the number itself
 SPARE = 1.2  # cores asked for, by those that would just do: photos differ, and pixels have to travel
 
@@ -48,15 +47,12 @@ def helper(settings: Settings, device: str) -> "Decoders | None":
 class Decoder:
     """The actor."""
 
-    def decode(self, data: bytes, max_pixels: int, wanted: dict[str, str]) -> np.ndarray | str | dict[str, str]:
-        """The pixels, the reason why there are none, or this node's versions where they are not those wanted."""
+    def decode(self, photos: Sequence[bytes], max_pixels: int, wanted: dict[str, str]) -> list[Pixels] | dict[str, str]:
+        """Each photo's pixels or reason, or this node's versions where they are not those wanted."""
         here = versions.versions()
         if versions.differences(here, wanted):
             return here | {"node": socket.gethostname()}
-        try:
-            return decode(data, max_pixels=max_pixels)
-        except DecodeError as error:
-            return str(error)
+        return [decoded(photo, max_pixels) for photo in photos]
 
     def __repr__(self) -> str:
         """What Ray's dashboard and `ray list actors --detail` call this actor."""
@@ -70,10 +66,11 @@ class Decoders:
         """`n`: the setting `decoders`; `threads`: in which the actor decodes itself."""
         self._auto, self._threads = n == "auto", threads
         self._wanted = 0 if n == "auto" else int(n)
-        self._actors: list[Any] = []
+        self._actors: list[Any] = []  # that have started
+        self._starting: dict[Any, Any] = {}  # a first call -> the decoder that is to answer it
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()  # each decoder as often as it may be sent a photo
         self._given_up = False
-        self._waited_alone = 0.0  # seconds in which the models waited, for each second of decoding, without decoders
+        self._waited_alone = 0.0  # seconds in which the models waited, for each in which they worked, without decoders
         self._done: deque[None] = deque()  # one for each photo; its threads add to it
 
     def taken(self) -> int:
@@ -83,19 +80,27 @@ class Decoders:
         return n
 
     def begin(self) -> int:
-        """A shard begins: how many photos may be sent at once. Decoders are started, where `auto` on free cores alone,
-        those that failed are replaced, and those that are not wanted end."""
+        """A shard begins: how many units of photos may be sent at once, to decoders that have started.
+
+        As many as are missing are asked for, with `auto` on free cores alone. Those that failed a shard are replaced.
+        """
         import ray
 
         if self._given_up:
             self._end(self._actors)
             self._actors, self._given_up = [], False
-        missing = self._wanted - len(self._actors)
+        started = (
+            ray.wait(list(self._starting), num_returns=len(self._starting), timeout=0)[0] if self._starting else []
+        )
+        for call in started:
+            self._actors.append(self._starting.pop(call))  # one that has died is found out by its first photos
+        missing = self._wanted - len(self._actors) - len(self._starting)
         if missing > 0 and self._auto:
             missing = min(missing, int(ray.available_resources().get("CPU", 0)))
         if missing > 0:
             start: Any = ray.remote(num_cpus=1, runtime_env=versions.our_code(thread_limits(1)))(Decoder)
-            self._actors += [start.remote() for _ in range(missing)]
+            actors = [start.remote() for _ in range(missing)]
+            self._starting |= {actor.decode.remote([], 1, {}): actor for actor in actors}
         elif missing < 0:
             self._end(self._actors[missing:])
             del self._actors[missing:]
@@ -111,7 +116,7 @@ class Decoders:
         """
         if not self._auto:
             return
-        waited = waited_s / decoding_s
+        waited = waited_s / max(busy_s, 1e-9)
         if not self._actors:
             self._waited_alone = waited
         elif waited > self._waited_alone:
@@ -119,10 +124,10 @@ class Decoders:
             return
         self._wanted = min(MOST, max(0, cores_to_decode(decoding_s, busy_s) - self._threads))
 
-    def decode(self, data: bytes, max_pixels: int) -> np.ndarray | None:
-        """As `store.decode.decode`; None where no decoder could do it. No more threads call it than `begin` said.
+    def decode(self, photos: Sequence[bytes], max_pixels: int) -> list[Pixels] | None:
+        """Each photo's pixels or the reason why there are none; None where no decoder could do them.
 
-        A UserError says that a node has other packages or other code.
+        No more threads call it than `begin` said. A UserError says that a node has other packages or other code.
         """
         if self._given_up:
             return None
@@ -130,7 +135,7 @@ class Decoders:
 
         actor = self._free.get()
         try:
-            answer: Any = ray.get(actor.decode.remote(data, max_pixels, versions.versions()), timeout=LATE_S)
+            answer: Any = ray.get(actor.decode.remote(photos, max_pixels, versions.versions()), timeout=LATE_S)
         except ray.exceptions.RayTaskError:  # it raised
             raise
         except ray.exceptions.RayError:  # it is gone, or late
@@ -140,10 +145,9 @@ class Decoders:
             self._free.put(actor)
         if isinstance(answer, dict):
             versions.refuse_other_versions(answer.pop("node"), answer)
-        if isinstance(answer, str):
-            raise DecodeError(answer)
-        self._done.append(None)
-        return answer.copy()  # writable, as every decoded photo is; and Ray's memory is free for the next
+        self._done.extend([None] * len(photos))
+        # copied, they are writable as every decoded photo is, and Ray's memory is free for the next
+        return [one if isinstance(one, str) else one.copy() for one in answer]
 
     def _end(self, actors: list[Any]) -> None:
         import ray

@@ -21,7 +21,9 @@ from store.imageset import ImageSet
 DETECT_BATCHES = 16
 EMBED_GROUP = 16
 GROUP_PIXELS = 64_000_000
-HELPER_AHEAD = 8  # so many more photos are decoded ahead for each that a helper has at once: its answers take longer
+HELPED_UNIT = 8  # photos that a helper gets at once: sending them one by one takes longer than decoding
+
+Pixels = np.ndarray | str  # (H, W, 3) uint8, or the reason why there are none
 
 # Told by a worker how many photos it has done since it last told; a share of a photo where only some of the models are
 # done with it. A process with a way to its driver puts its own function here.
@@ -47,29 +49,36 @@ class Decoded:
     pixels: np.ndarray | None
     reason: str = ""
 
+    @classmethod
+    def of(cls, row: int, image_id: int, found: Pixels) -> "Decoded":
+        return cls(row, image_id, None, found) if isinstance(found, str) else cls(row, image_id, found)
+
     @property
     def n_pixels(self) -> int:
         return 0 if self.pixels is None else self.pixels.shape[0] * self.pixels.shape[1]
 
 
 class Ahead:
-    """Photos decoded by `threads` threads while the caller is busy: at most `n`, and no more than GROUP_PIXELS and one
-    photo.
+    """Photos decoded by `threads` threads while the caller is busy: at most `n`, and no more than GROUP_PIXELS, and
+    `unit` photos beyond.
 
-    `pixels_of` says how many pixels a row's photo has before it is decoded. A context manager: whatever ends the block
-    ends the threads.
+    A thread takes `unit` rows at a time. `pixels_of` says how many pixels a row's photo has before it is decoded. A
+    context manager: whatever ends the block ends the threads.
     """
 
     def __init__(
         self,
         rows: Sequence[int],
-        decode_row: Callable[[int], Decoded],
+        decode_rows: Callable[[Sequence[int]], list[Decoded]],
         pixels_of: Callable[[int], int],
         n: int,
         threads: int = 1,
+        unit: int = 1,
     ) -> None:
-        self._rows, self._decode_row, self._pixels_of, self._n = deque(rows), decode_row, pixels_of, n
-        self._waiting: deque[tuple[int, Future[Decoded]]] = deque()  # pixels of a photo, and the photo, in order
+        self._units = deque(rows[start : start + unit] for start in range(0, len(rows), unit))
+        self._decode_rows, self._pixels_of, self._n = decode_rows, pixels_of, n
+        self._waiting: deque[tuple[int, int, Future[list[Decoded]]]] = deque()  # photos, their pixels, the unit
+        self._taken: deque[Decoded] = deque()  # from the unit that the caller is at
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
     def __enter__(self) -> "Ahead":
@@ -81,27 +90,34 @@ class Ahead:
 
     def next(self) -> Decoded:
         """The next photo, in the order of the rows; raises what its decoding raised."""
-        _, photo = self._waiting.popleft()
-        self._decode_more()
-        return photo.result()
+        if not self._taken:
+            *_, unit = self._waiting.popleft()
+            self._decode_more()
+            self._taken.extend(unit.result())
+        return self._taken.popleft()
 
     def _decode_more(self) -> None:
-        while self._rows and len(self._waiting) < self._n and sum(n for n, _ in self._waiting) < GROUP_PIXELS:
-            row = self._rows.popleft()
-            self._waiting.append((self._pixels_of(row), self._pool.submit(self._decode_row, row)))
+        while self._units and self._has_room():
+            rows = self._units.popleft()
+            n_pixels = sum(map(self._pixels_of, rows))
+            self._waiting.append((len(rows), n_pixels, self._pool.submit(self._decode_rows, rows)))
+
+    def _has_room(self) -> bool:
+        n, n_pixels = (sum(part) for part in list(zip(*self._waiting, strict=True))[:2]) if self._waiting else (0, 0)
+        return n < self._n and n_pixels < GROUP_PIXELS
 
 
 class Helper(Protocol):
     """Whoever else decodes photos (`jobs.runs.decoding.Decoders`)."""
 
     def begin(self) -> int:
-        """A shard begins: how many photos it may decode at once."""
+        """A shard begins: how many threads may ask it at once."""
 
     def learn(self, decoding_s: float, busy_s: float, waited_s: float) -> None:
         """A shard is done: its photos take `decoding_s` of a core, kept the models busy and made them wait so long."""
 
-    def decode(self, data: bytes, max_pixels: int) -> np.ndarray | None:
-        """As `store.decode.decode`; None where it cannot do it."""
+    def decode(self, photos: Sequence[bytes], max_pixels: int) -> "list[Pixels] | None":
+        """Each photo's pixels or the reason why there are none; None where it cannot do them."""
 
 
 def groups(
@@ -129,18 +145,18 @@ def groups(
     helper = helper if len(rows) > 1 else None  # a photo tried alone shows what it does to this process
     decoding = _Decoding(max_pixels, threads, helper)
     more = helper.begin() if helper else 0
+    unit = HELPED_UNIT if more else 1
 
-    def one(row: int) -> Decoded:
-        image_id = ids[row].as_py()
-        if row in skip:
-            return Decoded(row, image_id, None, skip[row])
-        try:
-            return Decoded(row, image_id, decoding.pixels(encoded[row].as_buffer()))
-        except DecodeError as error:
-            return Decoded(row, image_id, None, str(error))
+    def some(chosen: Sequence[int]) -> list[Decoded]:
+        tried = [row for row in chosen if row not in skip]
+        found: dict[int, Pixels] = dict(
+            zip(tried, decoding.pixels([encoded[row].as_buffer() for row in tried]), strict=True)
+        )
+        found |= {row: skip[row] for row in chosen if row in skip}
+        return [Decoded.of(row, ids[row].as_py(), found[row]) for row in chosen]
 
     busy_s = waited_s = 0.0
-    with Ahead(rows, one, lambda row: int(n_pixels[row]), size + HELPER_AHEAD * more, threads + more) as ahead:
+    with Ahead(rows, some, lambda row: int(n_pixels[row]), size + unit * more, threads + more, unit) as ahead:
         group: list[Decoded] = []
         for left in reversed(range(len(rows))):
             group.append(ahead.next())
@@ -162,18 +178,31 @@ class _Decoding:
         self._max_pixels, self._helper, self._ours = max_pixels, helper, threading.Semaphore(threads)
         self.took: list[float] = []  # seconds of each photo that was decoded in this process
 
-    def pixels(self, data: pa.Buffer) -> np.ndarray:
+    def pixels(self, photos: Sequence[pa.Buffer]) -> list[Pixels]:
         if not self._ours.acquire(blocking=False):
-            pixels = self._helper.decode(data.to_pybytes(), self._max_pixels) if self._helper else None
-            if pixels is not None:
-                return pixels
+            sent = [photo.to_pybytes() for photo in photos]
+            answers = self._helper.decode(sent, self._max_pixels) if self._helper else None
+            if answers is not None:
+                return answers
             self._ours.acquire()
-        start = time.perf_counter()
         try:
-            return decode(data, max_pixels=self._max_pixels)
+            return [self._one(photo) for photo in photos]
         finally:
-            self.took.append(time.perf_counter() - start)
             self._ours.release()
+
+    def _one(self, photo: pa.Buffer) -> Pixels:
+        start = time.perf_counter()
+        answer = decoded(photo, self._max_pixels)
+        self.took.append(time.perf_counter() - start)
+        return answer
+
+
+def decoded(photo: pa.Buffer | bytes, max_pixels: int) -> Pixels:
+    """A photo's pixels, or the reason why there are none."""
+    try:
+        return decode(photo, max_pixels=max_pixels)
+    except DecodeError as error:
+        return str(error)
 
 
 def limit_threads(n: int) -> None:

@@ -43,6 +43,25 @@ def in_groups(images: ImageSet, helper: photos.Helper | None, rows: int = N + 1)
     return list(photos.groups(images, images.shards[0].name, range(rows), {3: "left out"}, clock=photos.Clock(), **how))
 
 
+def ready(helper: decoding.Decoders, n: int) -> decoding.Decoders:
+    """With its decoders started."""
+    until = time.monotonic() + 60
+    while helper.begin() < n * decoding.AT_ONCE and time.monotonic() < until:
+        time.sleep(0.1)
+    return helper
+
+
+@pytest.fixture
+def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process takes its time over each photo, so that the first thread cannot do them all."""
+
+    def decode_slowly(data: bytes, **how: int) -> np.ndarray:
+        time.sleep(0.05)
+        return decode(data, **how)
+
+    monkeypatch.setattr(photos, "decode", decode_slowly)
+
+
 def assert_same(found: list[list[photos.Decoded]], want: list[list[photos.Decoded]]) -> None:
     assert [[(p.row, p.image_id, p.reason) for p in group] for group in found] == [
         [(p.row, p.image_id, p.reason) for p in group] for group in want
@@ -55,9 +74,9 @@ def assert_same(found: list[list[photos.Decoded]], want: list[list[photos.Decode
                 assert photo.pixels.flags.writeable
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("local_ray", "slowly")
 def test_decoders_give_what_the_actor_would_have(images: ImageSet) -> None:
-    helper = decoding.Decoders(2, threads=1)
+    helper = ready(decoding.Decoders(2, threads=1), 2)
     assert_same(in_groups(images, helper), in_groups(images, None))
     assert 0 < helper.taken() < N
     assert helper.taken() == 0
@@ -67,49 +86,55 @@ def test_decoders_give_what_the_actor_would_have(images: ImageSet) -> None:
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_broken_photo_has_the_same_reason() -> None:
+    import stand_ins
+
+    whole = stand_ins.photo(1, "user", 1).image
+    first, second = asked(whole, b"no photo") or [None, None]
+    np.testing.assert_array_equal(first, decode(whole))
     with pytest.raises(DecodeError) as here:
         decode(b"no photo")
-    with pytest.raises(DecodeError) as there:
-        one_of(decoding.Decoders(1, threads=1), b"no photo")
-    assert str(there.value) == str(here.value)
+    assert second == str(here.value)
 
 
 class Dies:
-    def decode(self, *_: object) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
+    def decode(self, photos: list[bytes], *_: object) -> None:
+        if photos:  # not when it is asked whether it has started
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Hangs:
-    def decode(self, *_: object) -> None:
-        time.sleep(3600)
+    def decode(self, photos: list[bytes], *_: object) -> None:
+        time.sleep(3600 if photos else 0)
 
 
 class FindsNoMemory:
-    def decode(self, *_: object) -> None:
-        raise MemoryError("no room for the pixels")
+    def decode(self, photos: list[bytes], *_: object) -> None:
+        if photos:
+            raise MemoryError("no room for the pixels")
 
 
 class HasOtherCode:
-    def decode(self, data: bytes, max_pixels: int, wanted: dict[str, str]) -> dict[str, str]:
+    def decode(self, photos: list[bytes], max_pixels: int, wanted: dict[str, str]) -> dict[str, str]:
         return wanted | {"source": "0123456789ab", "node": "late"}
 
 
-def one_of(helper: decoding.Decoders, data: bytes) -> np.ndarray | None:
-    assert helper.begin() == decoding.AT_ONCE
-    return helper.decode(data, 10**9)
+def asked(*sent: bytes) -> list[photos.Pixels] | None:
+    return ready(decoding.Decoders(1, threads=1), 1).decode(sent, 10**9)
 
 
-@pytest.mark.usefixtures("local_ray")
+@pytest.mark.usefixtures("local_ray", "slowly")
 @pytest.mark.parametrize("decoder", [Dies, Hangs])
 def test_a_lost_decoder_leaves_its_shard_to_the_actor(
     images: ImageSet, decoder: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    want, helper = in_groups(images, None), decoding.Decoders(2, threads=1)
+    want = in_groups(images, None)
     with monkeypatch.context() as lost:
         lost.setattr(decoding, "Decoder", decoder)
         lost.setattr(decoding, "LATE_S", 4.0)
+        helper = ready(decoding.Decoders(2, threads=1), 2)
         assert_same(in_groups(images, helper), want)
         assert helper.taken() == 0
+    ready(helper, 2)
     assert_same(in_groups(images, helper), want)
     assert helper.taken() > 0  # the next shard has others
 
@@ -118,28 +143,31 @@ def test_a_lost_decoder_leaves_its_shard_to_the_actor(
 def test_what_a_decoder_raises_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "Decoder", FindsNoMemory)
     with pytest.raises(MemoryError, match="no room for the pixels"):
-        one_of(decoding.Decoders(1, threads=1), b"")
+        asked(b"")
 
 
 @pytest.mark.usefixtures("local_ray")
 def test_a_node_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "Decoder", HasOtherCode)
     with pytest.raises(UserError, match="node late has source 0123456789ab"):
-        one_of(decoding.Decoders(1, threads=1), b"")
+        asked(b"")
 
 
 def test_a_decoder_tells_versions_that_are_not_the_wanted() -> None:
     import stand_ins
 
     data = stand_ins.photo(1, "user", 1).image
-    np.testing.assert_array_equal(decoding.Decoder().decode(data, 10**9, versions.versions()), decode(data))
-    told = decoding.Decoder().decode(data, 10**9, versions.versions() | {"numpy": "0.1"})
+    (found,) = decoding.Decoder().decode([data], 10**9, versions.versions())
+    np.testing.assert_array_equal(found, decode(data))
+    told = decoding.Decoder().decode([data], 10**9, versions.versions() | {"numpy": "0.1"})
     assert isinstance(told, dict) and told["numpy"] == np.__version__ and told["node"]
 
 
 def started(decoder: type) -> Any:
-    """What `ray.remote` makes of a class: its `remote` starts an actor."""
-    return types.SimpleNamespace(remote=decoder)
+    """What `ray.remote` makes of a class: its `remote` starts an actor, which answers the first call."""
+    return types.SimpleNamespace(
+        remote=lambda: types.SimpleNamespace(decode=types.SimpleNamespace(remote=lambda *_: object()))
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,13 +186,15 @@ def test_as_many_decoders_as_the_models_wait_for(
 ) -> None:
     monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 3.0, "GPU": 1.0})
     monkeypatch.setattr("ray.remote", lambda **_: started)
+    monkeypatch.setattr("ray.wait", lambda calls, **_: (calls, []))
     helper = decoding.Decoders("auto", threads)
     assert helper.begin() == 0  # nothing is known of the first shard
     helper.learn(decoding_s, busy_s, waited_s=1.0)
+    assert helper.begin() == 0  # they are starting
     assert helper.begin() == want * decoding.AT_ONCE
     fixed = decoding.Decoders(5, threads)
     fixed.learn(decoding_s, busy_s, waited_s=1.0)
-    assert fixed.begin() == 5 * decoding.AT_ONCE
+    assert [fixed.begin(), fixed.begin()] == [0, 5 * decoding.AT_ONCE]
 
 
 @pytest.mark.parametrize("waited_s, want", [(3.9, 2), (4.1, 0)])  # 4 s without decoders
@@ -174,16 +204,18 @@ def test_decoders_that_make_the_models_wait_longer_end(
     ended: list[Any] = []
     monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 3.0})
     monkeypatch.setattr("ray.remote", lambda **_: started)
+    monkeypatch.setattr("ray.wait", lambda calls, **_: (calls, []))
     monkeypatch.setattr("ray.kill", ended.append)
     helper = decoding.Decoders("auto", threads=1)
     helper.learn(10.0, 5.0, 4.0)
-    assert helper.begin() == 2 * decoding.AT_ONCE
+    assert [helper.begin(), helper.begin()] == [0, 2 * decoding.AT_ONCE]
     helper.learn(10.0, 5.0, waited_s)
     assert helper.begin() == want * decoding.AT_ONCE and len(ended) == 2 - want
     helper.learn(10.0, 5.0, 4.0)
     assert helper.begin() == want * decoding.AT_ONCE
 
 
+@pytest.mark.usefixtures("slowly")
 def test_shards_teach_their_helper(images: ImageSet) -> None:
     class Taught:
         def begin(self) -> int:
@@ -192,9 +224,8 @@ def test_shards_teach_their_helper(images: ImageSet) -> None:
         def learn(self, decoding_s: float, busy_s: float, waited_s: float) -> None:
             learnt.append((decoding_s, busy_s, waited_s))
 
-        def decode(self, data: bytes, max_pixels: int) -> np.ndarray | None:
+        def decode(self, sent: list[bytes], max_pixels: int) -> None:
             asked.append(threading.current_thread().name)
-            return None
 
     learnt: list[tuple[float, float, float]] = []
     asked: list[str] = []

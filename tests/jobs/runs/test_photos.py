@@ -4,6 +4,7 @@ Never are more decoded than there is room for.
 """
 
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -69,9 +70,9 @@ def test_no_more_is_decoded_than_there_is_room_for(
     monkeypatch.setattr(photos, "GROUP_PIXELS", 10)
     asked: list[int] = []
 
-    def one(row: int) -> Decoded:
-        asked.append(row)
-        return Decoded(row, row, np.zeros((1, n_pixels, 3), np.uint8))
+    def one(rows: Sequence[int]) -> list[Decoded]:
+        asked.extend(rows)
+        return [Decoded(row, row, np.zeros((1, n_pixels, 3), np.uint8)) for row in rows]
 
     with Ahead(range(100), one, lambda row: n_pixels, 4, threads) as ahead:
         for taken in range(5):
@@ -79,11 +80,27 @@ def test_no_more_is_decoded_than_there_is_room_for(
     assert sorted(asked) == list(range(len(asked))) and 5 <= len(asked) <= 5 + want
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_units_come_in_order_and_within_their_room(threads: int) -> None:
+    """Of 18 photos in units of four at most ten wait, and the unit that goes beyond them."""
+    asked: list[int] = []
+
+    def some(rows: Sequence[int]) -> list[Decoded]:
+        asked.extend(rows)
+        return [Decoded(row, 100 + row, None, "none") for row in rows]
+
+    with Ahead(range(18), some, lambda row: 1, 10, threads, unit=4) as ahead:
+        assert [ahead.next().image_id for _ in range(2)] == [100, 101]
+        assert len(asked) <= 4 + 12
+        assert [ahead.next().row for _ in range(16)] == list(range(2, 18))
+    assert sorted(asked) == list(range(18))
+
+
 def test_what_decoding_raises_is_the_callers() -> None:
-    def broken(row: int) -> Decoded:
-        if row == 2:
+    def broken(rows: Sequence[int]) -> list[Decoded]:
+        if 2 in rows:
             raise MemoryError("no room")
-        return Decoded(row, row, None)
+        return [Decoded(row, row, None) for row in rows]
 
     with Ahead(range(9), broken, lambda row: 1, 4) as ahead:
         assert [ahead.next().row, ahead.next().row] == [0, 1]
