@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -214,6 +215,25 @@ def test_garments_of_one_category_have_their_own_number_and_colour(box):
     assert "Shop items like street.jpg" in text and "2 garments in street.jpg" in text and "a/b" not in text
     assert "short sleeve outwear or long sleeve outwear short sleeve outwear 50.0, long sleeve outwear 37.5" in text
     assert "4 6 34 46" not in text, "no coordinates"
+
+
+@pytest.mark.parametrize("more, pictures", [([], 2), (["--all"], 4)])
+def test_each_product_once_or_every_picture_of_it(tmp_path, calls, capsys, more, pictures):
+    """Three photos of one product and one of another."""
+    write_imageset(
+        (replace(stand_ins.photo(i, "shop", 1 + i // 3), product_id=f"p{i // 3}") for i in range(4)),
+        tmp_path / "set", source={"adapter": "x", "arguments": {}},
+    )  # fmt: skip
+    publish(tmp_path / "set", tmp_path / "gallery")
+    asked = tmp_path / "asked.png"
+    asked.write_bytes(stand_ins.photo(9, "user", 1).image)
+    assert ask(tmp_path / "gallery", asked, "--html", tmp_path / "found.html", *more) == 0
+    said = capsys.readouterr().out
+    assert len(re.findall(r"(?m)^ +\d+  ", said)) == pictures and said.count(" p0 ") == pictures - 1
+    found = Page(tmp_path / "found.html")
+    assert sum(one.startswith("data:image") for one in found.addresses) == 1 + pictures
+    words = "Every picture of a product is shown." if more else "Of each product the most similar picture is shown."
+    assert words in found.text
 
 
 def test_photos_are_read_where_the_night_noted_them_unless_the_set_has_changed(box, monkeypatch):
