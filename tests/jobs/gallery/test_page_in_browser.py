@@ -14,7 +14,7 @@ from store.imageset import Photo, open_imageset
 from store.imageset_write import write_imageset
 
 SHOPS = 8
-LONG = "a-product-without-a-single-space-" * 4
+LONG = "NameWithoutAPlaceToBreak" * 4
 EVERY_IMAGE = """async () => {
     await Promise.all([...document.images].map((image) => image.decode()));
     return document.images.length;
@@ -45,7 +45,7 @@ FITS = "document.documentElement.scrollWidth <= document.documentElement.clientW
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with found.html: a photo's two garments with eight shop items each, every second with a link; a text; a
-    photo that could not be read."""
+    photo that could not be read. And one.html about the first photo alone."""
     folder = tmp_path_factory.mktemp("found")
 
     def shops() -> Iterator[Photo]:
@@ -80,6 +80,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "imagesets": [{"uri": str(folder / "set"), "digest": images.digest}],
     }  # fmt: skip
     page.write(folder / "found.html", record, "s3://bucket/" + LONG, answers, Settings())
+    page.write(folder / "one.html", record, "s3://bucket/" + LONG, answers[:1], Settings())
     return folder
 
 
@@ -93,8 +94,10 @@ def test_it_loads_whole_with_the_photo_beside_what_was_found(found, tab):
 
 
 def test_it_fits_a_phone(found, tab):
-    opened = tab(found, viewport={"width": 390, "height": 844}, has_touch=True).open("found.html")
-    assert opened.evaluate(FITS) and opened.evaluate("innerWidth") == 390
+    one = tab(found, viewport={"width": 390, "height": 844}, has_touch=True)
+    for name in ("one.html", "found.html"):
+        opened = one.open(name)
+        assert opened.evaluate(FITS) and opened.evaluate("innerWidth") == 390
     photo, first = opened.locator(".photo > img").bounding_box(), opened.locator(".garment").first.bounding_box()
     assert photo["y"] + photo["height"] <= first["y"], "the photo stands above"
     items = [item.bounding_box() for item in opened.locator(".garment li").all()]
