@@ -79,8 +79,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "name": "000001-x", "created": 1_790_000_000, "rows": SHOPS, "categories": list(DEEPFASHION2),
         "imagesets": [{"uri": str(folder / "set"), "digest": images.digest}],
     }  # fmt: skip
-    page.write(folder / "found.html", record, "s3://bucket/" + LONG, answers, Settings())
-    page.write(folder / "one.html", record, "s3://bucket/" + LONG, answers[:1], Settings())
+    told = page.shop_items(record, [hit.item for hit in hits], Settings(), pictures=True)
+    page.write(folder / "found.html", record, "s3://bucket/" + LONG, answers, Settings(), told)
+    page.write(folder / "one.html", record, "s3://bucket/" + LONG, answers[:1], Settings(), told)
     return folder
 
 
