@@ -116,18 +116,18 @@ def main(argv: list[str] | None = None, catalogue: Catalogue = SHIPPED, script: 
     ]
     store = open_store(args.gallery, endpoint_url=args.endpoint_url)
     items = {hit.item["id"]: hit.item for answer in answers for hit in answer.every_hit}
-    offers, note = page.offers_of(gallery.record, list(items.values()), settings, store) if items else ({}, "")
-    if note:
-        tell(args.gallery, note)
+    told = page.shop_items(gallery.record, list(items.values()), settings, store, pictures=args.html is not None)
+    if told.reason:
+        tell(args.gallery, f"no titles and prices of shop items: {told.reason}")
     for answer in answers:
         if answer.reason:
             tell(answer.name, answer.reason)
         if args.json:
-            print(json.dumps(as_json(answer, categories, offers)), flush=True)
+            print(json.dumps(as_json(answer, categories, told.offers)), flush=True)
         elif not answer.reason:
-            print("\n".join(lines(answer, categories, offers)), flush=True)
+            print("\n".join(lines(answer, categories, told.offers)), flush=True)
     if args.html is not None:
-        page.write(args.html, gallery.record, args.gallery, answers, settings, store=store, every=args.all)
+        page.write(args.html, gallery.record, args.gallery, answers, settings, told, every=args.all)
         print(f"page: {one_line(str(args.html))}", file=sys.stderr if args.json else sys.stdout, flush=True)
     return 2 if all(answer.reason for answer in answers) else 0
 

@@ -64,9 +64,11 @@ def same_category(rows: np.ndarray, query: Hypotheses, gallery: Hypotheses) -> n
     >>> same_category(np.array([[0]]), maybe, maybe).tolist()    # 0.75 * 0.75 + 0.25 * 0.25
     [[0.625]]
     """
-    of_query, of_gallery, same = query.shares, gallery.shares, np.zeros(rows.shape)
+    listed, place = np.unique(rows, return_inverse=True)  # of a large gallery few items are in any list
+    place, items = place.reshape(rows.shape), gallery[listed]
+    of_query, of_item, same = query.shares, items.shares, np.zeros(rows.shape)
     for i in range(of_query.shape[1]):
-        for j in range(of_gallery.shape[1]):
-            equal = gallery.category_id[rows, j] == query.category_id[:, i, None]
-            same += np.where(equal, of_query[:, i, None] * of_gallery[rows, j], 0)
+        for j in range(of_item.shape[1]):
+            equal = items.category_id[place, j] == query.category_id[:, i, None]
+            same += np.where(equal, of_query[:, i, None] * of_item[place, j], 0)
     return same

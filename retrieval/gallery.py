@@ -41,10 +41,13 @@ from retrieval.gallery_files import (
     part_records,
     read_record,
 )
+from retrieval.hypotheses import read_hypotheses
 from retrieval.step_kinds import JOINED, Embeddings, GalleryFacts, Phase
 from retrieval.steps import FittedSearch, Step
 from store.objects import ObjectStore, StorageError, open_store
 
+# What each of Q queries is: (Q,) int category ids that are certain, 0 for unknown; or what each may be
+Category = np.ndarray | Hypotheses
 # NumPy parses a file's header as Python, and CPython 3.11 fails when two threads do so at once
 OPENING = threading.Lock()
 
@@ -156,9 +159,9 @@ def facts_of(items: pa.Table, ids: np.ndarray) -> GalleryFacts:
     place = np.minimum(np.searchsorted(item_ids, ids), len(item_ids) - 1)
     products = items["product_id"].to_numpy(zero_copy_only=False).astype(str)[place]
     names, product = np.unique(products, return_inverse=True)
-    category_id, score, photo = (items[name].to_numpy()[place] for name in ("category_id", "score", "image_id"))
-    own = Hypotheses.own(category_id, np.ones(len(category_id)))
-    return GalleryFacts(own, score, photo, np.where(names[product] == "", -1, product))
+    score, photo = (items[name].to_numpy()[place] for name in ("score", "image_id"))
+    hypotheses = read_hypotheses(items)[place]
+    return GalleryFacts(hypotheses, score, photo, np.where(names[product] == "", -1, product))
 
 
 def dims_of(record: Mapping[str, Any]) -> dict[str, int]:
@@ -241,14 +244,14 @@ class Gallery:
     def fitted(self) -> FittedSearch:
         return self._opened.fitted
 
-    def search(
-        self, vectors: np.ndarray, k: int, *, category: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, vectors: np.ndarray, k: int, *, category: Category | None = None) -> tuple[np.ndarray, np.ndarray]:
         """The best garments for every query, after the same steps as the evaluation.
 
-        `vectors` (Q, D) are float32, D the sum of `dims`: each model's unit row side by side. `category` (Q,) int, the
-        category_id of each query, is needed only where a step looks at it (`category`). Raises GalleryError for k under
-        1, vectors of another width or type, or not finite, and no category where one is needed.
+        `vectors` (Q, D) are float32, D the sum of `dims`: each model's unit row side by side. `category` is needed only
+        where a step looks at it (`category`): (Q,) int, the category_id of each query, which is then certain, 0 where
+        nobody knows it; or `postproc.hypotheses.Hypotheses`, what each of the Q may be. Raises GalleryError for k under
+        1, vectors of another width or type, or not finite, and no category, or those of another number of queries,
+        where they are needed.
 
         Returns:
             similarity (Q, k) float32, falling; ids (Q, k) int64, equal similarities by lower id, or where a step works
@@ -297,7 +300,7 @@ class Gallery:
         return True
 
 
-def search(opened: Opened, vectors: np.ndarray, k: int, category: np.ndarray | None) -> Answer:
+def search(opened: Opened, vectors: np.ndarray, k: int, category: Category | None) -> Answer:
     """As `Gallery.search`, of what is opened."""
     dims, vectors = dims_of(opened.record), np.asarray(vectors)
     width = sum(dims.values())
@@ -319,13 +322,16 @@ def search(opened: Opened, vectors: np.ndarray, k: int, category: np.ndarray | N
     return opened.nearest(np.ascontiguousarray(moved, np.float32), k)
 
 
-def _search_lists(opened: Opened, queries: Embeddings, k: int, category: np.ndarray | None) -> Answer:
+def _search_lists(opened: Opened, queries: Embeddings, k: int, category: Category | None) -> Answer:
     """A search with steps that rank anew or change lists; they work on rows and need the facts of the items."""
     if category is None and any(step.name == "category" for step in opened.fitted.steps):
         raise GalleryError("gallery: its search has a category rule; give the category of each query")
     n = len(next(iter(queries.values())))
-    category = np.zeros(n, np.int64) if category is None else np.asarray(category, np.int64)
+    if category is not None and len(category) != n:
+        raise GalleryError(f"gallery: {n} queries, categories of {len(category)}")
+    if not isinstance(category, Hypotheses):
+        ids = np.zeros(n, np.int64) if category is None else np.asarray(category, np.int64)
+        category = Hypotheses.own(ids, np.ones(n))  # none of a query without a category, such as a text
     pool = max(opened.record["search"]["pool"], k)
-    own = Hypotheses.own(category, np.ones(n))  # none of a query without a category, such as a text
-    rows, similarity = opened.fitted.rank(queries, own, opened.facts, top_k=k, pool=pool)
+    rows, similarity = opened.fitted.rank(queries, category, opened.facts, top_k=k, pool=pool)
     return similarity, np.where(rows >= 0, opened.ids[np.maximum(rows, 0)] if len(opened.ids) else -1, -1)

@@ -39,6 +39,7 @@ def version(
     kind: str = "flat",
     gone: Sequence[int] = (),
     replaced: Mapping[int, int] | None = None,
+    hypotheses: Mapping[int, Mapping[int, float]] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     """Write a whole version of one model `m`; returns version.json.
@@ -46,6 +47,7 @@ def version(
     Args:
         ids: garments; the image of each is its number, its category number % 13 + 1, its product "p<number // 2>".
         gone: ids that were put in and taken out again. replaced: id -> seed of the row it had before.
+        hypotheses: id -> category id -> score, of garments that may be of several categories, the own first.
     """
     with tempfile.TemporaryDirectory() as passing:
         first, last = Path(passing, "first"), Path(passing, "last")
@@ -65,7 +67,8 @@ def version(
             index, folder = index.with_changes(last, rows(again.tolist(), seed), again, out), last
         items = [
             {"id": one, "image_id": one, "bbox": [0.0, 0.0, 9.0, 9.0], "category_id": one % 13 + 1, "score": 0.5,
-             "product_id": f"p{one // 2}", "file_name": f"{one}.png", "digest": one.to_bytes(16, "big")}
+             "product_id": f"p{one // 2}", "file_name": f"{one}.png", "digest": one.to_bytes(16, "big"),
+             "hypotheses": [{"category_id": i, "score": s} for i, s in (hypotheses or {}).get(one, {}).items()]}
             for one in ids
         ]  # fmt: skip
         pq.write_table(pa.Table.from_pylist(items, ITEMS), folder / "items.parquet")

@@ -159,7 +159,10 @@ def reason_to_rebuild(wanted: Wanted, results: PhotoResults, before: Mapping[str
     own = wanted.settings.gallery
     if before["results"] != results.fingerprint:
         return "models, weights or settings changed"
-    if before["search"] != record(wanted.settings.search):
+    if before.get("classifier") != results.classifier.basis:  # earlier releases had none
+        return "another classifier of garments"
+    place = {"classifier": None}  # of its file: what it makes of garments was compared above
+    if before["search"] | place != record(wanted.settings.search) | place:
         return "the search's steps changed"
     named = recorded(before)
     if wanted.categories[: len(named)] != named:  # new ones after them change nothing

@@ -27,7 +27,8 @@ from jobs.gallery.built import SEED, Built, Published
 from jobs.runs import tables
 from retrieval.ann_parts import Answer
 from retrieval.ann_tune import recall
-from retrieval.gallery import Gallery
+from retrieval.gallery import Category, Gallery
+from retrieval.hypotheses import read_hypotheses
 from store.decode import decode
 from store.imageset import ImageSet, Item, Photo
 
@@ -163,7 +164,7 @@ class Searched(Protocol):
 
     @property
     def dims(self) -> dict[str, int]: ...
-    def search(self, vectors: np.ndarray, k: int, *, category: np.ndarray | None = None) -> Answer: ...
+    def search(self, vectors: np.ndarray, k: int, *, category: Category | None = None) -> Answer: ...
     def lookup(self, ids: np.ndarray) -> list[dict[str, Any]]: ...
 
 
@@ -222,6 +223,6 @@ def of_copies(gallery: Searched, photos: pa.Table, garments: Mapping[int, pa.Tab
             continue
         rows = [tables.rows_of(queries.column(name)) for name in gallery.dims]
         vectors = np.ascontiguousarray(np.concatenate(rows, axis=1), np.float32)
-        _, ids = gallery.search(vectors, FIRST, category=queries.column("category_id").to_numpy().astype(np.int64))
+        _, ids = gallery.search(vectors, FIRST, category=read_hypotheses(queries))
         n_found += any(item.get("digest") == digests[image_id] for item in gallery.lookup(ids.reshape(-1)))
     return Figure("copies", round(n_found / len(photos), 4), limit, note=f"{len(photos)} photos")

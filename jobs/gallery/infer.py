@@ -32,8 +32,10 @@ from jobs.runs.models import Catalogue
 from jobs.runs.pool import thread_limits
 from jobs.runs.reader import read_items
 from jobs.runs.retries import Job
-from jobs.runs.settings import Settings, check_together
+from jobs.runs.run_classifier import RunClassifier
+from jobs.runs.settings import SearchSettings, Settings, check_together
 from jobs.runs.validation import build
+from jobs.stages.classify import classifier_for
 from jobs.stages.detect import DetectWorker
 from jobs.stages.embed import EmbedWorker
 from jobs.stages.fuse import FuseWorker
@@ -78,6 +80,12 @@ def settings_of(version: Mapping[str, Any], catalogue: Catalogue, *, weights_dir
         if model.basis != basis:
             reason = f"{model.name} here is another model than the one it was made with"
             raise UserError(f"{name}: {reason}; use that night's code, or publish anew")
+    if (made_with := version.get("classifier")) is None:  # the fused boxes decided, and do so for what is asked
+        settings = settings.replace(search=SearchSettings())
+    elif (here := classifier_for(settings, detectors, embedders, recorded(version))).basis != made_with:
+        reason = f"its garments' categories are those of {made_with['file']} {made_with['sha256'][:16]}"
+        reason += f", which is not what is here ({here.sha256[:16] or here.note or 'none'})"
+        raise UserError(f"{name}: {reason}; restore that or name its folder with --weights-dir, or publish anew")
     has_hypotheses = "hypotheses" in version["settings"].get("items", {})
     if fingerprint_of(settings, (*detectors, *embedders), hypotheses=has_hypotheses) != version["results"]:
         reason = "photos are processed differently here than on the night it was made"
@@ -183,7 +191,8 @@ def answer(folder: Path, catalogue: Catalogue) -> None:
             outcomes = worker.run(Job(shard.name, tuple(range(shard.rows)), work), {}, False)
             for outcome in outcomes.values():
                 failed |= {row["image_id"]: row["reason"] for row in outcome.failures}
-    arrays = _garments(output, shards, names, failed, settings.items.hypotheses) if shards else NOTHING
+    classifier = classifier_for(settings, detectors, embedders, request["categories"])
+    arrays = _garments(output, shards, names, failed, settings.items.hypotheses, classifier) if shards else NOTHING
     if request["texts"]:
         arrays = arrays | {"texts": embed_texts(embed.embedders, request["texts"])}
     reasons = {"failed": np.array(list(failed), np.int64), "reason": np.array(list(failed.values()), np.str_)}
@@ -191,10 +200,15 @@ def answer(folder: Path, catalogue: Catalogue) -> None:
 
 
 def _garments(
-    output: ObjectStore, shards: Sequence[str], embedders: Sequence[str], failed: Mapping[int, str], most: int
+    output: ObjectStore,
+    shards: Sequence[str],
+    embedders: Sequence[str],
+    failed: Mapping[int, str],
+    most: int,
+    classifier: RunClassifier,
 ) -> dict[str, np.ndarray]:
     """What the stages wrote, as the arrays of `PhotoGarments`, `most` hypotheses wide."""
-    items = read_items(output, "detected", shards, embedders)
+    items = read_items(output, "detected", shards, embedders).classified(classifier)
     after = ((0, 0), (0, most - items.hypotheses.category_id.shape[1]))
     good = ~np.isin(items.image_id, list(failed))  # as at night, a photo that failed in one model has no garments
     arrays = {

@@ -40,8 +40,10 @@ from jobs.runs.places import refuse_other_kinds
 from jobs.runs.planning import run_stage
 from jobs.runs.progress import say
 from jobs.runs.run import open_run, with_fusion_weights
+from jobs.runs.run_classifier import RunClassifier
 from jobs.runs.settings import Settings, record
 from jobs.stages import detect, embed, fuse
+from jobs.stages.classify import classifier_for
 from retrieval import steps
 from retrieval.gallery_files import PHOTO_COLUMNS, PHOTOS_FILE, SCHEMA, VERSIONS
 from store.errors import UserError
@@ -70,6 +72,7 @@ class Night:
     detectors: tuple[Model, ...]
     embedders: tuple[Model, ...]
     categories: tuple[str, ...]  # names of the category ids, id 1 first
+    classifier: RunClassifier
     retry_failed: bool
     retrain: str
     started: float = field(default_factory=time.time)
@@ -94,16 +97,18 @@ class Night:
         images = open_imagesets(settings.imageset, endpoint_url=endpoint)
         images.check_ids()
         categories, detectors = resolve(images, detectors)
-        night = cls(settings, catalogue, store, images, detectors, embedders, categories, retry_failed, retrain)
+        classifier = classifier_for(settings, detectors, embedders, categories)
+        models = detectors, embedders, categories, classifier
+        night = cls(settings, catalogue, store, images, *models, retry_failed, retrain)
         if reason := refusal(night.wanted.steps, settings.gallery.parts):
             raise UserError(f"search.steps: {reason}")
         return night
 
     @property
     def results(self) -> PhotoResults:
-        fingerprint = fingerprint_of(self.settings, (*self.detectors, *self.embedders))
+        store = self.store.sub(f"{FOLDER}/{fingerprint_of(self.settings, (*self.detectors, *self.embedders))}")
         dims = {model.name: model.spec.dim for model in self.embedders}
-        return PhotoResults(self.store.sub(f"{FOLDER}/{fingerprint}"), dims, self.settings.embed.dtype)
+        return PhotoResults(store, dims, self.settings.embed.dtype, self.classifier)
 
     @property
     def wanted(self) -> Wanted:
@@ -126,12 +131,12 @@ def run(night: Night, lock: Lock) -> dict[str, Any]:
     if before is not None and changes.nothing:
         reason = reason_to_rebuild(night.wanted, night.results, before.record)
         if not reason or reason.startswith("dba"):
-            outcome = {"version": before.version, "rows": len(before), "failed": _failed(night, changes)}
+            outcome = {"version": before.version, "rows": len(before), "failed": night.results.failed(changes.photos)}
             return _summary(changes, before, started, {"status": "unchanged", **outcome})
 
     say_forecast(night, changes, before)
     models_s = detect_and_embed(night, changes)
-    failed = _failed(night, changes)
+    failed = night.results.failed(changes.photos)
     name = versions.next_name(night.store)
     with new_version(night, changes, before, name) as built:
         lock.check()
@@ -204,18 +209,12 @@ def say_forecast(night: Night, changes: GalleryChanges, before: Published | None
     a_photo = GARMENTS_A_PHOTO if before is None else len(before) / max(1, before.record["photos"])
     remarks_ = (*executed((*night.detectors, *night.embedders)), *remarks(night.detectors, night.categories))
     width = steps.width(night.wanted.steps, night.results.models)
-    for remark in (*remarks_, night.wanted.forecast(int(len(changes.photos) * a_photo), width)):
+    index = night.wanted.forecast(int(len(changes.photos) * a_photo), width)
+    for remark in (*remarks_, *night.classifier.notes, index):
         say(remark)
     if before is not None and changes.new and (photo_s := before.record.get("photo_s")):
         seconds = changes.new * photo_s
         say(f"models: {changes.new:,} photos, about {seconds:,.0f} s at the pace of an earlier night")
-
-
-def _failed(night: Night, changes: GalleryChanges) -> int:
-    """Number of tonight's photos without a result."""
-    processed = night.results.photos()
-    bad = processed.filter(pc.not_equal(processed.column("reason"), "")).column("digest").combine_chunks()
-    return int(pc.sum(pc.is_in(changes.photos.column("digest"), value_set=bad)).as_py() or 0)
 
 
 # --- the models -------------------------------------------------------------------------------------------------------
@@ -349,6 +348,7 @@ def copies_figure(night: Night, built: Candidate, record: Mapping[str, Any], cha
         parts = harvest(night.store.sub(f"{COPIES}/run"), photos, list(night.results.models))
         schema = night.results.schema
         items = pa.concat_tables([schema.empty_table(), *(part.cast(schema) for _, part in parts)])
+        items = night.results.classified(items)
         for photo in photos.to_pylist():
             garments[photo["image_id"]] = items.filter(pc.equal(items.column("digest"), photo["digest"]))
         empty(night.store.sub(COPIES))
@@ -374,7 +374,7 @@ def version_record(
         ],
         "detectors": [model.basis for model in night.detectors], "search": record(night.settings.search),
         "results": night.results.fingerprint, "wanted_kind": own.index, "budget_mb": own.memory_mb,
-        "categories": list(night.categories),
+        "categories": list(night.categories), "classifier": night.classifier.basis,
         "tuned_to": own.recall, "profile": night.settings.profile,
         "imagesets": [{"uri": part.uri, "digest": part.digest} for part in night.images.sets],
         "settings": versions.settings_record(night.settings),

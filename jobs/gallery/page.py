@@ -8,6 +8,7 @@ only http and https addresses become links.
 
 import base64
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -31,7 +32,7 @@ from store.imageset import ImageSetError
 from store.joined import open_imagesets
 from store.objects import ObjectStore
 
-MAX_NOTE = 300  # characters
+MAX_REASON = 300  # characters
 UNREADABLE = (ImageSetError, OSError, ValueError, KeyError)  # of an image set that has moved or changed since
 # Attributes that a shop's export calls by one of these names, whatever their case
 PRICES, CURRENCIES = ("price",), ("currency", "price_currency")
@@ -40,31 +41,39 @@ LINKS = ("url", "link", "product_url", "product_link")
 GARMENT_COLOURS = ("#1d4ed8", "#c2410c", "#15803d", "#a21caf", "#0e7490", "#854d0e", "#be123c", "#4338ca")
 
 
+@dataclass(frozen=True)
+class ShopItems:
+    """What is said and shown of shop items, by their ids in the gallery."""
+
+    offers: Mapping[int, Offer]
+    crops: Mapping[int, Picture | str]  # cut out of their photos, or why there is no picture; {} where none were wanted
+    reason: str = ""  # why the image sets cannot be used, "" where they can
+
+
 def write(
     path: Path,
     record: Mapping[str, Any],
     gallery: str,
     answers: Sequence[Answer],
     settings: Settings,
+    items: ShopItems,
     *,
-    store: ObjectStore | None = None,
     every: bool = False,
 ) -> None:
     """Write the page, whole or not at all, into a folder that exists.
 
-    `record` is version.json, `gallery` what the user called it, `settings` are the version's. `store` is the gallery's;
-    without it every shard is searched for the photos. `every`: the answers have every picture of a product.
+    `record` is version.json, `gallery` what the user called it, `settings` are the version's. `items` are those of all
+    answers, with pictures. `every`: the answers have every picture of a product.
     """
-    wanted = {hit.item["id"]: hit.item for answer in answers for hit in answer.every_hit}
-    crops, offers, note = crops_of(record, list(wanted.values()), settings, store)
     photos = [(answer, _photo(answer, settings.max_pixels)) for answer in answers]
+    note = f"no pictures of shop items: {items.reason}" if items.reason else ""
     categories = recorded(record)
     env = environment(categories)
     env.globals["likely"] = partial(likely_names, categories)
     env.filters |= {"inline": _inline, "colour": _colour, "file": lambda name: Path(name).name or name}
     text = env.get_template("search.html.j2").render(
-        gallery=title_of(gallery), version=record["name"], rows=record.get("rows", 0), photos=photos, crops=crops,
-        note=note, offers=offers, title=title_for(answers), every=every,
+        gallery=title_of(gallery), version=record["name"], rows=record.get("rows", 0), photos=photos, crops=items.crops,
+        note=note, offers=items.offers, title=title_for(answers), every=every,
         written=datetime.fromtimestamp(float(record["created"]), UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )  # fmt: skip
     with publish_file(path, sole_writer=True) as part:
@@ -126,44 +135,32 @@ def is_web(address: str) -> bool:
     return plain and parts.scheme in ("http", "https") and bool(parts.hostname)
 
 
-def crops_of(
+def shop_items(
     record: Mapping[str, Any],
     items: Sequence[Mapping[str, Any]],
     settings: Settings,
     store: ObjectStore | None = None,
-) -> tuple[dict[int, Picture | str], dict[int, Offer], str]:
-    """Shop items, as `Gallery.lookup` returns them, cut out of the photos of the `imagesets` of version.json.
+    *,
+    pictures: bool = False,
+) -> ShopItems:
+    """What the `imagesets` of version.json tell of shop items, which are as `Gallery.lookup` returns them.
 
-    Returned are id -> its picture, or why there is none; id -> what to say of it; and a note for the page where the
-    image set cannot be used, "" where it can. `store` as in `write`.
+    `store` is the gallery's; without it every shard is searched for the photos. `pictures`: cut the items out, too.
     """
     crops: dict[int, Picture | str] = {item["id"]: "no longer in the image set" for item in items}
-    offers = {item["id"]: offer_of(item, ()) for item in items}
+    offers, reason = {item["id"]: offer_of(item, ()) for item in items}, ""
     try:
-        for item, photo in _photos_of(record, items, settings, store, ["image", "attributes"]):
-            same = photo["digest"] == item["digest"]
-            gone = "the shop has another photo there now"
-            crops[item["id"]] = _crop(photo["image"], item, settings) if same else gone
+        columns = ["attributes", *["image"] * pictures]
+        for item, photo in _photos_of(record, items, settings, store, columns) if items else ():
             offers[item["id"]] = offer_of(item, photo["attributes"])
-        return crops, offers, ""
+            if pictures:
+                same = photo["digest"] == item["digest"]
+                gone = "the shop has another photo there now"
+                crops[item["id"]] = _crop(photo["image"], item, settings) if same else gone
     except UNREADABLE as error:
-        return {item["id"]: "no picture" for item in items}, offers, _note("no pictures of shop items", error)
-
-
-def offers_of(
-    record: Mapping[str, Any],
-    items: Sequence[Mapping[str, Any]],
-    settings: Settings,
-    store: ObjectStore | None = None,
-) -> tuple[dict[int, Offer], str]:
-    """What `crops_of` says of the items, without their pictures: id -> what to say of it, and the note."""
-    offers = {item["id"]: offer_of(item, ()) for item in items}
-    try:
-        for item, photo in _photos_of(record, items, settings, store, ["attributes"]):
-            offers[item["id"]] = offer_of(item, photo["attributes"])
-        return offers, ""
-    except UNREADABLE as error:
-        return offers, _note("no titles and prices of shop items", error)
+        crops = {item["id"]: "no picture" for item in items}
+        reason = " ".join(str(error).split())[:MAX_REASON]
+    return ShopItems(offers, crops if pictures else {}, reason)
 
 
 def _photos_of(
@@ -204,10 +201,6 @@ def _photos_published(store: ObjectStore, record: Mapping[str, Any]) -> pa.Table
 
 def _those(photos: pa.Table, ids: pa.Array) -> pa.Table:
     return photos.filter(pc.is_in(photos.column("image_id"), value_set=ids))
-
-
-def _note(lack: str, error: Exception) -> str:
-    return f"{lack}: {' '.join(str(error).split())[:MAX_NOTE]}"
 
 
 def _crop(data: bytes, item: Mapping[str, Any], settings: Settings) -> Picture | str:

@@ -13,10 +13,11 @@ import numpy as np
 
 from jobs.gallery.answers import Answer, FoundGarment, Hit, likely_ids
 from postproc.boxes import iou_with
+from postproc.hypotheses import Hypotheses
 from postproc.nms import nms
 
 if TYPE_CHECKING:
-    from retrieval.gallery import Gallery  # FAISS
+    from retrieval.gallery import Category, Gallery  # FAISS
 
 # Overlap (IoU) above which boxes are of one garment, whatever their categories: on ccp_df2 val, of 31 pairs of detected
 # boxes with at least this overlap one lay on two garments, and of 52 pairs with 0.5 to 0.6 twelve
@@ -71,15 +72,18 @@ def ask(
     """The shop items for every garment, by the photo's number; the surest garment first.
 
     Boxes of a photo that overlap more than SAME_GARMENT are one garment, of which the surest stays. `category_id` keeps
-    the garments that are likely to be of one category (`likely_ids`), and is theirs in the search; None keeps all.
-    `every`: all pictures of a product instead of the best. A GalleryError says that the vectors do not fit the gallery.
+    the garments that are likely to be of one category (`likely_ids`), and is theirs in the search, for certain; None
+    keeps all, each of which is searched for with its hypotheses. `every`: all pictures of a product instead of the
+    best. A GalleryError says that the vectors do not fit the gallery.
     """
     if category_id is not None:
         queries = queries.select(np.flatnonzero([category_id in queries.likely(row) for row in range(len(queries))]))
     queries = queries.select(_one_a_garment(queries))
     if not len(queries):
         return {}
-    category = queries.category_id.astype(np.int64) if category_id is None else np.full(len(queries), category_id)
+    category: Category = Hypotheses(queries.hypothesis_id, queries.hypothesis_score)
+    if category_id is not None:
+        category = np.full(len(queries), category_id)
     found = _search(gallery, queries.vectors, category, top, every=every)
     garments: dict[int, list[FoundGarment]] = {}
     for row, hits in enumerate(found):
@@ -107,7 +111,7 @@ def ask_in_words(
 def _search(
     gallery: "Gallery",
     vectors: np.ndarray,
-    category: np.ndarray,
+    category: "Category",
     top: int,
     category_id: int | None = None,
     *,

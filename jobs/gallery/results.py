@@ -12,7 +12,7 @@ listed are there.
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from jobs.runs import tables
 from jobs.runs.marks import CODES, fingerprint, read_marks
 from jobs.runs.models import Model
 from jobs.runs.reader import read_items
+from jobs.runs.run_classifier import RunClassifier
 from jobs.runs.settings import Settings, record
 from retrieval.gallery_files import ITEMS
 from retrieval.hypotheses import HYPOTHESES, as_column, read_hypotheses
@@ -62,11 +63,16 @@ def fingerprint_of(settings: Settings, models: Sequence[Model], *, hypotheses: b
 
 @dataclass
 class PhotoResults:
-    """The results of one fingerprint, in its folder; `models`: embedder -> width of its rows, float16 or float32."""
+    """The results of one fingerprint, in its folder; `models`: embedder -> width of its rows, float16 or float32.
+
+    They keep the hypotheses of the fused boxes. The classifier's are computed whenever a version is built, so that
+    another one needs no model.
+    """
 
     store: ObjectStore
     models: Mapping[str, int]
     dtype: str = "float32"
+    classifier: RunClassifier = field(default_factory=RunClassifier)
 
     @property
     def fingerprint(self) -> str:
@@ -96,6 +102,12 @@ class PhotoResults:
         _, last = np.unique(digests[::-1].astype("S16") if len(digests) else digests, return_index=True)
         return photos.take(pa.array(np.sort(len(photos) - 1 - last)))
 
+    def failed(self, photos: pa.Table) -> int:
+        """Number of these photos, by digest, of which there is no result."""
+        processed = self.photos()
+        bad = processed.filter(pc.not_equal(processed.column("reason"), "")).column("digest").combine_chunks()
+        return int(pc.sum(pc.is_in(photos.column("digest"), value_set=bad)).as_py() or 0)
+
     def add(self, photos: pa.Table, items: pa.Table) -> None:
         """Keep the results of some photos; items first, so that a photo is never listed without them."""
         number = max([int(part.partition("-")[2]) for part in self.parts()], default=-1) + 1
@@ -113,17 +125,29 @@ class PhotoResults:
                 table = tables.read(self.store, f"{part}.items.parquet")
                 yield table.filter(pc.is_in(table.column("digest"), value_set=wanted))
 
+    def classified(self, items: pa.Table) -> pa.Table:
+        """Items with columns as in `schema`, with the classifier's hypotheses and the likeliest as their category."""
+        if self.classifier.classifier is None:
+            return items
+        rows = {name: tables.rows_of(items.column(name)) for name in self.models}
+        found = self.classifier.hypotheses(read_hypotheses(items), rows, items.column("score").to_numpy())
+        columns = {"category_id": pa.array(found.category_id[:, 0], pa.int16()), "hypotheses": as_column(found)}
+        for name, column in columns.items():
+            items = items.set_column(items.column_names.index(name), name, column)
+        return items
+
     def garments(self, photos: pa.Table) -> Iterator[tuple[pa.Table, Embeddings]]:
         """Every garment of some photos: its row of items.parquet and its embeddings, a part of the results at a time.
 
-        `photos` has image_id, digest, product_id, file_name; several may have the same bytes. ValueError: two garments
-        with one id.
+        Categories and hypotheses are the classifier's, where there is one. `photos` has image_id, digest, product_id,
+        file_name; several may have the same bytes. ValueError: two garments with one id.
         """
         # NumPy drops a digest's trailing zeros: fine for comparing, but never read these back
         digests = photos.column("digest").to_numpy(zero_copy_only=False).astype("S16")
         order = np.argsort(digests, kind="stable")
         seen: set[int] = set()
         for table in self.items(pa.array(sorted(set(photos.column("digest").to_pylist())), pa.binary(16))):
+            table = self.classified(table)
             item_digests = table.column("digest").to_numpy(zero_copy_only=False).astype("S16")
             low, high = (np.searchsorted(digests[order], item_digests, side) for side in ("left", "right"))
             item = np.repeat(np.arange(len(table)), high - low)  # once for each photo with these bytes

@@ -16,7 +16,7 @@ from jobs.gallery.part_servers import Servers, exact_in, found_in, nearest_in, t
 from postproc.places import places
 from retrieval import steps
 from retrieval.ann_parts import Answer, merged
-from retrieval.gallery import dims_of, facts_of, search, steps_of
+from retrieval.gallery import Category, dims_of, facts_of, search, steps_of
 from retrieval.gallery_files import (
     ITEMS,
     LEARNED,
@@ -133,7 +133,7 @@ class ServedGallery:
     def rows(self) -> int:
         return len(self)
 
-    def search(self, vectors: np.ndarray, k: int, *, category: np.ndarray | None = None) -> Answer:
+    def search(self, vectors: np.ndarray, k: int, *, category: Category | None = None) -> Answer:
         """As `Gallery.search`; where a step works on lists, equal similarities come by lower id too.
 
         Raises GalleryError as that does, and PartsMissing.

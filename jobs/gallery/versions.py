@@ -29,7 +29,7 @@ from jobs.runs.marks import as_json
 from jobs.runs.settings import Settings, record
 from retrieval.gallery_files import CURRENT, PART, RECORD, VERSIONS, GalleryError, current, read_record
 from store.errors import UserError
-from store.objects import HIDDEN, ObjectStore
+from store.objects import HIDDEN, ObjectStore, open_store
 
 GRACE_S = 24 * 3600.0  # a reader may hold a version this long after it was superseded
 WORK, NIGHTS = "work", "nights"  # folders: the run of a night's models while it lasts, and the summaries of nights
@@ -66,7 +66,10 @@ class VersionRow:
 def settings_record(settings: Settings) -> dict[str, Any]:
     """The settings that version.json keeps, with which later photos go through the same models; no credentials."""
     kept = {name: value for name, value in record(settings).items() if name in KEPT_SETTINGS}
-    if settings.weights_dir is not None:  # a relative path would be another folder elsewhere
+    place, file = os.path.split(settings.search.classifier or "")
+    # a relative path would be another folder elsewhere
+    kept["search"] = {"classifier": f"{open_store(place).uri}/{file}" if place else file or None}
+    if settings.weights_dir is not None:
         kept["weights_dir"] = weights_folder(settings).uri
     return kept
 

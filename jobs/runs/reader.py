@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jobs.runs import tables
+from jobs.runs.run_classifier import RunClassifier
 from jobs.runs.selection import ShardTaken
 from postproc.hypotheses import Hypotheses
 from postproc.places import places
@@ -69,6 +70,12 @@ class EmbeddedItems:
         first = hypotheses.category_id[:, 0]
         own = np.where(first > 0, first, self.category_id).astype(np.int16)
         return replace(self, hypotheses=hypotheses, category_id=own)
+
+    def classified(self, classifier: RunClassifier) -> "EmbeddedItems":
+        """Detected items with the classifier's hypotheses, the likeliest as their own category."""
+        if classifier.classifier is None:
+            return self
+        return self.with_hypotheses(classifier.hypotheses(self.hypotheses, self.embeddings, self.score))
 
     def _without_embeddings(self, rows: np.ndarray) -> "EmbeddedItems":
         columns = {field.name: getattr(self, field.name)[rows] for field in fields(self) if field.name != "embeddings"}

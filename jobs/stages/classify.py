@@ -1,47 +1,41 @@
-"""The classifier of a run's garments: which file, whether it fits the run, and what it makes of the items.
+"""The classifier of detected garments: which file, and whether it fits the models.
 
-In: the setting `search.classifier` of a run. Out: a `RunClassifier`, empty where the file is for other embedders
-or categories; then the fused boxes alone say what a garment is, and the note says why.
+In: the setting `search.classifier` of a run or a gallery. Out: a `RunClassifier`, empty where the file is for other
+embedders or categories; then the fused boxes alone say what a garment is, and the note says why.
 """
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from jobs.runs.catalogue import weights_folder
 from jobs.runs.categories import listed
-from jobs.runs.reader import EmbeddedItems
+from jobs.runs.models import Model
 from jobs.runs.run import Run
+from jobs.runs.run_classifier import RunClassifier
+from jobs.runs.settings import Settings
 from retrieval import classifier, models
-from retrieval.classifier import Classifier
 from store.errors import UserError
 from store.objects import ObjectMissing, open_store
 
 
-@dataclass(frozen=True)
-class RunClassifier:
-    """What tells the categories of a run's garments, besides the fused boxes."""
-
-    classifier: Classifier | None = None  # with the run's category ids
-    sha256: str = ""  # of its file, "" without a classifier
-    note: str = ""  # why there is none although the settings name one
-
-    def improved(self, items: EmbeddedItems, most: int) -> EmbeddedItems:
-        """Detected items with the classifier's `most` hypotheses, the likeliest as their own category."""
-        if self.classifier is None:
-            return items
-        hypotheses = self.classifier.hypotheses(items.hypotheses, items.embeddings, items.score, most)
-        return items.with_hypotheses(hypotheses)
-
-
 def classifier_of(run: Run) -> RunClassifier:
-    """The classifier that the run's settings name, if it fits.
+    """The classifier that the run's settings name, if it fits; UserError as `classifier_for`."""
+    return classifier_for(run.settings, run.detectors, run.embedders, run.categories)
+
+
+def classifier_for(
+    settings: Settings, detectors: Sequence[Model], embedders: Sequence[Model], categories: Sequence[str]
+) -> RunClassifier:
+    """The classifier that the settings name, if it fits these embedders and categories, id 1 first.
+
+    Whole photos, without detectors, are of no category and have none.
 
     Raises:
         UserError: the file is damaged or not the shipped one, or does not exist where the setting gives its place.
     """
-    settings, name = run.settings, run.settings.search.classifier
-    if name is None or not run.detectors:
+    name = settings.search.classifier
+    if name is None or not detectors:
         return RunClassifier()
     place, file = os.path.split(name)
     folder = open_store(place, endpoint_url=settings.storage.endpoint_url) if place else weights_folder(settings)
@@ -59,11 +53,11 @@ def classifier_of(run: Run) -> RunClassifier:
         found = classifier.load(data)
     except ValueError as error:
         raise UserError(f"{folder.uri}/{file}: {error}; make it with jobs/fit_categories.py") from None
-    has = {model.name: model.weights for model in run.embedders}
+    has = {model.name: model.weights for model in embedders}
     if lacking := [embedder for embedder, weights in found.embedders.items() if has.get(embedder) != weights]:
-        return RunClassifier(note=_note(f"{file} wants embeddings that this run lacks: {listed(lacking)}"))
+        return RunClassifier(note=_note(f"{file} wants embeddings that are not made here: {listed(lacking)}"))
     try:
-        return RunClassifier(found.for_categories(run.categories), sha256)
+        return RunClassifier(found.for_categories(categories), file, sha256, settings.items.hypotheses)
     except ValueError as error:
         return RunClassifier(note=_note(f"{file}: {error}"))
 

@@ -255,7 +255,7 @@ def _summary(categories: Sequence[str], detection: dict[str, Any], retrieval: di
 def _notes(run: Run, truth: Truth, photos: pa.Table, retrieval: dict[str, Any]) -> list[str]:
     """What could not be measured, and why."""
     has = run.selected
-    notes = [note] if (note := classifier_of(run).note) else []
+    notes = classifier_of(run).notes
     if not run.detectors:
         notes.append("no detectors: the whole photo is the item, and detection is not judged")
     if not has.items and truth.kind is None and not has.n_unjudged:

@@ -65,8 +65,8 @@ def rank(run: Run, kind: str) -> Outcome:
     photos = read_photos(run.images, run.selected.shards, ("image_id", "source", "product_id"))
     queries, gallery = read_sides(run.store, kind, run.selected.names, plan.models, photos)
     if kind == "detected":
-        most, classifier = run.settings.items.hypotheses, classifier_of(run)
-        queries, gallery = (classifier.improved(side, most) for side in (queries, gallery))
+        classifier = classifier_of(run)
+        queries, gallery = (side.classified(classifier) for side in (queries, gallery))
     read = time.perf_counter()
 
     rankings = {f"{kind}/{name}": _rank_plainly(run, [name], queries, gallery, None) for name in plan.models}

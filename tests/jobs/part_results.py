@@ -48,16 +48,18 @@ def photos_of(image_ids: np.ndarray, product: str = "p") -> pa.Table:
 
 
 def results_in(store: ObjectStore, image_ids: np.ndarray) -> PhotoResults:
-    """One garment a photo."""
+    """One garment a photo; of an odd photo it may be of the next category too, ever more surely."""
     results, n = PhotoResults(store.sub("results/hand"), {"m": DIM}), len(image_ids)
     digests = photos_of(image_ids).column("digest")
     category_id = (1 + image_ids % 13).astype(np.int64)
+    likely = np.stack([np.ones(n), np.linspace(0, 1, n) * (image_ids % 2)], axis=1).astype(np.float32)
+    may_be = Hypotheses(np.stack([category_id, np.where(likely[:, 1] > 0, 1 + category_id % 13, 0)], axis=1), likely)
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(rows_of(image_ids).reshape(-1)), DIM)
     boxes = pa.FixedSizeListArray.from_arrays(pa.array(np.tile(np.array([0, 0, 9, 9], np.float32), n)), 4)
     items = pa.table({
         "digest": digests, "bbox": boxes, "score": np.linspace(0.3, 0.9, n, dtype=np.float32),
         "category_id": category_id.astype(np.int16), "votes": np.ones(n, np.int8),
-        "hypotheses": as_column(Hypotheses.own(category_id, np.ones(n))), "m": vectors,
+        "hypotheses": as_column(may_be), "m": vectors,
     })  # fmt: skip
     photos = pa.table({"digest": digests, "items": np.ones(n, np.int32), "reason": [""] * n})
     results.add(photos, items)

@@ -60,7 +60,7 @@ def test_fitted_on_a_run_and_used_by_the_next(
 
 
 @pytest.mark.parametrize(("more", "reason"), [
-    (["--set", "embedders=[coarse]"], "own.safetensors wants embeddings that this run lacks: fine"),
+    (["--set", "embedders=[coarse]"], "own.safetensors wants embeddings that are not made here: fine"),
     (["--set", "search.classifier=absent.safetensors"], "no absent.safetensors in "),
 ])  # fmt: skip
 def test_a_classifier_that_does_not_fit_is_told_and_left_out(

@@ -237,11 +237,13 @@ def test_a_night_over_two_shops_and_a_third(sets: list[str], tmp_path: Path, cal
 
     settings = settings_of(record, stand_ins.CATALOGUE)
     items = opened(gallery).lookup(opened(gallery).index.ids)
-    crops, *_, note = page.crops_of(record, items, settings)
-    assert note == "" and len(crops) == 12 and not any(isinstance(crop, str) for crop in crops.values())
+    told = page.shop_items(record, items, settings, pictures=True)
+    assert told.reason == "" and len(told.crops) == 12
+    assert not any(isinstance(crop, str) for crop in told.crops.values())
     older = {name: value for name, value in record.items() if name != "imagesets"} | {"imageset": {"uri": shop}}
-    crops, *_, note = page.crops_of(older, items, settings)  # a version of an earlier program
-    assert note == "" and sorted(isinstance(crop, str) for crop in crops.values()) == [False] * 8 + [True] * 4
+    told = page.shop_items(older, items, settings, pictures=True)  # a version of an earlier program
+    assert told.reason == ""
+    assert sorted(isinstance(crop, str) for crop in told.crops.values()) == [False] * 8 + [True] * 4
 
 
 def undrawn(folder: Path, numbers: range) -> str:

@@ -12,9 +12,11 @@ from typing import Any
 
 import handmade
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from handmade import DIM, rows, version
 
+from postproc.hypotheses import Hypotheses
 from retrieval.ann_files import MAGIC
 from retrieval.gallery import open_gallery
 from retrieval.gallery_files import GalleryError, fetched
@@ -106,6 +108,50 @@ def test_steps_on_lists_know_categories_and_products(tmp_path: Path) -> None:
         gallery.search(asked, 3)
     found = gallery.lookup(gallery.search(asked, 5, category=np.array([2]))[1][0])
     assert [row["id"] for row in found if row] == sorted([1, 14, 27], key=lambda one: -float(asked[0] @ rows([one])[0]))
+
+
+SOFT = ({"step": "concat"}, {"step": "category", "rule": "soft", "penalty": 0.5})
+
+
+@pytest.mark.parametrize("category, losses", [
+    (np.array([7]), [0.5, 0.25 * 0.5, 0.0]),  # certain: 1, 1/4 and 0 that an item is of another category
+    (Hypotheses(np.array([[7, 1]]), np.array([[0.3, 0.1]])),  # 7 or, a third as probably, 1
+     [0.75 * 0.5, (1 - 3 / 4 * 3 / 4 - 1 / 4 * 1 / 4) * 0.5, 0.25 * 0.5]),
+    (np.array([0]), [0.0, 0.0, 0.0]),
+    (Hypotheses(np.array([[0, 0]]), np.zeros((1, 2))), [0.0, 0.0, 0.0]),
+])  # fmt: skip
+def test_a_soft_rule_weighs_all_that_query_and_garment_may_be(tmp_path: Path, category: Any, losses: list) -> None:
+    """Garment 13 is of category 1, 19 of 7 or, a third as probably, of 1, and 6 of 7 alone."""
+    store, ids = open_store(tmp_path), [13, 19, 6]
+    version(store, "000001-x", ids, steps=SOFT, hypotheses={19: {7: 0.6, 1: 0.2}})
+    point(store, "000001-x")
+    asked = rows([3], seed=5)
+    similarity, found = open_gallery(tmp_path).search(asked, 3, category=category)
+    place = [found[0].tolist().index(one) for one in ids]
+    np.testing.assert_allclose(similarity[0, place], rows(ids) @ asked[0] - losses, atol=1e-6)
+
+
+def test_items_of_a_release_without_hypotheses_are_of_their_own_category(tmp_path: Path) -> None:
+    store = open_store(tmp_path)
+    record = version(store, "000001-x", [13, 6], steps=SOFT)
+    path = tmp_path / "versions" / "000001-x" / "items.parquet"
+    pq.write_table(pq.read_table(path).drop_columns("hypotheses"), path)
+    files = record["files"] | {"items.parquet": file_digest(path)}
+    store.write("versions/000001-x/version.json", json.dumps(record | {"files": files}).encode())
+    point(store, "000001-x")
+    asked = rows([3], seed=5)
+    similarity, found = open_gallery(tmp_path).search(asked, 2, category=np.array([7]))
+    want = rows([13, 6]) @ asked[0] - [0.5, 0]
+    np.testing.assert_allclose(similarity[0, np.argsort(-found[0])], want, atol=1e-6)
+
+
+@pytest.mark.parametrize("category", [np.array([1, 2]), Hypotheses.own(np.array([1, 2]), np.ones(2))])
+def test_categories_of_other_queries_are_refused(tmp_path: Path, category: Any) -> None:
+    store = open_store(tmp_path)
+    version(store, "000001-x", [1], steps=SOFT)
+    point(store, "000001-x")
+    with pytest.raises(GalleryError, match="gallery: 1 queries, categories of 2"):
+        open_gallery(tmp_path).search(rows([1]), 1, category=category)
 
 
 def test_a_garment_is_looked_up_by_its_id(tmp_path: Path) -> None:

@@ -1,12 +1,16 @@
 """The gate: copies of known photos, and the lines it prints."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from galleries import shop, stock
 
 from jobs.gallery import gate
+from postproc.hypotheses import Hypotheses
+from retrieval.hypotheses import as_column
 from store.decode import decode
 from store.imageset import open_imageset
 
@@ -23,6 +27,29 @@ def test_copies_are_judged_by_the_runs_own_limit_of_pixels(tmp_path: Path, monke
     boxes = {0: [0.0, 0.0, 9.0, 9.0], 1: [0.0, 0.0, 9.0, 9.0]}
     copies = list(gate.copied_photos(images, images.photos(("image_id",)), boxes, max_pixels=10_000))
     assert [copy.image_id for copy in copies] == [0, 1] and all(copy.width > 3 for copy in copies)
+
+
+def test_copies_are_searched_for_with_all_that_they_may_be() -> None:
+    asked: list[Any] = []
+
+    class Shelf:
+        dims: ClassVar = {"m": 2}
+
+        def search(self, vectors: np.ndarray, k: int, *, category: Any) -> tuple[np.ndarray, np.ndarray]:
+            asked.append(category)
+            return np.ones((len(vectors), k), np.float32), np.full((len(vectors), k), 5)
+
+        def lookup(self, ids: np.ndarray) -> list[dict[str, Any]]:
+            return [{"digest": b"5" * 16} for _ in ids]
+
+    may_be = Hypotheses(np.array([[7, 1]]), np.array([[0.5, 0.25]], np.float32))
+    found = pa.table({
+        "category_id": pa.array([7], pa.int16()), "score": pa.array([0.5], pa.float32()),
+        "hypotheses": as_column(may_be), "m": pa.array([[1.0, 0.0]], pa.list_(pa.float32(), 2)),
+    })  # fmt: skip
+    photos = pa.table({"image_id": [5, 6], "digest": [b"5" * 16, b"6" * 16]})
+    figure = gate.of_copies(Shelf(), photos, {5: found, 6: found[:0]}, 0.9)  # type: ignore[arg-type]
+    assert figure.value == 0.5 and [one.category_id.tolist() for one in asked] == [[[7, 1]]]
 
 
 @pytest.mark.parametrize("figure, line", [

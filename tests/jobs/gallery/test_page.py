@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from small_gallery import ask, publish
 from jobs.gallery import infer, page
 from jobs.gallery.answers import Answer, FoundGarment, Hit
 from jobs.reports.pictures import PHOTO_PX
+from jobs.runs.settings import Settings
 from retrieval.gallery import Gallery, open_gallery
 from store.imageset import ImageSet, Photo
 from store.imageset_write import write_imageset
@@ -81,9 +83,14 @@ def written(box: Path, names: list[str]) -> Page:
         Answer(name, stand_ins.photo(i, "user", 1).image, [found_in(gallery)]) for i, name in enumerate(names[:2])
     ]
     answers.append(Answer(names[2], b"", [], names[3]))
-    page.write(box / "found.html", gallery.record, names[4], answers, settings)
+    page.write(box / "found.html", gallery.record, names[4], answers, settings, told_of(gallery, settings))
     assert sorted(path.name for path in box.iterdir() if path.is_file()) == ["found.html"]
     return Page(box / "found.html")
+
+
+def told_of(gallery: Gallery, settings: Settings) -> page.ShopItems:
+    items = gallery.lookup(gallery.items["id"].to_numpy())
+    return page.shop_items(gallery.record, items, settings, pictures=True)
 
 
 def found_in(gallery: Gallery) -> FoundGarment:
@@ -145,7 +152,7 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(box):
     gallery = open_gallery(box / "gallery")
     settings = infer.settings_of(gallery.record, stand_ins.CATALOGUE)
     with pytest.raises(OSError):
-        page.write(box / "none" / "found.html", gallery.record, "g", [], settings)
+        page.write(box / "none" / "found.html", gallery.record, "g", [], settings, page.ShopItems({}, {}))
     assert not (box / "none").exists()
 
 
@@ -206,7 +213,7 @@ def test_garments_of_one_category_have_their_own_number_and_colour(box):
     one, two = found_in(gallery), found_in(gallery)
     two = FoundGarment((4, 6, 20, 30), 0.5, 3, two.hits, ((3, 0.5), (4, 0.375)))
     answers = [Answer("a/b/street.jpg", stand_ins.photo(1, "user", 1).image, [one, two])]
-    page.write(box / "found.html", gallery.record, "runs/gallery", answers, settings)
+    page.write(box / "found.html", gallery.record, "runs/gallery", answers, settings, told_of(gallery, settings))
     source = (box / "found.html").read_text()
     colours = re.findall(r'class="number" style="background: (#[0-9a-f]{6})">(\d)<', source)
     assert [number for _, number in colours] == ["1", "2"] and colours[0][0] != colours[1][0]
@@ -214,6 +221,37 @@ def test_garments_of_one_category_have_their_own_number_and_colour(box):
     assert "Shop items like street.jpg" in text and "2 garments in street.jpg" in text and "a/b" not in text
     assert "short sleeve outwear or long sleeve outwear short sleeve outwear 50.0, long sleeve outwear 37.5" in text
     assert "4 6 34 46" not in text, "no coordinates"
+
+
+@pytest.mark.parametrize("more, pictures", [([], 2), (["--all"], 4)])
+def test_each_product_once_or_every_picture_of_it(tmp_path, calls, capsys, more, pictures):
+    """Three photos of one product and one of another."""
+    write_imageset(
+        (replace(stand_ins.photo(i, "shop", 1 + i // 3), product_id=f"p{i // 3}") for i in range(4)),
+        tmp_path / "set", source={"adapter": "x", "arguments": {}},
+    )  # fmt: skip
+    publish(tmp_path / "set", tmp_path / "gallery")
+    asked = tmp_path / "asked.png"
+    asked.write_bytes(stand_ins.photo(9, "user", 1).image)
+    assert ask(tmp_path / "gallery", asked, "--html", tmp_path / "found.html", *more) == 0
+    said = capsys.readouterr().out
+    assert len(re.findall(r"(?m)^ +\d+  ", said)) == pictures and said.count(" p0 ") == pictures - 1
+    found = Page(tmp_path / "found.html")
+    assert sum(one.startswith("data:image") for one in found.addresses) == 1 + pictures
+    words = "Every picture of a product is shown." if more else "Of each product the most similar picture is shown."
+    assert words in found.text
+
+
+def test_a_shard_is_read_once_for_the_table_and_the_page(box, capsys, monkeypatch):
+    asked = box / "asked.png"
+    asked.write_bytes(stand_ins.photo(3, "shop", 4).image)
+    shards, read = [], ImageSet.read
+    monkeypatch.setattr(
+        ImageSet, "read", lambda images, shard, **how: shards.append(shard) or read(images, shard, **how)
+    )
+    assert ask(box / "gallery", asked, "--html", box / "found.html") == 0
+    assert shards == ["shard-00000"] and "name-3" in capsys.readouterr().out
+    assert sum(one.startswith("data:image") for one in Page(box / "found.html").addresses) == 1 + 6
 
 
 def test_photos_are_read_where_the_night_noted_them_unless_the_set_has_changed(box, monkeypatch):
@@ -227,9 +265,9 @@ def test_photos_are_read_where_the_night_noted_them_unless_the_set_has_changed(b
     monkeypatch.setattr(ImageSet, "photos", lambda images, columns: looked.append(columns) or photos(images, columns))
 
     def found(store: ObjectStore | None) -> set[str]:
-        offers, note = page.offers_of(gallery.record, items, settings, store)
-        assert note == ""
-        return {offer.title for offer in offers.values()}
+        told = page.shop_items(gallery.record, items, settings, store)
+        assert told.reason == "" and told.crops == {}
+        return {offer.title for offer in told.offers.values()}
 
     assert found(store) == {f"title {i}" for i in range(6)} and not looked
     assert found(None) == found(store) and looked

@@ -22,6 +22,7 @@ from jobs.gallery.built_parts import PublishedParts, part_of
 from jobs.gallery.part_servers import InProcess
 from jobs.gallery.parts import PartJob
 from jobs.gallery.served import PartsMissing, ServedGallery
+from postproc.hypotheses import Hypotheses
 from retrieval.gallery import Gallery, open_gallery
 from retrieval.gallery_files import GalleryError
 from store.errors import UserError
@@ -74,7 +75,9 @@ def test_parts_answer_as_one_index(tmp_path: Path, steps: str, n: int) -> None:
     whole = in_one(wanted(1, STEPS[steps]), results, ids, store, "000001-x")
     four, _ = published(wanted(4, STEPS[steps]), results, ids, None, store, "000002-x")
     assert len(four) == len(whole) == n and four.parts == (0, 1, 2, 3)
-    asked, category = rows_of(np.arange(20), seed=3), np.arange(20) % 13
+    asked, own = rows_of(np.arange(20), seed=3), np.arange(20) % 13
+    # 0 of nothing known; of the others the second category is half as probable as the own
+    category = Hypotheses(np.stack([own, np.where(own, 1 + own % 13, 0)], 1), np.array([[1, 0.5]]) * (own > 0)[:, None])
     served = ServedGallery(store, "000002-x", InProcess(store))
     for k in (1, 10, 700):
         want = whole.search(asked, k, category=category)

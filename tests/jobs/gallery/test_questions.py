@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jobs.gallery.questions import NOTHING, PhotoGarments, ask, ask_in_words
+from postproc.hypotheses import Hypotheses
 
 BOX, BESIDE = [0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0]
 
@@ -18,14 +19,14 @@ class Shelf:
         names = ("product_id", "image_id", "bbox")
         self.items = [dict(zip(names, item, strict=True)) | {"id": i, "category_id": 8} for i, item in enumerate(items)]
         self.depths: list[int] = []
-        self.categories: list[list[int]] = []
+        self.categories: list[list[Any]] = []
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def search(self, vectors: np.ndarray, k: int, *, category: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, vectors: np.ndarray, k: int, *, category: Any) -> tuple[np.ndarray, np.ndarray]:
         self.depths.append(k)
-        self.categories.append(category.tolist())
+        self.categories.append((category.category_id if isinstance(category, Hypotheses) else category).tolist())
         ids = np.arange(k)
         ids = np.where(ids < len(self), ids, -1)
         return np.tile(1 - np.arange(k) / 100, (len(vectors), 1)), np.tile(ids, (len(vectors), 1))
@@ -67,8 +68,9 @@ def test_a_category_keeps_the_garments_that_are_likely_of_it(category_id, want):
     shelf = Shelf([("p", 1, BOX)])
     found = ask(shelf, dataclasses.replace(queries, **may_be), 1, category_id)  # type: ignore[arg-type]
     assert sorted(one.category_id for answers in found.values() for one in answers) == want
-    asked = [1, 2] if category_id is None else [category_id] * len(want)
-    assert shelf.categories == ([asked] if want else [])  # what the gallery weighs by
+    # what the gallery weighs by: what each may be, or what the user says
+    asked = [[1, 2, 3], [2, 0, 0]] if category_id is None else [category_id] * len(want)
+    assert shelf.categories == ([asked] if want else [])
 
 
 def test_words_of_a_category_find_the_items_that_are_likely_of_it():

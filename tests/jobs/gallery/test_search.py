@@ -10,6 +10,7 @@ import stand_ins
 from galleries import night, opened
 
 from jobs.runs import tables
+from retrieval.hypotheses import read_hypotheses
 from store.imageset_write import write_imageset
 
 STEPS = {
@@ -36,16 +37,17 @@ def test_a_flat_gallery_ranks_as_the_evaluation_does(
     both: Path, tmp_path: Path, calls: Any, full: Any, name: str, parts: int
 ) -> None:
     how = ["--set", f"search.steps={STEPS[name]}", "--set", "search.top_k=10", "--set", "fusion.iou_threshold=0.5"]
+    how += ["--set", "detectors=[near, unsure]"]  # a garment may be of two categories
     assert full(both, tmp_path / "run", *how, "--set", "boxes=[detected]") == 0
     night(both, tmp_path / "gallery", *how, "--set", f"gallery.parts={parts}")
     gallery = opened(tmp_path / "gallery")
-    ranked = pq.read_table(tmp_path / "run" / "rankings" / "detected.parquet").to_pylist()
-    assert len(ranked) == 30
+    table = pq.read_table(tmp_path / "run" / "rankings" / "detected.parquet")
+    ranked, hypotheses = table.to_pylist(), read_hypotheses(table, "query_")
+    assert hypotheses.real.sum(axis=1).tolist() == [2] * 30
     rows = {model: _rows(tmp_path / "run", model) for model in gallery.dims}
     keys = [(line["query_image_id"], line["query_item"]) for line in ranked]
     vectors = np.stack([np.concatenate([rows[model][key] for model in gallery.dims]) for key in keys])
-    category = np.array([line["query_category_id"] for line in ranked])
-    similarity, ids = gallery.search(vectors, 10, category=category)
+    similarity, ids = gallery.search(vectors, 10, category=hypotheses)
     for line, near, found in zip(ranked, similarity, ids, strict=True):
         want, n = np.array(line["similarity"]), len(line["similarity"])
         np.testing.assert_allclose(near[:n], want, atol=1e-5)
