@@ -13,6 +13,7 @@ import contextlib
 import math
 import queue
 import socket
+import sys
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -39,9 +40,10 @@ def cores_to_decode(decoding_s: float, busy_s: float) -> int:
 
 
 def helper(settings: Settings, device: str) -> "Decoders | None":
-    """For an actor on this device. Who has no GPU needs the cores for the models: there is no helper."""
-    on_gpu = device == "cuda" and settings.decoders != 0
-    return Decoders(settings.decoders, settings.threads_per_actor) if on_gpu else None
+    """For an actor on this device. Who has no GPU needs the cores for the models, and without Ray nobody helps."""
+    ray = sys.modules.get("ray")
+    helped = device == "cuda" and settings.decoders != 0 and ray is not None and ray.is_initialized()
+    return Decoders(settings.decoders, settings.threads_per_actor) if helped else None
 
 
 class Decoder:

@@ -241,6 +241,11 @@ def test_shards_teach_their_helper(images: ImageSet) -> None:
 @pytest.mark.parametrize(
     "device, n, want", [("cuda", "auto", True), ("cuda", 3, True), ("cuda", 0, False), ("cpu", 3, False)]
 )
-def test_only_actors_with_a_gpu_are_helped(device: str, n: int | str, want: bool) -> None:
+def test_only_actors_with_a_gpu_are_helped(
+    device: str, n: int | str, want: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = settings.Settings(decoders=n)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    assert decoding.helper(asked, device) is None
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
     assert (decoding.helper(asked, device) is not None) == want
