@@ -211,9 +211,9 @@ class Settings(SettingsRecord):
     gpus_per_actor: Gpus = Field(1.0, description="GPUs of a worker process: a share of one, or a whole number.")
     threads_per_actor: int = Field(1, ge=1, le=1024, description="CPU threads of a worker process.")
     decoders: Literal["auto"] | Annotated[int, Field(ge=0, le=1024)] = Field(
-        "auto",
+        0,
         description="Processes on other cores of the cluster that decode photos for each worker process with a GPU; "
-        "`auto`: as many as it waits for, on free cores; 0: none.",
+        "`auto`: as many as it waits for, on free cores, as long as that helps.",
     )
     models_per_actor: Literal["all"] | Annotated[int, Field(ge=1, le=1)] = Field(
         "all", description="Models in a worker process: all of the stage, or one."
