@@ -100,7 +100,7 @@ def techniques(models: Sequence[str], dims: Mapping[str, int], kind: str, *, has
         Technique("diffusion", "rank", ({"step": "diffusion"},)),
         *(
             Technique(f"category, soft {p}", "category", ({"step": "category", "rule": "soft", "penalty": p},))
-            for p in (0.05, 0.1)
+            for p in (0.02, 0.05, 0.1)  # the first is the default
         ),
         Technique("category, hard", "category", ({"step": "category", "rule": "hard"},)),
         Technique("one result a photo", "group", ({"step": "group", "by": "image"},)),
