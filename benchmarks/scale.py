@@ -32,7 +32,13 @@ class Cost:
 
 
 COSTS = (
-    Cost("detect, tiny profile, CPU", 25.9, "core h", "photos", "23.9 s for 256 photos, two_checkouts.py; 42.9 with AVX2 alone"),
+    Cost(
+        "detect, tiny profile, CPU",
+        25.9,
+        "core h",
+        "photos",
+        "23.9 s for 256 photos, two_checkouts.py; 42.9 with AVX2 alone",
+    ),
     Cost("detect, tiny profile, GPU", 6.0, "GPU h", "photos", "41 s for 1,896 photos, four actors on one H100, gpu.py"),
     Cost("fuse", 0.083, "core h", "photos", "0.3 ms a photo, docs/watching.md"),
     Cost("embed, tiny profile, CPU", 15.5, "core h", "photos", "14.3 s for 256 photos, two_checkouts.py"),

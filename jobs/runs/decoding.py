@@ -91,11 +91,9 @@ class Decoders:
         if self._given_up:
             self._end(self._actors)
             self._actors, self._given_up = [], False
-        started = (
-            ray.wait(list(self._starting), num_returns=len(self._starting), timeout=0)[0] if self._starting else []
-        )
-        for call in started:
-            self._actors.append(self._starting.pop(call))  # one that has died is found out by its first photos
+        if calls := list(self._starting):
+            for call in ray.wait(calls, num_returns=len(calls), timeout=0)[0]:
+                self._actors.append(self._starting.pop(call))  # one that has died is found out by its first photos
         missing = self._wanted - len(self._actors) - len(self._starting)
         if missing > 0 and self._auto:
             missing = min(missing, int(ray.available_resources().get("CPU", 0)))

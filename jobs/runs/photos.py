@@ -103,7 +103,7 @@ class Ahead:
             self._waiting.append((len(rows), n_pixels, self._pool.submit(self._decode_rows, rows)))
 
     def _has_room(self) -> bool:
-        n, n_pixels = (sum(part) for part in list(zip(*self._waiting, strict=True))[:2]) if self._waiting else (0, 0)
+        n, n_pixels = sum(n for n, *_ in self._waiting), sum(n_pixels for _, n_pixels, _ in self._waiting)
         return n < self._n and n_pixels < GROUP_PIXELS
 
 
