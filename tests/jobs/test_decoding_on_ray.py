@@ -34,27 +34,28 @@ def said(run: "subprocess.Popen[str]") -> str:
     return text
 
 
-def events(output: Path, stage: str) -> list[dict]:
+def events(output: Path) -> list[dict]:
+    """Of the detect stage's shards."""
     lines = [line for path in sorted((output / "logs").glob("*.jsonl")) for line in path.read_text().splitlines()]
-    return [event for event in map(json.loads, lines) if (event["event"], event["stage"]) == ("shard", stage)]
+    return [event for event in map(json.loads, lines) if (event["event"], event["stage"]) == ("shard", "detect")]
 
 
-def test_a_node_without_a_gpu_feeds_one_with_a_gpu(tmp_path: Path) -> None:
+def test_a_node_without_a_gpu_feeds_one_with_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Same tables as of a run alone: with both nodes, and with the feeding node killed half-way."""
-    stand_ins.imageset(tmp_path / "set", 60, max_images=10)
+    stand_ins.imageset(tmp_path / "set", 40, max_images=8)
     said(evaluation(tmp_path / "set", tmp_path / "alone"))
     want = contract(tmp_path / "alone")
     on_gpu = ("device=cuda", "actors=1", "decoders=2")
+    monkeypatch.setenv("STAND_IN_PAUSE_S", "0.3")  # of a detector for a photo, on all nodes: decoders start meanwhile
     with own_ray.Nodes() as nodes:
         gpu, cores = nodes.add(n_cpus=1, n_gpus=1), nodes.add(n_cpus=2)
         env = {"RAY_ADDRESS": nodes.address}
         text = said(evaluation(tmp_path / "set", tmp_path / "fed", *on_gpu, **env))
-        assert "detect: 7 shards on 1 actors, 1 GPU each" in text, text
+        assert "detect: 6 shards on 1 actors, 1 GPU each" in text, text
         assert contract(tmp_path / "fed") == want
-        for stage in ("detect", "embed"):
-            assert sum(event["decoded_elsewhere"] for event in events(tmp_path / "fed", stage)) > 0, stage
+        assert sum(event["decoded_elsewhere"] for event in events(tmp_path / "fed")) > 0
 
-        run = evaluation(tmp_path / "set", tmp_path / "hurt", *on_gpu, STAND_IN_PAUSE_S="0.2", **env)
+        run = evaluation(tmp_path / "set", tmp_path / "hurt", *on_gpu, **env)
         log = tmp_path / "hurt" / "done" / "detect"
         until = time.monotonic() + 300
         while not (log.is_dir() and any(log.rglob("*.json"))) and time.monotonic() < until:
