@@ -122,6 +122,7 @@ def asked(*sent: bytes) -> list[photos.Pixels] | None:
     return ready(decoding.Decoders(1, threads=1), 1).decode(sent, 10**9)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("local_ray", "slowly")
 @pytest.mark.parametrize("decoder", [Dies, Hangs])
 def test_a_lost_decoder_leaves_its_shard_to_the_actor(
@@ -130,7 +131,7 @@ def test_a_lost_decoder_leaves_its_shard_to_the_actor(
     want = in_groups(images, None)
     with monkeypatch.context() as lost:
         lost.setattr(decoding, "Decoder", decoder)
-        lost.setattr(decoding, "LATE_S", 4.0)
+        lost.setattr(decoding, "LATE_S", 2.0)
         helper = ready(decoding.Decoders(2, threads=1), 2)
         assert_same(in_groups(images, helper), want)
         assert helper.taken() == 0
