@@ -40,27 +40,24 @@ def events(output: Path) -> list[dict]:
     return [event for event in map(json.loads, lines) if (event["event"], event["stage"]) == ("shard", "detect")]
 
 
-def test_a_node_without_a_gpu_feeds_one_with_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Same tables as of a run alone: with both nodes, and with the feeding node killed half-way."""
-    stand_ins.imageset(tmp_path / "set", 40, max_images=8)
+def test_a_node_without_a_gpu_feeds_one_with_a_gpu_until_it_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tables are those of a run alone. Four of the seven shards are done when the feeding node is killed."""
+    stand_ins.imageset(tmp_path / "set", 120, max_images=20)
     said(evaluation(tmp_path / "set", tmp_path / "alone"))
-    want = contract(tmp_path / "alone")
-    on_gpu = ("device=cuda", "actors=1", "decoders=2")
-    monkeypatch.setenv("STAND_IN_PAUSE_S", "0.3")  # of a detector for a photo, on all nodes: decoders start meanwhile
+    monkeypatch.setenv("STAND_IN_PAUSE_S", "0.2")  # of a detector for a photo, on all nodes: decoders start meanwhile
     with own_ray.Nodes() as nodes:
         gpu, cores = nodes.add(n_cpus=1, n_gpus=1), nodes.add(n_cpus=2)
-        env = {"RAY_ADDRESS": nodes.address}
-        text = said(evaluation(tmp_path / "set", tmp_path / "fed", *on_gpu, **env))
-        assert "detect: 6 shards on 1 actors, 1 GPU each" in text, text
-        assert contract(tmp_path / "fed") == want
-        assert sum(event["decoded_elsewhere"] for event in events(tmp_path / "fed")) > 0
-
-        run = evaluation(tmp_path / "set", tmp_path / "hurt", *on_gpu, **env)
-        log = tmp_path / "hurt" / "done" / "detect"
+        on_gpu = ("device=cuda", "actors=1", "decoders=2")
+        run = evaluation(tmp_path / "set", tmp_path / "fed", *on_gpu, RAY_ADDRESS=nodes.address)
+        marks = tmp_path / "fed" / "done" / "detect"
         until = time.monotonic() + 300
-        while not (log.is_dir() and any(log.rglob("*.json"))) and time.monotonic() < until:
-            time.sleep(0.1)  # the first shard's mark
+        while len(list(marks.rglob("*.json"))) < 2 * 4 and time.monotonic() < until:  # of two detectors
+            time.sleep(0.1)
         nodes.kill(cores)
-        said(run)
+        text = said(run)
+        assert "detect: 7 shards on 1 actors, 1 GPU each" in text, text
         assert gpu in nodes.others
-    assert contract(tmp_path / "hurt") == want
+    assert sum(event["decoded_elsewhere"] for event in events(tmp_path / "fed")) > 0
+    assert contract(tmp_path / "fed") == contract(tmp_path / "alone")
