@@ -49,11 +49,12 @@ def helper(settings: Settings, device: str) -> "Decoders | None":
 class Decoder:
     """The actor."""
 
-    def decode(self, photos: Sequence[bytes], max_pixels: int, wanted: dict[str, str]) -> list[Pixels] | dict[str, str]:
-        """Each photo's pixels or reason, or this node's versions where they are not those wanted."""
-        here = versions.versions()
-        if versions.differences(here, wanted):
-            return here | {"node": socket.gethostname()}
+    def versions(self) -> dict[str, str]:
+        """Of this node's packages and code, with its name."""
+        return versions.versions() | {"node": socket.gethostname()}
+
+    def decode(self, photos: Sequence[bytes], max_pixels: int) -> list[Pixels]:
+        """Each photo's pixels or the reason why there are none."""
         return [decoded(photo, max_pixels) for photo in photos]
 
     def __repr__(self) -> str:
@@ -69,7 +70,7 @@ class Decoders:
         self._auto, self._threads = n == "auto", threads
         self._wanted = 0 if n == "auto" else int(n)
         self._actors: list[Any] = []  # that have started
-        self._starting: dict[Any, Any] = {}  # a first call -> the decoder that is to answer it
+        self._starting: dict[Any, Any] = {}  # the call of its versions -> the decoder that is to answer it
         self._free: queue.SimpleQueue[Any] = queue.SimpleQueue()  # each decoder as often as it may be sent a photo
         self._given_up = False
         self._waited_alone = 0.0  # seconds in which the models waited, for each in which they worked, without decoders
@@ -85,6 +86,7 @@ class Decoders:
         """A shard begins: how many units of photos may be sent at once, to decoders that have started.
 
         As many as are missing are asked for, with `auto` on free cores alone. Those that failed a shard are replaced.
+        A UserError says that a node has other packages or other code.
         """
         import ray
 
@@ -93,14 +95,18 @@ class Decoders:
             self._actors, self._given_up = [], False
         if calls := list(self._starting):
             for call in ray.wait(calls, num_returns=len(calls), timeout=0)[0]:
-                self._actors.append(self._starting.pop(call))  # one that has died is found out by its first photos
+                actor = self._starting.pop(call)
+                with contextlib.suppress(ray.exceptions.RayError):  # it died as it started
+                    there = ray.get(call)
+                    versions.refuse_other_versions(there["node"], there)
+                    self._actors.append(actor)
         missing = self._wanted - len(self._actors) - len(self._starting)
         if missing > 0 and self._auto:
             missing = min(missing, int(ray.available_resources().get("CPU", 0)))
         if missing > 0:
             start: Any = ray.remote(num_cpus=1, runtime_env=versions.our_code(thread_limits(1)))(Decoder)
             actors = [start.remote() for _ in range(missing)]
-            self._starting |= {actor.decode.remote([], 1, {}): actor for actor in actors}
+            self._starting |= {actor.versions.remote(): actor for actor in actors}
         elif missing < 0:
             self._end(self._actors[missing:])
             del self._actors[missing:]
@@ -127,7 +133,7 @@ class Decoders:
     def decode(self, photos: Sequence[bytes], max_pixels: int) -> list[Pixels] | None:
         """Each photo's pixels or the reason why there are none; None where no decoder could do them.
 
-        No more threads call it than `begin` said. A UserError says that a node has other packages or other code.
+        No more threads call it than `begin` said.
         """
         if self._given_up:
             return None
@@ -135,7 +141,7 @@ class Decoders:
 
         actor = self._free.get()
         try:
-            answer: Any = ray.get(actor.decode.remote(photos, max_pixels, versions.versions()), timeout=LATE_S)
+            answer: list[Pixels] = ray.get(actor.decode.remote(photos, max_pixels), timeout=LATE_S)
         except ray.exceptions.RayTaskError:  # it raised
             raise
         except ray.exceptions.RayError:  # it is gone, or late
@@ -143,8 +149,6 @@ class Decoders:
             return None
         finally:
             self._free.put(actor)
-        if isinstance(answer, dict):
-            versions.refuse_other_versions(answer.pop("node"), answer)
         self._done.extend([None] * len(photos))
         # copied, they are writable as every decoded photo is, and Ray's memory is free for the next
         return [one if isinstance(one, str) else one.copy() for one in answer]

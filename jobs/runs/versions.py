@@ -37,15 +37,11 @@ def _versions() -> dict[str, str]:
     return found | {"source": source.hexdigest()[:12]}
 
 
-def differences(there: Mapping[str, Any], here: Mapping[str, str]) -> list[str]:
-    """Names of the packages and code that two processes do not have alike; machines may differ."""
-    return [name for name in here if name != "machine" and name in there and there[name] != here[name]]
-
-
 def refuse_other_versions(node: str, there: Mapping[str, Any]) -> None:
     """Refuse a node without the packages or code of this process: results would depend on which node a shard met."""
     here = versions()
-    if other := differences(there, here):
+    other = [name for name in here if name != "machine" and name in there and there[name] != here[name]]
+    if other:
         told = ", ".join(f"{name} {there[name]} (here {here[name]})" for name in other)
         raise UserError(f"node {node} has {told}; install the same lock and copy the same code on every node")
 

@@ -96,26 +96,26 @@ def test_a_broken_photo_has_the_same_reason() -> None:
     assert second == str(here.value)
 
 
-class Dies:
-    def decode(self, photos: list[bytes], *_: object) -> None:
-        if photos:  # not when it is asked whether it has started
-            os.kill(os.getpid(), signal.SIGKILL)
+class Dies(decoding.Decoder):
+    def decode(self, *_: object) -> list[photos.Pixels]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return []
 
 
-class Hangs:
-    def decode(self, photos: list[bytes], *_: object) -> None:
-        time.sleep(3600 if photos else 0)
+class Hangs(decoding.Decoder):
+    def decode(self, *_: object) -> list[photos.Pixels]:
+        time.sleep(3600)
+        return []
 
 
-class FindsNoMemory:
-    def decode(self, photos: list[bytes], *_: object) -> None:
-        if photos:
-            raise MemoryError("no room for the pixels")
+class FindsNoMemory(decoding.Decoder):
+    def decode(self, *_: object) -> list[photos.Pixels]:
+        raise MemoryError("no room for the pixels")
 
 
-class HasOtherCode:
-    def decode(self, photos: list[bytes], max_pixels: int, wanted: dict[str, str]) -> dict[str, str]:
-        return wanted | {"source": "0123456789ab", "node": "late"}
+class HasOtherCode(decoding.Decoder):
+    def versions(self) -> dict[str, str]:
+        return super().versions() | {"source": "0123456789ab", "node": "late"}
 
 
 def asked(*sent: bytes) -> list[photos.Pixels] | None:
@@ -154,21 +154,19 @@ def test_a_node_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -
         asked(b"")
 
 
-def test_a_decoder_tells_versions_that_are_not_the_wanted() -> None:
+def test_a_decoder_decodes_and_tells_its_versions() -> None:
     import stand_ins
 
     data = stand_ins.photo(1, "user", 1).image
-    (found,) = decoding.Decoder().decode([data], 10**9, versions.versions())
+    (found,) = decoding.Decoder().decode([data], 10**9)
     np.testing.assert_array_equal(found, decode(data))
-    told = decoding.Decoder().decode([data], 10**9, versions.versions() | {"numpy": "0.1"})
-    assert isinstance(told, dict) and told["numpy"] == np.__version__ and told["node"]
+    told = decoding.Decoder().versions()
+    assert told["numpy"] == np.__version__ and told.pop("node") and told == versions.versions()
 
 
 def started(decoder: type) -> Any:
     """What `ray.remote` makes of a class: its `remote` starts an actor, which answers the first call."""
-    return types.SimpleNamespace(
-        remote=lambda: types.SimpleNamespace(decode=types.SimpleNamespace(remote=lambda *_: object()))
-    )
+    return types.SimpleNamespace(remote=lambda: types.SimpleNamespace(versions=types.SimpleNamespace(remote=object)))
 
 
 @pytest.mark.parametrize(
@@ -188,6 +186,7 @@ def test_as_many_decoders_as_the_models_wait_for(
     monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 3.0, "GPU": 1.0})
     monkeypatch.setattr("ray.remote", lambda **_: started)
     monkeypatch.setattr("ray.wait", lambda calls, **_: (calls, []))
+    monkeypatch.setattr("ray.get", lambda call: decoding.Decoder().versions())
     helper = decoding.Decoders("auto", threads)
     assert helper.begin() == 0  # nothing is known of the first shard
     helper.learn(decoding_s, busy_s, waited_s=1.0)
@@ -206,6 +205,7 @@ def test_decoders_that_make_the_models_wait_longer_end(
     monkeypatch.setattr("ray.available_resources", lambda: {"CPU": 3.0})
     monkeypatch.setattr("ray.remote", lambda **_: started)
     monkeypatch.setattr("ray.wait", lambda calls, **_: (calls, []))
+    monkeypatch.setattr("ray.get", lambda call: decoding.Decoder().versions())
     monkeypatch.setattr("ray.kill", ended.append)
     helper = decoding.Decoders("auto", threads=1)
     helper.learn(10.0, 5.0, 4.0)
