@@ -1,18 +1,25 @@
-"""What nodes the autoscaler of a cluster could still start, from its configuration on the head.
+"""What nodes the autoscaler of a cluster could still start, from its configuration.
 
-Ray tells a driver which nodes there are, but not which there may be. The autoscaler is a process of the head, started
-with the file that `ray up` left there; a job of `ray submit` or `ray job submit` runs on the same machine. Elsewhere
-(a driver on another machine, KubeRay, whose autoscaler has a container of its own) nothing is known.
+Ray tells a driver which nodes there are, but not which there may be. After `ray up` the autoscaler is a process of the
+head, started with a file that lies there; a job of `ray submit` or `ray job submit` runs on the same machine. KubeRay's
+has a container of its own and reads the RayCluster from Kubernetes, which the head's service account may do too. A
+driver on another machine knows nothing.
 """
 
 import contextlib
+import functools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from jobs.runs.progress import say
+
 MONITOR, FLAG = "monitor.py", "--autoscaling-config="  # Ray's process, and how it is told the file
+KUBERAY_CLUSTER = "RAY_CLUSTER_NAME"  # in the environment of every container of KubeRay's
+NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")  # Kubernetes' place in every container
 
 Resources = Mapping[str, float]  # of a node: CPU, GPU, …
 
@@ -24,6 +31,8 @@ def startable(alive: Sequence[Resources]) -> list[Resources]:
     """
     import ray
 
+    if cluster := os.environ.get(KUBERAY_CLUSTER):
+        return nodes_left(_kuberay_config(cluster), alive)
     return nodes_left(_config(ray.get_runtime_context().gcs_address), alive)
 
 
@@ -55,6 +64,26 @@ def _config(gcs_address: str) -> dict[str, Any]:
                         content = yaml.safe_load(Path(word.removeprefix(FLAG)).expanduser().read_text())
                         return content if isinstance(content, dict) else {}
     return {}
+
+
+@functools.cache  # asked once: every stage wants it
+def _kuberay_config(cluster: str) -> dict[str, Any]:
+    """As `_config`, of the RayCluster of this name, as KubeRay's autoscaler derives it; says why where that fails."""
+    from ray.autoscaler._private.kuberay import autoscaling_config, node_provider  # heavy
+
+    try:
+        namespace = os.environ.get("RAY_CLUSTER_NAMESPACE") or NAMESPACE.read_text().strip()
+        found = node_provider.KubernetesHttpApiClient(namespace).get(f"rayclusters/{cluster}")
+        if not found["spec"].get("enableInTreeAutoscaling"):
+            return {}
+        config: dict[str, Any] = autoscaling_config._derive_autoscaling_config_from_ray_cr(found)
+    except (OSError, ValueError, KeyError, TypeError) as error:  # of requests' errors OSError is the root
+        say(
+            f"autoscaler: RayCluster {cluster} cannot be read ({type(error).__name__}: {error}), so nodes that are not "
+            "there yet do not count; --set device=cuda --set actors=N asks for them all the same"
+        )
+        return {}
+    return config
 
 
 def _command_lines() -> Iterator[list[str]]:

@@ -1,6 +1,15 @@
 """What an autoscaler could still start, from its configuration and the nodes that are there."""
 
+import datetime
+import http.server
+import ipaddress
+import json
+import os
+import ssl
+import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,3 +67,91 @@ def test_the_monitor_of_this_cluster_names_the_file(
     lines = [[sys.executable], [word.format(file=file) for word in words]]
     monkeypatch.setattr(autoscaler, "_command_lines", lambda: iter(lines))
     assert autoscaler._config("10.0.0.1:6379") == (CONFIG if found else {})
+
+
+REPO = Path(__file__).resolve().parents[3]
+ASK = """
+import json
+from jobs.runs import autoscaler
+print(json.dumps(autoscaler.nodes_left(autoscaler._kuberay_config("full-eval-x"), [{"CPU": 0}, {"CPU": 7, "GPU": 1}])))
+"""
+
+
+def certificate(folder: Path) -> Path:
+    """A file with a key and its own certificate, for 127.0.0.1."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    now = datetime.datetime.now(datetime.UTC)
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    made = x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(days=1))
+    signed = made.add_extension(address, critical=True).sign(key, hashes.SHA256())
+    encoding = serialization.Encoding.PEM
+    plain = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "kubernetes.pem").write_bytes(plain + signed.public_bytes(encoding))
+    return folder / "kubernetes.pem"
+
+
+@pytest.fixture
+def kubernetes(tmp_path: Path) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
+    """RayClusters by path, which a test fills, and the environment of a pod that may read them over HTTPS."""
+    clusters: dict[str, Any] = {}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = clusters.get(self.path)
+            self.send_response(200 if found else 403)
+            self.end_headers()
+            self.wfile.write(json.dumps(found).encode())
+
+    pem = certificate(tmp_path)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    names = ("RAY_KUBERAY_CA_CERT_PATH", "RAY_KUBERAY_CLIENT_CERT_PATH", "RAY_KUBERAY_CLIENT_KEY_PATH")
+    place = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT_HTTPS": str(server.server_port)}
+    yield clusters, os.environ | place | dict.fromkeys(names, str(pem)) | {"RAY_CLUSTER_NAMESPACE": "shops"}
+    server.shutdown()
+    server.server_close()
+
+
+def asked(env: dict[str, str]) -> tuple[list[dict[str, float]], str]:
+    """In a process of its own, as Ray reads the environment when it is imported: the nodes left, and what was said."""
+    done = subprocess.run([sys.executable, "-c", ASK], env=env, cwd=REPO, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("file", ["kuberay.yaml", "kuberay-nightly.yaml"])
+def test_on_kuberay_the_ray_cluster_of_our_job_says_what_may_be_started(kubernetes: Any, file: str) -> None:
+    clusters, env = kubernetes
+    (job,) = (
+        job
+        for text in yaml.safe_load_all((REPO / "deploy" / file).read_text())
+        for job in (yaml.safe_load(text["data"]["rayjob.yaml"]) if text["kind"] == "ConfigMap" else text,)
+        if job["kind"] == "RayJob"
+    )
+    spec = job["spec"]["rayClusterSpec"]
+    about = {"metadata": {"name": "full-eval-x", "namespace": "shops"}, "spec": spec}
+    clusters["/apis/ray.io/v1/namespaces/shops/rayclusters/full-eval-x"] = about
+    left, said = asked(env)
+    assert [(node["CPU"], node["GPU"]) for node in left] == [(7, 1)] * 7  # one of the eight is there
+    assert "cannot be read" not in said
+    spec["enableInTreeAutoscaling"] = False
+    assert asked(env)[0] == []
+
+
+def test_a_ray_cluster_that_may_not_be_read_is_named_with_what_to_say_instead(kubernetes: Any) -> None:
+    left, said = asked(kubernetes[1])
+    assert left == []
+    assert "RayCluster full-eval-x cannot be read (HTTPError: 403" in said and "--set device=cuda" in said
+
+
+def test_outside_of_kubernetes_there_is_no_token(kubernetes: Any) -> None:
+    env = {name: value for name, value in kubernetes[1].items() if not name.startswith("RAY_KUBERAY_")}
+    left, said = asked(env)
+    assert left == [] and "serviceaccount" in said
