@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jobs.gallery.built import SEED, Built, Published
-from jobs.gallery.results import PhotoResults
+from jobs.gallery.results import PhotoResults, comparable
 from jobs.runs import cluster
 from jobs.runs.progress import say
 from jobs.runs.settings import Settings, record
 from postproc import dba
+from postproc.places import places
 from retrieval import ann_build, steps
 from retrieval.ann import AnnIndex
 from retrieval.ann_plan import IndexPlan, plan
@@ -202,18 +203,25 @@ def extend(results: PhotoResults, photos: pa.Table, before: Gallery, folder: Pat
     """The version before, or a part of it, with tonight's garments put in and those that left taken out."""
     index = before.index
     assert isinstance(index, AnnIndex)  # of one part
-    old = set(_garment_keys(before.items))
-    item_parts, new_parts = [ITEMS.empty_table()], [ITEMS.empty_table()]
+    old_ids, old_digests = before.items["id"].to_numpy(), comparable(before.items["digest"])
+    order, is_kept = np.argsort(old_ids, kind="stable"), np.zeros(len(old_ids), bool)
+    item_parts, added_parts = [ITEMS.empty_table()], [np.zeros(0, np.int64)]
     vector_parts = [np.zeros((0, index.plan.dim), np.float32)]
     for items, rows in results.garments(photos):
         item_parts.append(items)
-        is_new = np.array([key not in old for key in _garment_keys(items)], bool)
+        # a garment is the same while its id and the bytes of its photo are
+        ids, digests = items["id"].to_numpy(), comparable(items["digest"])
+        place = places(old_ids, ids, order)
+        there = np.flatnonzero(place >= 0)
+        there = there[old_digests[place[there]] == digests[there]]
+        is_kept[place[there]] = True
+        is_new = np.ones(len(items), bool)
+        is_new[there] = False
         if is_new.any():
-            new_parts.append(items.filter(pa.array(is_new)))
+            added_parts.append(ids[is_new])
             vector_parts += before.fitted.project({name: matrix[is_new] for name, matrix in rows.items()}).values()
     items, vectors = pa.concat_tables(item_parts), np.concatenate(vector_parts)
-    added = pa.concat_tables(new_parts).column("id").to_numpy()
-    removed = np.array(sorted(id_ for id_, _ in old - set(_garment_keys(items))), np.int64)
+    added, removed = np.concatenate(added_parts), np.sort(old_ids[~is_kept])
     passing = folder / "index"  # `with_changes` wants an empty folder
     plan_ = index.with_changes(passing, vectors, added, removed, seed=SEED).plan
     for file in sorted(passing.iterdir()):
@@ -225,11 +233,6 @@ def extend(results: PhotoResults, photos: pa.Table, before: Gallery, folder: Pat
     _write_items(folder, items)
     error = quantisation_error(index, vectors[:SAMPLE] if len(vectors) else _sample(index))
     return Built(folder, index, parameters, items, len(added), len(removed), "", error)
-
-
-def _garment_keys(items: pa.Table) -> list[tuple[int, bytes]]:
-    """A garment is the same while its id and the bytes of its photo are."""
-    return list(zip(items.column("id").to_pylist(), items.column("digest").to_pylist(), strict=True))
 
 
 def fit(wanted: Wanted, results: PhotoResults, photos: pa.Table) -> FittedSearch:

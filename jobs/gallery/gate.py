@@ -14,7 +14,7 @@ failed     share of tonight's photos without a result
 """
 
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -24,7 +24,9 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from jobs.gallery.built import SEED, Built, Published
+from jobs.gallery.changes import differ
 from jobs.runs import tables
+from postproc.places import places
 from retrieval.ann_parts import Answer
 from retrieval.ann_tune import recall
 from retrieval.gallery import Category, Gallery
@@ -83,15 +85,15 @@ def moved(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return rows
 
 
-def of_counts(built: Built, wanted: Collection[int], before: Published | None) -> Figure:
-    """1 where index and items agree on every id, and on `wanted`, the image_ids of photos with garments; else 0."""
+def of_counts(built: Built, wanted: np.ndarray, before: Published | None) -> Figure:
+    """1 where index and items agree on every id, and on `wanted`, (M,) image_ids of photos with garments; else 0."""
     indexed = np.sort(built.index.ids[built.index.living])
     listed = np.sort(built.items.column("id").to_numpy())
-    images, n_before = set(built.items.column("image_id").to_pylist()), 0 if before is None else len(before)
+    images, n_before = np.unique(built.items.column("image_id").to_numpy()), 0 if before is None else len(before)
     faults = {
         "an id twice": len(np.unique(listed)) != len(listed),
         f"{len(indexed)} rows in the index, {len(listed)} items": not np.array_equal(indexed, listed),
-        f"garments of {len(images)} photos, {len(wanted)} wanted": images != set(wanted),
+        f"garments of {len(images)} photos, {len(wanted)} wanted": not np.array_equal(images, np.sort(wanted)),
         f"no garment at all, {n_before} in the version before": bool(n_before) and not len(indexed),
     }
     notes = [note for note, is_so in faults.items() if is_so]
@@ -116,16 +118,20 @@ def of_canaries(built: Built, before: Published | None, limit: float) -> Figure:
         reason = "no night before to compare with" if before is None else built.rebuilt
         return Figure("canaries", None, limit, note=reason)
     assert isinstance(before, Gallery)  # one in parts cannot be extended by one part
-    old, new = (
-        dict(zip(items.column("id").to_pylist(), items.column("digest").to_pylist(), strict=True))
-        for items in (before.items, built.items)
-    )
-    same = np.array([id_ for id_, digest in old.items() if new.get(id_) == digest], np.int64)
+    same = unchanged(before.items, built.items)
     if not len(same):
         return Figure("canaries", None, limit, note="nothing is as it was")
     chosen = np.sort(np.random.default_rng(SEED + 2).choice(same, min(SAMPLE, len(same)), replace=False))
     queries = before.vectors(chosen)
     return found_again(before.index.search(queries, FIRST), built.index.search(queries, FIRST), same, limit)
+
+
+def unchanged(then: pa.Table, now: pa.Table) -> np.ndarray:
+    """(M,) int64: ids of the garments that are in both, of photos of the same bytes; of rows of items.parquet."""
+    place = places(now["id"].to_numpy(), then["id"].to_numpy())
+    then, now = then.filter(pa.array(place >= 0)), now.take(pa.array(place[place >= 0]))
+    same: np.ndarray = then["id"].to_numpy()[~differ(then, now, "digest")]
+    return same
 
 
 def found_again(answer_then: Answer, answer_now: Answer, same: np.ndarray, limit: float) -> Figure:

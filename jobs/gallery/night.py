@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -318,14 +319,14 @@ def gate_figures(
 ) -> list[gate.Figure]:  # fmt: skip
     """Every figure but that of the copies, which costs most."""
     own = night.settings.gallery
-    found = set(photos_with_garments(night.results.photos(), changes.photos).tolist())
-    shown = set() if before is None else set(before.items.column("image_id").to_pylist())
-    had = shown & set(changes.photos.column("image_id").to_pylist())
+    found = photos_with_garments(night.results.photos(), changes.photos)
+    shown = np.zeros(0, np.int64) if before is None else before.items.column("image_id").to_numpy()
+    had = np.intersect1d(shown, changes.photos.column("image_id").to_numpy())
     return [
         *parts_gate.figures(built, record, found, before, own),
         gate.of_share("gone", changes.removed, changes.removed + changes.changed + changes.unchanged, own.most_gone),
         gate.of_share("products_lost", changes.products_lost, changes.had_products, own.most_lost),
-        gate.of_share("garments_lost", len(had - found), len(had), own.most_lost),
+        gate.of_share("garments_lost", len(np.setdiff1d(had, found)), len(had), own.most_lost),
         gate.of_share("failed", failed, len(changes.photos), night.settings.max_failed_share),
     ]
 

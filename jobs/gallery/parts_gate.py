@@ -5,22 +5,19 @@ canaries are of whole answers: what all parts find together, beside what exact s
 parts found the night before.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from jobs.gallery import gate
 from jobs.gallery.built import SEED, Built, Published
 from jobs.gallery.built_parts import BuiltParts, part_of, servers_of
-from jobs.gallery.changes import differ
 from jobs.gallery.gate import FIRST, SAMPLE, Figure
 from jobs.gallery.served import ServedGallery
 from jobs.runs.settings import GallerySettings
-from postproc.places import places
 from retrieval.ann_tune import recall
 from retrieval.gallery import Gallery
 
@@ -39,11 +36,11 @@ class PartFigures:
 def figures(
     built: Built | BuiltParts,
     record: Mapping[str, Any],
-    found: set[int],
+    found: np.ndarray,
     before: Published | None,
     own: GallerySettings,
 ) -> list[Figure]:
-    """Recall, counts, rows and canaries; `record` is version.json to be, `found` are the photos with garments."""
+    """Recall, counts, rows and canaries; `record` is version.json to be; `found` (M,) photos with garments."""
     if isinstance(built, Built):
         return [
             gate.of_index(built, own.least_recall),
@@ -71,7 +68,7 @@ def examine(part: Gallery) -> PartFigures:
     return PartFigures(
         rows=len(part),
         bad_rows=float(gate.of_rows(built).value or 0),
-        faults=gate.of_counts(built, image_ids.tolist(), None).note,
+        faults=gate.of_counts(built, image_ids, None).note,
         image_ids=image_ids,
         sample=np.asarray(built.index.vectors[rows], np.float32),
     )
@@ -90,15 +87,16 @@ def of_index(now: ServedGallery, parts: Sequence[PartFigures], limit: float) -> 
     return Figure("recall", round(recall(index, gate.moved(sample, rng), FIRST), 4), limit)
 
 
-def of_counts(parts: Sequence[PartFigures], found: Collection[int], n_before: int) -> Figure:
+def of_counts(parts: Sequence[PartFigures], found: np.ndarray, n_before: int) -> Figure:
     """1 where each part agrees with itself, has the photos that belong to it, and all have those wanted; else 0."""
     image_ids = np.concatenate([part.image_ids for part in parts])
     where = np.repeat(np.arange(len(parts)), [len(part.image_ids) for part in parts])
     elsewhere = int((part_of(image_ids, len(parts)) != where).sum())
+    same_photos = np.array_equal(np.sort(image_ids), np.sort(found))
     faults = {f"part {number}: {part.faults}": bool(part.faults) for number, part in enumerate(parts)}
     faults |= {
         f"{elsewhere} photos in a part that is not theirs": elsewhere > 0,
-        f"garments of {len(image_ids)} photos, {len(found)} wanted": sorted(image_ids.tolist()) != sorted(found),
+        f"garments of {len(image_ids)} photos, {len(found)} wanted": not same_photos,
         f"no garment at all, {n_before} in the version before": n_before > 0 and not any(part.rows for part in parts),
     }
     notes = [note for note, is_so in faults.items() if is_so]
@@ -130,11 +128,7 @@ def some_ids(part: Gallery, most: int) -> np.ndarray:
 
 def unchanged(then: ServedGallery, now: ServedGallery, ids: np.ndarray) -> np.ndarray:
     """Those of the ids whose garments are in both versions, of photos of the same bytes."""
-    old, new = then.table(ids), now.table(ids)
-    place = places(new["id"].to_numpy(), old["id"].to_numpy())
-    old, new = old.filter(pa.array(place >= 0)), new.take(pa.array(place[place >= 0]))
-    same: np.ndarray = old["id"].to_numpy()[~differ(old, new, "digest")]
-    return same
+    return gate.unchanged(then.table(ids), now.table(ids))
 
 
 def choose_photos(version: Gallery | ServedGallery, n: int, seed: int) -> dict[int, list[float]]:

@@ -24,6 +24,7 @@ from jobs.runs.models import Model
 from jobs.runs.reader import read_items
 from jobs.runs.run_classifier import RunClassifier
 from jobs.runs.settings import Settings, record
+from postproc.places import spans
 from retrieval.gallery_files import ITEMS
 from retrieval.hypotheses import HYPOTHESES, as_column, read_hypotheses
 from retrieval.step_kinds import Embeddings
@@ -96,11 +97,11 @@ class PhotoResults:
 
     def photos(self) -> pa.Table:
         """Every photo with results: digest, items, reason; the newest of several with one digest."""
-        parts = (tables.read(self.store, f"{part}.photos.parquet") for part in self.parts())
-        photos = pa.concat_tables([PHOTOS.empty_table(), *parts])
-        digests = photos.column("digest").to_numpy(zero_copy_only=False)
-        _, last = np.unique(digests[::-1].astype("S16") if len(digests) else digests, return_index=True)
-        return photos.take(pa.array(np.sort(len(photos) - 1 - last)))
+        photos = pa.concat_tables([PHOTOS.empty_table(), *self._photos_of_parts(PHOTOS.names)])
+        return photos.take(pa.array(_newest(photos.column("digest"))))
+
+    def _photos_of_parts(self, columns: list[str]) -> list[pa.Table]:
+        return [tables.read(self.store, f"{part}.photos.parquet", columns) for part in self.parts()]
 
     def failed(self, photos: pa.Table) -> int:
         """Number of these photos, by digest, of which there is no result."""
@@ -116,14 +117,19 @@ class PhotoResults:
 
     def items(self, digests: pa.Array) -> Iterator[pa.Table]:
         """The items of photos with these distinct digests, part by part; of a photo in several parts the newest."""
-        done: set[bytes] = set()
-        for part in reversed(self.parts()):
-            listed = set(tables.read(self.store, f"{part}.photos.parquet", ["digest"]).column("digest").to_pylist())
-            wanted = pa.array([d for d in digests.to_pylist() if d in listed and d not in done], pa.binary(16))
-            done |= listed
+        parts = self.parts()
+        listed = self._photos_of_parts(["digest"])
+        digest = pa.concat_tables([PHOTOS.empty_table().select(["digest"]), *listed]).column("digest")
+        is_wanted = np.zeros(len(digest), bool)
+        is_wanted[_newest(digest)] = True
+        is_wanted &= pc.is_in(digest, value_set=digests).to_numpy()
+        start = len(digest)
+        for part, photos in zip(reversed(parts), reversed(listed), strict=True):
+            start -= len(photos)
+            wanted = photos.column("digest").filter(pa.array(is_wanted[start : start + len(photos)]))
             if len(wanted):
                 table = tables.read(self.store, f"{part}.items.parquet")
-                yield table.filter(pc.is_in(table.column("digest"), value_set=wanted))
+                yield table.filter(pc.is_in(table.column("digest"), value_set=wanted.combine_chunks()))
 
     def classified(self, items: pa.Table) -> pa.Table:
         """Items with columns as in `schema`, with the classifier's hypotheses and the likeliest as their category."""
@@ -140,27 +146,28 @@ class PhotoResults:
         """Every garment of some photos: its row of items.parquet and its embeddings, a part of the results at a time.
 
         Categories and hypotheses are the classifier's, where there is one. `photos` has image_id, digest, product_id,
-        file_name; several may have the same bytes. ValueError: two garments with one id.
+        file_name; several may have the same bytes. ValueError, at the end: two garments have one id.
         """
-        # NumPy drops a digest's trailing zeros: fine for comparing, but never read these back
-        digests = photos.column("digest").to_numpy(zero_copy_only=False).astype("S16")
+        digests = comparable(photos.column("digest"))
         order = np.argsort(digests, kind="stable")
-        seen: set[int] = set()
-        for table in self.items(pa.array(sorted(set(photos.column("digest").to_pylist())), pa.binary(16))):
+        ids = [np.zeros(0, np.int64)]
+        for table in self.items(pc.unique(photos.column("digest"))):
             table = self.classified(table)
-            item_digests = table.column("digest").to_numpy(zero_copy_only=False).astype("S16")
-            low, high = (np.searchsorted(digests[order], item_digests, side) for side in ("left", "right"))
-            item = np.repeat(np.arange(len(table)), high - low)  # once for each photo with these bytes
-            runs = [np.arange(a, b) for a, b in zip(low, high, strict=True)]
-            photo = order[np.concatenate([np.zeros(0, np.int64), *runs]).astype(np.int64)]
-            kept, items = _item_rows(table, photos, item, photo)
-            ids = items.column("id").to_pylist()
-            if repeated := [id_ for id_ in ids if id_ in seen]:
-                raise ValueError(
-                    f"gallery: two garments have id {repeated[0]}; 63 bits met by chance, change the name of one photo"
-                )
-            seen.update(ids)
+            # an item stands once for each photo of these bytes
+            item, place = spans(digests[order], comparable(table.column("digest")))
+            kept, items = _item_rows(table, photos, item, order[place])
+            ids.append(items.column("id").to_numpy())
             yield items, {name: tables.rows_of(table.column(name))[kept].astype(np.float32) for name in self.models}
+        distinct, counts = np.unique(np.concatenate(ids), return_counts=True)
+        if (counts > 1).any():
+            reason = f"two garments have id {distinct[counts > 1][0]}; 63 bits met by chance"
+            raise ValueError(f"gallery: {reason}, change the name of one photo")
+
+
+def _newest(digests: pa.ChunkedArray) -> np.ndarray:
+    """(M,) int64: of each distinct digest the last place, rising."""
+    found = comparable(digests)[::-1]
+    return np.sort(len(found) - 1 - np.unique(found, return_index=True)[1])
 
 
 def _item_rows(table: pa.Table, photos: pa.Table, item: np.ndarray, photo: np.ndarray) -> tuple[np.ndarray, pa.Table]:
@@ -178,6 +185,15 @@ def _item_rows(table: pa.Table, photos: pa.Table, item: np.ndarray, photo: np.nd
     names = ("product_id", "file_name", "digest")
     columns |= {name: photos.column(name).take(pa.array(photo[first])).combine_chunks() for name in names}
     return kept, tables.table(ITEMS, columns)
+
+
+def comparable(digests: pa.ChunkedArray) -> np.ndarray:
+    """(N,) S16 that NumPy compares and sorts without an object for each; it drops trailing zeros, so never read these
+    back. `digests` are binary(16)."""
+    array = digests.combine_chunks()
+    if not len(array):
+        return np.zeros(0, "S16")
+    return np.frombuffer(array.buffers()[1], "S16")[array.offset : array.offset + len(array)]
 
 
 def ids_of(images: np.ndarray, boxes: np.ndarray) -> np.ndarray:
