@@ -12,6 +12,7 @@ from detection.models import DetectorSpec
 from networks.weight_files import WeightsError
 from store.decode import decode
 from store.imageset import Photo
+from tests.marks import first_is_fast
 
 REPO = Path(__file__).resolve().parents[2]
 WEIGHTS = REPO / "weights" / "tiny"
@@ -289,7 +290,7 @@ def test_views_share_the_network_and_answer_within_the_photo(loaded: dict[str, A
         assert found.boxes.dtype == np.float32 and (found.boxes[:, 2:] > found.boxes[:, :2]).all()
 
 
-@pytest.mark.parametrize("spec", [TINY[0], TINY[1], TINY[2], TINY[3]], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", first_is_fast(TINY[:4]), ids=lambda spec: spec.name)
 def test_classes_that_are_left_out_take_nobodys_place(spec: DetectorSpec) -> None:
     """The best boxes of two classes are the same whether all boxes are kept and then chosen from, or few at once."""
     from detection import detector

@@ -13,12 +13,13 @@ from detection.models import DetectorSpec, viewed
 from networks import engines
 from networks.engines import Engine
 from tests.detection.test_detector import drawn_photos
+from tests.marks import first_is_fast
 from tests.networks.test_cuda_graphs import OutOfMemory, StandIn
 
 TINY = Path(detector.__file__).parents[1] / "weights" / "tiny"
 
 
-@pytest.mark.parametrize("spec", models.PROFILES["tiny"], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", first_is_fast(models.PROFILES["tiny"]), ids=lambda spec: spec.name)
 def test_through_openvino_a_detector_finds_what_torch_finds(
     spec: DetectorSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -58,7 +59,7 @@ def test_a_second_start_compiles_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         assert found.masks == before.masks
 
 
-@pytest.mark.parametrize("spec", models.PROFILES["tiny"], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", first_is_fast(models.PROFILES["tiny"]), ids=lambda spec: spec.name)
 def test_with_plans_and_facts_on_disk_no_model_is_built(
     spec: DetectorSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from detection.training import DetectorLearner, InitError
 from detection.training_photos import Batches, PhotoAugmentation, Photos, Sample, blank
 from networks import checkpoints
 from store.imageset import Photo
+from tests.marks import first_is_fast
 
 CPU = torch.device("cpu")
 
@@ -32,7 +33,7 @@ def learner(spec: models.DetectorSpec, **more: Any) -> DetectorLearner:
     return DetectorLearner(model, spec, **{"rate": 1e-3, "weight_decay": 0.0, **more})
 
 
-@pytest.mark.parametrize("spec", models.PROFILES["tiny"], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", first_is_fast(models.PROFILES["tiny"]), ids=lambda spec: spec.name)
 def test_every_architecture_has_a_finite_loss_and_learns(spec: models.DetectorSpec) -> None:
     one = learner(spec)
     batches = Batches(
@@ -49,7 +50,7 @@ def test_every_architecture_has_a_finite_loss_and_learns(spec: models.DetectorSp
     assert ("s2.loss_mask" in one.gradients(photos, shape, seed=0)) == ("mask" in spec.name)
 
 
-@pytest.mark.parametrize("spec", models.PROFILES["tiny"], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", first_is_fast(models.PROFILES["tiny"]), ids=lambda spec: spec.name)
 def test_a_batch_without_garments_and_bfloat16_do_no_harm(spec: models.DetectorSpec) -> None:
     one = learner(spec, precision="bf16")
     for samples in ([blank((128, 96))] * 2, [a_sample(128, 96), blank((128, 96))]):

@@ -60,6 +60,7 @@ def test_a_plan_of_the_project_goes_by_its_name(name, tmp_path, monkeypatch):
     assert list(read_plan(Path(name))["variants"]) == ["own"]  # a file of that name comes first
 
 
+@pytest.mark.slow
 def test_variants_are_trained_compared_and_not_trained_again(imageset, tmp_path, capsys):
     text = BASE.replace("SET2", imageset).replace("SET", imageset)
     text = text.replace(f", validation: {imageset}", "")  # a set is no judge of itself

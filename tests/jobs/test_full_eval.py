@@ -123,6 +123,7 @@ def test_too_many_failed_images_end_as_3(small_set: Path, tmp_path: Path, calls:
     assert (tmp_path / "report" / "index.html").exists()
 
 
+@pytest.mark.slow
 def test_what_is_repeated_follows_from_what_changed(
     small_set: Path, tmp_path: Path, calls: Calls, full: Full, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,6 +71,7 @@ def test_what_cannot_wait_is_an_error_at_once(folder: None, module: str, error: 
     assert "waits" not in sys.modules
 
 
+@pytest.mark.slow
 def test_a_worker_imports_neither_compiler_nor_plots() -> None:
     code = """
 import sys

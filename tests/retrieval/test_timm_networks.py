@@ -60,30 +60,26 @@ def published(timm_id: str, **options) -> torch.nn.Module:
     return body
 
 
-slow = pytest.mark.slow
+FAST = [
+    # convolutional
+    "resnet10t", "efficientnet_b0", "mobilenetv4_conv_small",
+    # transformers: with a class token, registers, channels last
+    "vit_tiny_patch16_224", "vit_small_patch16_dinov3", "swin_tiny_patch4_window7_224",
+]  # fmt: skip
+SLOW = [
+    "resnetv2_50", "seresnext26ts", "regnetx_002", "tf_efficientnetv2_b0", "mobilenetv3_small_050", "convnext_atto",
+    "convnextv2_atto", "fastvit_t8", "mobilevit_xxs", "poolformer_s12",
+    # with two class tokens, with none, and of other families
+    "deit_tiny_distilled_patch16_224", "vit_medium_patch16_gap_256", "vit_small_patch14_dinov2",
+    "eva02_tiny_patch14_224", "xcit_nano_12_p16_224", "levit_128s", "hiera_tiny_224",
+    # an attention pool, and CLIP's tower
+    "vit_base_patch32_siglip_256", "vit_base_patch32_clip_224",
+    # channels last; patches of any number
+    "swinv2_tiny_window8_256", "naflexvit_base_patch16_gap", "naflexvit_base_patch16_siglip",
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "timm_id",
-    [
-        # convolutional
-        "resnet10t", "resnetv2_50", "seresnext26ts", "regnetx_002", "efficientnet_b0", "tf_efficientnetv2_b0",
-        "mobilenetv3_small_050", "mobilenetv4_conv_small", "convnext_atto", "convnextv2_atto", "fastvit_t8",
-        "mobilevit_xxs", "poolformer_s12",
-        # transformers: with a class token, two of them, none, registers
-        "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "vit_medium_patch16_gap_256",
-        "vit_small_patch16_dinov3",
-        pytest.param("vit_small_patch14_dinov2", marks=slow),  # 518 px
-        "eva02_tiny_patch14_224", "xcit_nano_12_p16_224", "levit_128s", "hiera_tiny_224",
-        # an attention pool, and CLIP's tower
-        pytest.param("vit_base_patch32_siglip_256", marks=slow),
-        pytest.param("vit_base_patch32_clip_224", marks=slow),
-        # channels last
-        "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256",
-        pytest.param("naflexvit_base_patch16_gap", marks=slow),  # 384 px
-        pytest.param("naflexvit_base_patch16_siglip", marks=slow),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("timm_id", [*FAST, *(pytest.param(each, marks=pytest.mark.slow) for each in SLOW)])
 def test_rows_are_timms_own(timm_id, tmp_path):
     body = published(timm_id)
     torch.save(body.state_dict(), tmp_path / "own.pth")

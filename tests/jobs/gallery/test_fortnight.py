@@ -89,7 +89,7 @@ def share_found(got: Sequence[Any], want: Sequence[Any]) -> float:
     return float((got[0][:, :10] >= want[0][:, 9:10] - 1e-6).mean())
 
 
-KINDS = ["flat", "hnsw", *(["ivf_flat"] if PHOTOS >= 1000 else [])]  # fewer rows are too few to cluster
+KINDS = ["flat", "hnsw", *(["ivf_flat", "ivf_pq"] if PHOTOS >= 1000 else [])]  # fewer rows are too few to cluster
 
 
 @pytest.fixture(scope="module")

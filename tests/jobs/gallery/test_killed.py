@@ -1,15 +1,17 @@
 """A night killed at a random moment, two nights at once, a night that lost its lock: the end is the same.
 
-Stand-in models, real processes, folder and bucket in turn. `GALLERY_KILLS=30` for more kills; `GALLERY_KILL_SEED`
-repeats one that failed.
+Stand-in models, real processes, folder and bucket in turn, every kind of index. `GALLERY_KILLS=30` for more kills of
+each; `GALLERY_KILL_SEED` repeats one that failed.
 """
 
+import functools
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,26 @@ from galleries import Goods, content, house, line, night, on_disk, opened, shop,
 from jobs.gallery import night as nights
 from jobs.gallery import versions
 from jobs.runs.lock import Lock
+from retrieval.ann_plan import KINDS
+from retrieval.gallery import Gallery
 from retrieval.gallery_files import read_record
 from store.errors import UserError
 from store.objects import ObjectStore, open_store
 
 REPO = Path(__file__).resolve().parents[3]
-KILLS = int(os.environ.get("GALLERY_KILLS", "5"))
+KILLS = int(os.environ.get("GALLERY_KILLS", "2"))
 SLOWLY = {
     "STAND_IN_PAUSE_S": "0.01",
     "FILE_PAUSE_S": "0.3",
 }  # kills meet a publication and not only the start of Python
-YESTERDAY = shop(range(60))
-TODAY = [*shop(range(10, 50)), *(Goods(number, 500 + number, "new") for number in range(50, 60)), *shop(range(60, 90))]
+OTHERS = 1_000  # more photos for the kinds that learn clusters of at least so many garments
+
+
+def shops(others: int = 0) -> tuple[list[Goods], list[Goods]]:
+    """Yesterday's and today's photos: some are gone, some show something else, some are new."""
+    fresh = [Goods(number, 5_000 + number, "new") for number in range(50, 60)]
+    stay = shop(range(100, 100 + others))
+    return [*shop(range(60)), *stay], [*shop(range(10, 50)), *fresh, *shop(range(60, 90)), *stay]
 
 
 def start(imageset: Path, gallery: str, log: Path, *more: str, **env: str) -> subprocess.Popen:
@@ -47,32 +57,55 @@ def copied(source: ObjectStore, target: ObjectStore) -> None:
         target.write(info.key, source.read(info.key))
 
 
+Straight = tuple[Path, Path, dict[int, Any], float]
+
+
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[int, Any], float]:
-    """Today's set, a gallery of yesterday's photos, what an undisturbed night makes of it, and its seconds."""
-    folder = tmp_path_factory.mktemp("straight")
-    stock(YESTERDAY, folder / "set", max_images=20)
-    assert start(folder / "set", str(folder / "yesterday"), folder / "log").wait(timeout=300) == 0
-    stock(TODAY, folder / "set", max_images=20)
-    copied(open_store(folder / "yesterday"), open_store(folder / "today"))
-    began = time.monotonic()
-    process = start(folder / "set", str(folder / "today"), folder / "log", **SLOWLY)
-    assert process.wait(timeout=300) == 0, (folder / "log").read_text()
-    return folder / "set", folder / "yesterday", content(opened(folder / "today")), time.monotonic() - began
+def straight_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Straight]:
+    """For each kind of index today's set, a gallery of yesterday's photos, what an undisturbed night makes of it, and
+    its seconds."""
+
+    @functools.cache
+    def made(kind: str) -> Straight:
+        folder, index = tmp_path_factory.mktemp(kind), index_of(kind)
+        yesterday, today = shops(OTHERS if kind.startswith("ivf") else 0)
+        stock(yesterday, folder / "set", max_images=20)
+        assert start(folder / "set", str(folder / "yesterday"), folder / "log", *index).wait(timeout=300) == 0
+        stock(today, folder / "set", max_images=20)
+        copied(open_store(folder / "yesterday"), open_store(folder / "today"))
+        began = time.monotonic()
+        process = start(folder / "set", str(folder / "today"), folder / "log", *index, **SLOWLY)
+        assert process.wait(timeout=300) == 0, (folder / "log").read_text()
+        seconds = time.monotonic() - began
+        assert versions.version_rows(open_store(folder / "today"))[-1].kind == kind
+        return folder / "set", folder / "yesterday", content(opened(folder / "today")), seconds
+
+    return made
+
+
+@pytest.fixture(scope="module")
+def straight(straight_of: Callable[[str], Straight]) -> Straight:
+    return straight_of("flat")
+
+
+def index_of(kind: str) -> Sequence[str]:
+    return ("--set", f"gallery.index={kind}")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("number", range(KILLS))
 def test_a_killed_night_leaves_what_serves_whole_and_the_next_ends_the_same(
-    straight: Any,
+    straight_of: Callable[[str], Straight],
     tmp_path: Path,
     calls: Any,
     request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
+    kind: str,
     number: int,
 ) -> None:
-    imageset, yesterday, want, seconds = straight
+    imageset, yesterday, want, seconds = straight_of(kind)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     gallery = f"{request.getfixturevalue('s3_bucket')}/gallery" if number % 2 else str(tmp_path / "gallery")
     store = open_store(gallery)
@@ -80,24 +113,33 @@ def test_a_killed_night_leaves_what_serves_whole_and_the_next_ends_the_same(
     old = content(opened(gallery))
     seed = int(os.environ.get("GALLERY_KILL_SEED", random.randrange(10**6)))
     moment = random.Random(seed).uniform(0.10, 0.95) * seconds
-    process = start(imageset, gallery, tmp_path / "log", **SLOWLY)
+    process = start(imageset, gallery, tmp_path / "log", *index_of(kind), **SLOWLY)
     try:
         process.wait(timeout=moment)
     except subprocess.TimeoutExpired:
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    print(f"round {number}, {gallery}: seed {seed}, kill -9 after {moment:.1f} of {seconds:.1f} s, left: "
+    print(f"round {number}, {kind}, {gallery}: seed {seed}, kill -9 after {moment:.1f} of {seconds:.1f} s, left: "
           f"{[row.state for row in versions.version_rows(store)]}, "
           f"{len(store.list('work/'))} files of work")  # fmt: skip
     assert content(opened(gallery)) in (old, want)
-    night(imageset, gallery)
+    night(imageset, gallery, *index_of(kind))
     assert content(opened(gallery)) == want
+    _finds_what_it_has(opened(gallery), kind)
     lock = Lock(store)
     lock.take()
     versions.prune(store, 1, lock=lock, grace_s=0)
     lock.release()
     assert content(opened(gallery)) == want
     _only_what_is_wanted(store)
+
+
+def _finds_what_it_has(gallery: Gallery, kind: str) -> None:
+    """The index, and not only the tables beside it, has every garment."""
+    assert gallery.record["index"]["kind"] == kind
+    ids = gallery.items["id"].to_numpy()
+    similarity = gallery.index.search(gallery.vectors(ids), 10)[0][:, 0]
+    assert (similarity > 1 - 1e-5).mean() >= (1.0 if kind == "flat" else 0.95)
 
 
 def _only_what_is_wanted(store: ObjectStore) -> None:

@@ -186,6 +186,7 @@ def test_published_weights_are_known_by_their_digest_before_a_worker_starts(hub_
     assert other.basis["weights"] == hashlib.sha256(b"two").hexdigest()
 
 
+@pytest.mark.slow
 def test_without_published_weights_a_run_is_refused_or_random(hub_cache: Path) -> None:
     entry = "embedders=[{name: r, timm: resnet10t}]"
     with pytest.raises(UserError, match=r"^r: model\.safetensors .* cannot be fetched .* name a file with `weights`$"):
@@ -194,6 +195,7 @@ def test_without_published_weights_a_run_is_refused_or_random(hub_cache: Path) -
     assert (model.weights, model.spec.sha256) == ("random", "")
 
 
+@pytest.mark.slow
 def test_what_timm_cannot_build_names_the_entry() -> None:
     with pytest.raises(UserError, match=r"^embedders\[1\]: .*resnet10t at 176 px, pool cls: it has no class"):
         catalogue.choose_models(settings("embedders=[lite0-sg, {name: r, timm: resnet10t, pool: cls}]"), SHIPPED)

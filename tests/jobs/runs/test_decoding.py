@@ -75,6 +75,7 @@ def assert_same(found: list[list[photos.Decoded]], want: list[list[photos.Decode
 
 
 @pytest.mark.usefixtures("local_ray", "slowly")
+@pytest.mark.slow
 def test_decoders_give_what_the_actor_would_have(images: ImageSet) -> None:
     helper = ready(decoding.Decoders(2, threads=1), 2)
     assert_same(in_groups(images, helper), in_groups(images, None))

@@ -141,6 +141,7 @@ def test_what_is_no_such_table_is_refused_in_one_line(
     assert calls[0] == ("detect", "shard-00000", ("near",))
 
 
+@pytest.mark.slow
 def test_a_bucket_tells_replaced_objects_by_their_etag(
     s3_bucket: str, s3_client: Any, tmp_path: Path, calls: Calls, full: Full, capsys: pytest.CaptureFixture[str]
 ) -> None:
