@@ -92,7 +92,7 @@ def build_one(folder: Path, rows: int, parts: int, kind: str) -> dict[str, float
 
     PartJob.run = timed  # type: ignore[method-assign, assignment]
     if parts > 1:
-        with build_parts(wanted, results, photos, ids, None, out, NAME) as built:
+        with build_parts(wanted, results, photos, None, out, NAME) as built:
             built.write(out, about | {"files": built.files()} | built.record())
     else:
         with tempfile.TemporaryDirectory(dir=folder) as passing:

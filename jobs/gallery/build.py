@@ -85,7 +85,7 @@ def build(wanted: Wanted, results: PhotoResults, photos: pa.Table, before: Publi
     reason = "the first version" if before is None else reason_to_rebuild(wanted, results, before.record)
     if before is not None and not reason:
         assert isinstance(before, Gallery)  # another number of parts is a reason
-        built, fitted = extend(results, photos, before, folder), before.fitted
+        built, fitted = extend(results, results.counted(photos), before, folder), before.fitted
     else:
         fitted = fit(wanted, results, photos)
         built = build_anew(wanted, results, photos, fitted, folder, reason, partial(fill_parts, wanted.settings))
@@ -200,28 +200,33 @@ def _outgrown(wanted: Wanted, before: Mapping[str, Any], part: Mapping[str, Any]
 
 
 def extend(results: PhotoResults, photos: pa.Table, before: Gallery, folder: Path) -> Built:
-    """The version before, or a part of it, with tonight's garments put in and those that left taken out."""
+    """The version before, or a part of it, with tonight's garments put in and those that left taken out.
+
+    `photos` are of `PhotoResults.counted`. Of a photo that is as it was, the garments are those of the version before,
+    whatever its product and name: only the results of the others are read.
+    """
     index = before.index
     assert isinstance(index, AnnIndex)  # of one part
-    old_ids, old_digests = before.items["id"].to_numpy(), comparable(before.items["digest"])
-    order, is_kept = np.argsort(old_ids, kind="stable"), np.zeros(len(old_ids), bool)
-    item_parts, added_parts = [ITEMS.empty_table()], [np.zeros(0, np.int64)]
+    then, then_ids, then_digests = before.items, before.items["id"].to_numpy(), comparable(before.items["digest"])
+    photo = places(photos["image_id"].to_numpy(), then["image_id"].to_numpy())
+    has_photo = (photo >= 0) & (then_digests == np.append(comparable(photos["digest"]), b"")[photo])
+    n_then = np.bincount(photo[has_photo], minlength=len(photos))
+    is_as_it_was = n_then == photos["items"].to_numpy()
+    is_kept = has_photo & np.append(is_as_it_was, False)[photo]
+    kept, of_photo = then.filter(pa.array(is_kept)), pa.array(photo[is_kept])
+    for name in ("product_id", "file_name"):
+        kept = kept.set_column(kept.column_names.index(name), name, photos[name].take(of_photo))
+    item_parts, added_parts = [kept], [np.zeros(0, np.int64)]
     vector_parts = [np.zeros((0, index.plan.dim), np.float32)]
-    for items, rows in results.garments(photos):
+    for items, rows in results.garments(photos.filter(pa.array(~is_as_it_was))):
         item_parts.append(items)
-        # a garment is the same while its id and the bytes of its photo are
-        ids, digests = items["id"].to_numpy(), comparable(items["digest"])
-        place = places(old_ids, ids, order)
-        there = np.flatnonzero(place >= 0)
-        there = there[old_digests[place[there]] == digests[there]]
-        is_kept[place[there]] = True
-        is_new = np.ones(len(items), bool)
-        is_new[there] = False
-        if is_new.any():
-            added_parts.append(ids[is_new])
-            vector_parts += before.fitted.project({name: matrix[is_new] for name, matrix in rows.items()}).values()
+        place = places(then_ids, items["id"].to_numpy())
+        is_new = (place < 0) | (np.append(then_digests, b"")[place] != comparable(items["digest"]))
+        is_kept[place[~is_new]] = True
+        added_parts.append(items["id"].to_numpy()[is_new])
+        vector_parts += before.fitted.project({name: matrix[is_new] for name, matrix in rows.items()}).values()
     items, vectors = pa.concat_tables(item_parts), np.concatenate(vector_parts)
-    added, removed = np.concatenate(added_parts), np.sort(old_ids[~is_kept])
+    added, removed = np.concatenate(added_parts), np.sort(then_ids[~is_kept])
     passing = folder / "index"  # `with_changes` wants an empty folder
     plan_ = index.with_changes(passing, vectors, added, removed, seed=SEED).plan
     for file in sorted(passing.iterdir()):

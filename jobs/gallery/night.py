@@ -301,8 +301,7 @@ def new_version(night: Night, changes: GalleryChanges, before: Published | None,
     Parts, where there are several, are stored at once: nobody reads them before version.json is there.
     """
     if night.settings.gallery.parts > 1:
-        found = photos_with_garments(night.results.photos(), changes.photos)
-        with build_parts(night.wanted, night.results, changes.photos, found, before, night.store, name) as parts:
+        with build_parts(night.wanted, night.results, changes.photos, before, night.store, name) as parts:
             yield parts
         return
     with versions.passing(night.store) as gallery:

@@ -94,19 +94,19 @@ def build_parts(
     wanted: Wanted,
     results: PhotoResults,
     photos: pa.Table,
-    found: np.ndarray,
     before: Published | None,
     store: ObjectStore,
     name: str,
 ) -> Iterator[BuiltParts]:
     """Every part of version `name`, stored; what the gate opens of it is closed in the end.
 
-    `photos` are tonight's, `found` (F,) int64 are the ids of those with garments, `before` is the current version.
+    `photos` are tonight's, `before` is the current version.
     Raises UserError as `jobs.gallery.build.build`, for any part.
     """
     reason = "the first version" if before is None else reason_to_rebuild(wanted, results, before.record)
     parts, old, folder = wanted.settings.gallery.parts, "", f"{VERSIONS}/{name}"
     photos, fitted = photos.select(PHOTO_COLUMNS), None
+    counted = results.counted(photos)
     kept: dict[int, PartFiles] = {}
     shared = {PHOTOS_FILE: tables.write(store, f"{folder}/{PHOTOS_FILE}", photos)}
     if reason:
@@ -120,12 +120,12 @@ def build_parts(
         if LEARNED in before.record["files"]:
             store.copy(f"{VERSIONS}/{old}/{LEARNED}", f"{folder}/{LEARNED}")
             shared[LEARNED] = before.record["files"][LEARNED]
-        for part in unchanged_parts(photos, found, before):
+        for part in unchanged_parts(counted, before):
             kept[part] = copied(before, part, name)
             say(f"index: part {part} is as it was")
     number = part_of(photos.column("image_id").to_numpy(), parts)
     jobs = [
-        PartJob(part, name, wanted, results, photos.filter(pa.array(number == part)), store, old, fitted, reason)
+        PartJob(part, name, wanted, results, counted.filter(pa.array(number == part)), store, old, fitted, reason)
         for part in range(parts)
         if part not in kept
     ]
@@ -149,17 +149,18 @@ def fitting_photos(photos: pa.Table) -> pa.Table:
     return photos.take(pa.array(np.sort(drawn)))
 
 
-def unchanged_parts(photos: pa.Table, found: np.ndarray, before: PublishedParts) -> list[int]:
-    """The parts whose photos, and which of them have garments, are as they were in the version before."""
+def unchanged_parts(photos: pa.Table, before: PublishedParts) -> list[int]:
+    """The parts whose photos and their numbers of garments are as in the version before; of `PhotoResults.counted`."""
     old = tables.read(before.store, f"{VERSIONS}/{before.version}/{PHOTOS_FILE}")
     ids, old_ids = photos.column("image_id").to_numpy(), old.column("image_id").to_numpy()
     place = places(old_ids, ids)
     now, then = photos.filter(pa.array(place >= 0)), old.take(pa.array(place[place >= 0]))
     other = np.logical_or.reduce([differ(now, then, column) for column in ("product_id", "file_name", "digest")])
-    shown = before.items.column("image_id").to_numpy()
-    touched = [ids[place < 0], now.column("image_id").to_numpy()[other], np.setdiff1d(old_ids, ids)]
+    photo = places(ids, before.items.column("image_id").to_numpy())
+    is_other = np.bincount(photo[photo >= 0], minlength=len(ids)) != photos.column("items").to_numpy()
+    touched = [ids[(place < 0) | is_other], now.column("image_id").to_numpy()[other], np.setdiff1d(old_ids, ids)]
     parts = len(part_records(before.record))
-    changed = part_of(np.concatenate([*touched, np.setxor1d(found, shown)]), parts)
+    changed = part_of(np.concatenate(touched), parts)
     return sorted(set(range(parts)) - set(changed.tolist()))
 
 

@@ -1,6 +1,6 @@
 """What the models gave for each photo, kept from night to night by the digest of its bytes.
 
-    GALLERY/results/FINGERPRINT/part-00000.photos.parquet    digest, number of items, reason where the photo failed
+    GALLERY/results/FINGERPRINT/part-00000.photos.parquet    digest, number of garments, reason where the photo failed
     GALLERY/results/FINGERPRINT/part-00000.items.parquet     digest, bbox, score, category_id, votes, hypotheses; of
                                                              each model a column of embeddings
 
@@ -24,7 +24,7 @@ from jobs.runs.models import Model
 from jobs.runs.reader import read_items
 from jobs.runs.run_classifier import RunClassifier
 from jobs.runs.settings import Settings, record
-from postproc.places import spans
+from postproc.places import places, spans
 from retrieval.gallery_files import ITEMS
 from retrieval.hypotheses import HYPOTHESES, as_column, read_hypotheses
 from retrieval.step_kinds import Embeddings
@@ -97,11 +97,22 @@ class PhotoResults:
 
     def photos(self) -> pa.Table:
         """Every photo with results: digest, items, reason; the newest of several with one digest."""
-        photos = pa.concat_tables([PHOTOS.empty_table(), *self._photos_of_parts(PHOTOS.names)])
-        return photos.take(pa.array(_newest(photos.column("digest"))))
+        parts = (tables.read(self.store, f"{part}.photos.parquet") for part in self.parts())
+        photos = pa.concat_tables([PHOTOS.empty_table(), *parts])
+        newest_first = comparable(photos.column("digest"))[::-1]
+        last = len(photos) - 1 - np.unique(newest_first, return_index=True)[1]
+        return photos.take(pa.array(np.sort(last)))
 
-    def _photos_of_parts(self, columns: list[str]) -> list[pa.Table]:
-        return [tables.read(self.store, f"{part}.photos.parquet", columns) for part in self.parts()]
+    def counted(self, photos: pa.Table) -> pa.Table:
+        """Photos by digest, with a column `items`, int64: how many garments each has, 0 without a result.
+
+        -1 where some crops of a photo failed, because another attempt may find others.
+        """
+        processed = self.photos()
+        n_items, has_failed = processed.column("items").to_numpy(), processed.column("reason").to_numpy() != ""
+        place = places(comparable(processed.column("digest")), comparable(photos.column("digest")))
+        counts = np.append(np.where(has_failed & (n_items > 0), -1, n_items), 0)[place]
+        return photos.append_column("items", pa.array(counts, pa.int64()))
 
     def failed(self, photos: pa.Table) -> int:
         """Number of these photos, by digest, of which there is no result."""
@@ -116,20 +127,20 @@ class PhotoResults:
         tables.write(self.store, f"part-{number:05d}.photos.parquet", photos.cast(PHOTOS))
 
     def items(self, digests: pa.Array) -> Iterator[pa.Table]:
-        """The items of photos with these distinct digests, part by part; of a photo in several parts the newest."""
-        parts = self.parts()
-        listed = self._photos_of_parts(["digest"])
-        digest = pa.concat_tables([PHOTOS.empty_table().select(["digest"]), *listed]).column("digest")
-        is_wanted = np.zeros(len(digest), bool)
-        is_wanted[_newest(digest)] = True
-        is_wanted &= pc.is_in(digest, value_set=digests).to_numpy()
-        start = len(digest)
-        for part, photos in zip(reversed(parts), reversed(listed), strict=True):
-            start -= len(photos)
-            wanted = photos.column("digest").filter(pa.array(is_wanted[start : start + len(photos)]))
+        """The items of photos with these distinct digests, the newest part first; of a photo in several its last."""
+        keys, parts = comparable(digests), self.parts()
+        order, part_of = np.argsort(keys), np.full(len(keys), -1)
+        for number, part in enumerate(parts):
+            listed = tables.read(self.store, f"{part}.photos.parquet", ["digest"])
+            place = places(keys, comparable(listed.column("digest")), order)
+            part_of[place[place >= 0]] = number
+        by_part = np.argsort(part_of, kind="stable")
+        edges = np.searchsorted(part_of[by_part], np.arange(len(parts) + 1))
+        for number in reversed(range(len(parts))):
+            wanted = by_part[edges[number] : edges[number + 1]]
             if len(wanted):
-                table = tables.read(self.store, f"{part}.items.parquet")
-                yield table.filter(pc.is_in(table.column("digest"), value_set=wanted.combine_chunks()))
+                table = tables.read(self.store, f"{parts[number]}.items.parquet")
+                yield table.filter(pc.is_in(table.column("digest"), value_set=digests.take(pa.array(wanted))))
 
     def classified(self, items: pa.Table) -> pa.Table:
         """Items with columns as in `schema`, with the classifier's hypotheses and the likeliest as their category."""
@@ -164,12 +175,6 @@ class PhotoResults:
             raise ValueError(f"gallery: {reason}, change the name of one photo")
 
 
-def _newest(digests: pa.ChunkedArray) -> np.ndarray:
-    """(M,) int64: of each distinct digest the last place, rising."""
-    found = comparable(digests)[::-1]
-    return np.sort(len(found) - 1 - np.unique(found, return_index=True)[1])
-
-
 def _item_rows(table: pa.Table, photos: pa.Table, item: np.ndarray, photo: np.ndarray) -> tuple[np.ndarray, pa.Table]:
     """Rows of the results that are kept, and their rows of items.parquet.
 
@@ -187,10 +192,10 @@ def _item_rows(table: pa.Table, photos: pa.Table, item: np.ndarray, photo: np.nd
     return kept, tables.table(ITEMS, columns)
 
 
-def comparable(digests: pa.ChunkedArray) -> np.ndarray:
+def comparable(digests: pa.ChunkedArray | pa.Array) -> np.ndarray:
     """(N,) S16 that NumPy compares and sorts without an object for each; it drops trailing zeros, so never read these
     back. `digests` are binary(16)."""
-    array = digests.combine_chunks()
+    array = digests.combine_chunks() if isinstance(digests, pa.ChunkedArray) else digests
     if not len(array):
         return np.zeros(0, "S16")
     return np.frombuffer(array.buffers()[1], "S16")[array.offset : array.offset + len(array)]
@@ -241,7 +246,8 @@ def harvest(work: ObjectStore, photos: pa.Table, models: Sequence[str]) -> Itera
             if path.endswith(f"/{shard}")
             for failure in mark.get("failures", ())
         }
-        counts = Counter(items.image_id.tolist())
+        garments = np.unique(ids_of(items.image_id, items.bbox), return_index=True)[1]  # as `_item_rows` keeps them
+        counts = Counter(items.image_id[garments].tolist())
         photo_rows = [
             {"digest": digest, "items": counts[image_id], "reason": reasons.get(image_id, "")}
             for image_id, digest in digests.items()

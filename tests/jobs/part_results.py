@@ -69,7 +69,7 @@ def results_in(store: ObjectStore, image_ids: np.ndarray) -> PhotoResults:
 def published(wish: Wanted, results: PhotoResults, image_ids: np.ndarray, before: Published | None, store: ObjectStore,
               name: str, product: str = "p") -> tuple[Gallery, BuiltParts]:  # fmt: skip
     """A version in parts, whole, though the gate never saw it: opened, and how it was built."""
-    with build_parts(wish, results, photos_of(image_ids, product), image_ids, before, store, name) as built:
+    with build_parts(wish, results, photos_of(image_ids, product), before, store, name) as built:
         built.write(store, record_of(wish, results, built, name))
     return Gallery(store, name), built
 

@@ -1,16 +1,22 @@
 """Results from night to night: of a photo that was looked at again the newest count, and a garment has one id."""
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from part_results import photos_of, results_in
+from galleries import content
+from part_results import in_one, photos_of, published, record_of, results_in, wanted
 
+from jobs.gallery import built_parts
 from jobs.gallery import results as gallery_results
+from jobs.gallery.build import Wanted, build
 from jobs.gallery.results import PhotoResults
-from store.objects import open_store
+from jobs.runs import tables
+from retrieval.gallery import Gallery
+from store.objects import ObjectStore, open_store
 
 
 @pytest.fixture
@@ -65,3 +71,39 @@ def test_two_garments_of_one_id_are_refused(nights: PhotoResults, monkeypatch: p
     monkeypatch.setattr(gallery_results, "ids_of", lambda images, boxes: images // 1_000)
     with pytest.raises(ValueError, match="two garments have id 0; 63 bits met by chance"):
         list(nights.garments(photos_of(np.array([1, 5]))))  # of two parts, so that neither part alone shows it
+
+
+def test_photos_are_counted_and_those_that_failed_in_part_are_told_apart(nights: PhotoResults) -> None:
+    photos = pa.table({"digest": digests(7, 8, 9), "items": [2, 1, 0], "reason": ["", "a crop failed", "no image"]})
+    nights.add(photos, nights.schema.empty_table())
+    counted = nights.counted(photos_of(np.array([9, 8, 7, 256, 500])))
+    assert counted["items"].to_pylist() == [0, -1, 2, 1, 0]
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_what_a_second_attempt_finds_comes_beside_what_was_there(tmp_path: Path, parts: int) -> None:
+    """Of photo 5 one of two crops had failed: bytes and name of the photo stay, and its garments are one more."""
+    store, ids, wish = open_store(tmp_path), np.arange(1, 31), wanted(parts)
+    results = results_in(store, ids)
+    photos = tables.read(results.store, "part-00000.photos.parquet")
+    reasons = ["a crop failed" if number == 5 else "" for number in numbers(photos["digest"])]
+    tables.write(results.store, "part-00000.photos.parquet", photos.set_column(2, "reason", pa.array(reasons)))
+    publish_night(wish, results, ids, store, "000001-x")
+    (one,) = results.items(digests(5))
+    other = one.set_column(1, "bbox", pa.FixedSizeListArray.from_arrays(pa.array([9, 9, 20, 20], pa.float32()), 4))
+    results.add(pa.table({"digest": digests(5), "items": [2], "reason": [""]}), pa.concat_tables([one, other]))
+    built = publish_night(wish, results, ids, store, "000002-x")
+    assert (built.rebuilt, built.added, built.removed) == ("", 1, 0)
+    anew = in_one(wanted(1), results, ids, store, "000003-x")
+    assert content(Gallery(store, "000002-x")) == content(anew)
+
+
+def publish_night(wish: Wanted, results: PhotoResults, ids: np.ndarray, store: ObjectStore, name: str) -> Any:
+    """A version that extends the one before, if there is one."""
+    before = built_parts.published(store, "000001-x") if name > "000001-x" else None
+    if wish.settings.gallery.parts > 1:
+        return published(wish, results, ids, before, store, name)[1]
+    with tempfile.TemporaryDirectory() as passing:
+        built = build(wish, results, photos_of(ids), before, Path(passing))
+        built.write(store, record_of(wish, results, built, name))
+    return built
