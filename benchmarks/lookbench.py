@@ -33,11 +33,10 @@ Labels = dict[str, tuple[np.ndarray, np.ndarray]]  # grade -> those of the queri
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--queries", type=int, default=1_000, help="(1,000)")
-    add("--gallery", type=int, default=60_000, help="shop photos (60,000)")
-    add("--dim", type=int, default=512, help="numbers of an embedding (512)")
-    add("--seed", type=int, default=0, help="of the embeddings and labels (0)")
+    parser.add_argument("--queries", type=int, default=1_000, help="(1,000)")
+    parser.add_argument("--gallery", type=int, default=60_000, help="shop photos (60,000)")
+    parser.add_argument("--dim", type=int, default=512, help="numbers of an embedding (512)")
+    parser.add_argument("--seed", type=int, default=0, help="of the embeddings and labels (0)")
     args = parser.parse_args()
     for name in ("look_bench.metrics.base", "look_bench.metrics.factory"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -379,9 +379,8 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--deadline-s", type=float, default=20.0, help="of our pool for a shard (20)")
     parser.add_argument("--limit-s", type=float, default=240.0, help="after which a line counts as endless (240)")
-    parser.add_argument(
-        "--parts", nargs="+", choices=("straight", "kills", "hangs"), default=("straight", "kills", "hangs")
-    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--small-blocks", action="store_true", help="Ray Data: at least a block for each shard")
     for name in ("--way", "--photos", "--output", "--log"):
         parser.add_argument(name, help=argparse.SUPPRESS)  # of the process of one line
     parser.add_argument("--drop-blocks", action="store_true", help=argparse.SUPPRESS)

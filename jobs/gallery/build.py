@@ -202,8 +202,8 @@ def _outgrown(wanted: Wanted, before: Mapping[str, Any], part: Mapping[str, Any]
 def extend(results: PhotoResults, photos: pa.Table, before: Gallery, folder: Path) -> Built:
     """The version before, or a part of it, with tonight's garments put in and those that left taken out.
 
-    `photos` are of `PhotoResults.counted`. Of a photo that is as it was, the garments are those of the version before,
-    whatever its product and name: only the results of the others are read.
+    `photos` are of `PhotoResults.counted`. A photo of the same bytes and as many garments is as it was, whatever its
+    product and name: its garments are those of the version before, and only the results of the others are read.
     """
     index = before.index
     assert isinstance(index, AnnIndex)  # of one part

@@ -104,15 +104,11 @@ class PhotoResults:
         return photos.take(pa.array(np.sort(last)))
 
     def counted(self, photos: pa.Table) -> pa.Table:
-        """Photos by digest, with a column `items`, int64: how many garments each has, 0 without a result.
-
-        -1 where some crops of a photo failed, because another attempt may find others.
-        """
+        """Photos by digest, with a column `items`, int32: how many garments each has, 0 without a result."""
         processed = self.photos()
-        n_items, has_failed = processed.column("items").to_numpy(), processed.column("reason").to_numpy() != ""
         place = places(comparable(processed.column("digest")), comparable(photos.column("digest")))
-        counts = np.append(np.where(has_failed & (n_items > 0), -1, n_items), 0)[place]
-        return photos.append_column("items", pa.array(counts, pa.int64()))
+        counts = np.append(processed.column("items").to_numpy(), np.int32(0))[place]
+        return photos.append_column("items", pa.array(counts, pa.int32()))
 
     def failed(self, photos: pa.Table) -> int:
         """Number of these photos, by digest, of which there is no result."""
