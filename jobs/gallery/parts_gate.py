@@ -40,7 +40,7 @@ def figures(
     before: Published | None,
     own: GallerySettings,
 ) -> list[Figure]:
-    """Recall, counts, rows and canaries; `record` is version.json to be; `found` (M,) photos with garments."""
+    """Recall, counts, rows and canaries; `record` is version.json to be; `found` (M,) image_ids with garments."""
     if isinstance(built, Built):
         return [
             gate.of_index(built, own.least_recall),
