@@ -63,7 +63,7 @@ soak: install-dev
 	CHAOS_ROUNDS=30 $(PYTHON) -m pytest -q -s tests/jobs/test_chaos.py
 	SOAK_ROUNDS=10 $(PYTHON) -m pytest -q tests/jobs/test_resume.py
 	GALLERY_KILLS=30 $(PYTHON) -m pytest -q -s tests/jobs/gallery/test_killed.py
-	GALLERY_NIGHTS=14 GALLERY_PHOTOS=1000 GALLERY_MODELS=tiny $(PYTHON) -m pytest -q -s tests/jobs/gallery/test_fortnight.py
+	GALLERY_NIGHTS=14 GALLERY_PHOTOS=1200 GALLERY_MODELS=tiny $(PYTHON) -m pytest -q -s tests/jobs/gallery/test_fortnight.py
 	EXAMPLES=random $(PYTHON) -m pytest -q tests/detection tests/postproc tests/retrieval tests/sources tests/store
 	FUZZ_EXAMPLES=10000 FUZZ_SEED=random $(PYTHON) -m pytest -q -o timeout=0 tests/fuzz
 

@@ -70,7 +70,8 @@ def one_night(
     found = timed(night, "photos with garments", lambda: photos_with_garments(processed, photos))
     about = {
         "name": name, "schema": 1, "models": [{"name": "m", "dim": DIM}], "search": record(wanted.settings.search),
-        "results": results.fingerprint, "wanted_kind": wanted.settings.gallery.index, "categories": ["top"],
+        "results": results.fingerprint, "results_parts": results.next_part,
+        "wanted_kind": wanted.settings.gallery.index, "categories": ["top"],
         "budget_mb": wanted.settings.gallery.memory_mb, "classifier": results.classifier.basis,
         "tuned_to": wanted.settings.gallery.recall,
     }  # fmt: skip

@@ -85,7 +85,7 @@ def build(wanted: Wanted, results: PhotoResults, photos: pa.Table, before: Publi
     reason = "the first version" if before is None else reason_to_rebuild(wanted, results, before.record)
     if before is not None and not reason:
         assert isinstance(before, Gallery)  # another number of parts is a reason
-        built, fitted = extend(results, results.counted(photos), before, folder), before.fitted
+        built, fitted = extend(results, results.dated(photos), before, folder), before.fitted
     else:
         fitted = fit(wanted, results, photos)
         built = build_anew(wanted, results, photos, fitted, folder, reason, partial(fill_parts, wanted.settings))
@@ -202,7 +202,7 @@ def _outgrown(wanted: Wanted, before: Mapping[str, Any], part: Mapping[str, Any]
 def extend(results: PhotoResults, photos: pa.Table, before: Gallery, folder: Path) -> Built:
     """The version before, or a part of it, with tonight's garments put in and those that left taken out.
 
-    `photos` are of `PhotoResults.counted`. A photo of the same bytes and as many garments is as it was, whatever its
+    `photos` are of `PhotoResults.dated`. A photo of the same bytes without a newer result is as it was, whatever its
     product and name: its garments are those of the version before, and only the results of the others are read.
     """
     index = before.index
@@ -211,17 +211,18 @@ def extend(results: PhotoResults, photos: pa.Table, before: Gallery, folder: Pat
     photo = places(photos["image_id"].to_numpy(), then["image_id"].to_numpy())
     has_photo = (photo >= 0) & (then_digests == np.append(comparable(photos["digest"]), b"")[photo])
     n_then = np.bincount(photo[has_photo], minlength=len(photos))
-    is_as_it_was = n_then == photos["items"].to_numpy()
+    is_as_it_was = as_before(photos, n_then, before.record)
     is_kept = has_photo & np.append(is_as_it_was, False)[photo]
     kept, of_photo = then.filter(pa.array(is_kept)), pa.array(photo[is_kept])
     for name in ("product_id", "file_name"):
         kept = kept.set_column(kept.column_names.index(name), name, photos[name].take(of_photo))
-    item_parts, added_parts = [kept], [np.zeros(0, np.int64)]
+    order, then_digests = np.argsort(then_ids, kind="stable"), np.append(then_digests, b"")
+    item_parts, added_parts = [kept.cast(ITEMS)], [np.zeros(0, np.int64)]
     vector_parts = [np.zeros((0, index.plan.dim), np.float32)]
     for items, rows in results.garments(photos.filter(pa.array(~is_as_it_was))):
         item_parts.append(items)
-        place = places(then_ids, items["id"].to_numpy())
-        is_new = (place < 0) | (np.append(then_digests, b"")[place] != comparable(items["digest"]))
+        place = places(then_ids, items["id"].to_numpy(), order)
+        is_new = (place < 0) | (then_digests[place] != comparable(items["digest"]))
         is_kept[place[~is_new]] = True
         added_parts.append(items["id"].to_numpy()[is_new])
         vector_parts += before.fitted.project({name: matrix[is_new] for name, matrix in rows.items()}).values()
@@ -238,6 +239,18 @@ def extend(results: PhotoResults, photos: pa.Table, before: Gallery, folder: Pat
     _write_items(folder, items)
     error = quantisation_error(index, vectors[:SAMPLE] if len(vectors) else _sample(index))
     return Built(folder, index, parameters, items, len(added), len(removed), "", error)
+
+
+def as_before(photos: pa.Table, n_then: np.ndarray, before: Mapping[str, Any]) -> np.ndarray:
+    """(N,) bool: of which photos, of `PhotoResults.dated`, the garments are those of a version, by its record `before`.
+
+    `n_then` (N,) are the numbers of garments that it has of them. A result may not be newer than the version; versions
+    of earlier releases do not say which results they knew.
+    """
+    n_items, part = photos["items"].to_numpy(), photos["part"].to_numpy()
+    is_old = part < before.get("results_parts", 0)
+    found: np.ndarray = np.where(n_then > 0, is_old, n_items == 0)
+    return found
 
 
 def fit(wanted: Wanted, results: PhotoResults, photos: pa.Table) -> FittedSearch:

@@ -128,6 +128,7 @@ def of_canaries(built: Built, before: Published | None, limit: float) -> Figure:
 
 def unchanged(then: pa.Table, now: pa.Table) -> np.ndarray:
     """(M,) int64: ids of the garments that are in both, of photos of the same bytes; of rows of items.parquet."""
+    then, now = (table.select(["id", "digest"]) for table in (then, now))
     place = places(now["id"].to_numpy(), then["id"].to_numpy())
     then, now = then.filter(pa.array(place >= 0)), now.take(pa.array(place[place >= 0]))
     same: np.ndarray = then["id"].to_numpy()[~differ(then, now, "digest")]

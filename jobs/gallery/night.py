@@ -373,7 +373,8 @@ def version_record(
             for model in night.embedders
         ],
         "detectors": [model.basis for model in night.detectors], "search": record(night.settings.search),
-        "results": night.results.fingerprint, "wanted_kind": own.index, "budget_mb": own.memory_mb,
+        "results": night.results.fingerprint, "results_parts": night.results.next_part,
+        "wanted_kind": own.index, "budget_mb": own.memory_mb,
         "categories": list(night.categories), "classifier": night.classifier.basis,
         "tuned_to": own.recall, "profile": night.settings.profile,
         "imagesets": [{"uri": part.uri, "digest": part.digest} for part in night.images.sets],

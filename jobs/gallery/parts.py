@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from jobs.gallery import versions
-from jobs.gallery.build import FillParts, Wanted, build_anew, extend, fill_parts, fit, reason_to_rebuild
+from jobs.gallery.build import FillParts, Wanted, as_before, build_anew, extend, fill_parts, fit, reason_to_rebuild
 from jobs.gallery.built import SEED, Published
 from jobs.gallery.built_parts import BuiltParts, PartFiles, PublishedParts, part_of
 from jobs.gallery.changes import differ
@@ -106,7 +106,7 @@ def build_parts(
     reason = "the first version" if before is None else reason_to_rebuild(wanted, results, before.record)
     parts, old, folder = wanted.settings.gallery.parts, "", f"{VERSIONS}/{name}"
     photos, fitted = photos.select(PHOTO_COLUMNS), None
-    counted = results.counted(photos)
+    dated = results.dated(photos)
     kept: dict[int, PartFiles] = {}
     shared = {PHOTOS_FILE: tables.write(store, f"{folder}/{PHOTOS_FILE}", photos)}
     if reason:
@@ -120,12 +120,12 @@ def build_parts(
         if LEARNED in before.record["files"]:
             store.copy(f"{VERSIONS}/{old}/{LEARNED}", f"{folder}/{LEARNED}")
             shared[LEARNED] = before.record["files"][LEARNED]
-        for part in unchanged_parts(counted, before):
+        for part in unchanged_parts(dated, before):
             kept[part] = copied(before, part, name)
             say(f"index: part {part} is as it was")
     number = part_of(photos.column("image_id").to_numpy(), parts)
     jobs = [
-        PartJob(part, name, wanted, results, counted.filter(pa.array(number == part)), store, old, fitted, reason)
+        PartJob(part, name, wanted, results, dated.filter(pa.array(number == part)), store, old, fitted, reason)
         for part in range(parts)
         if part not in kept
     ]
@@ -150,15 +150,15 @@ def fitting_photos(photos: pa.Table) -> pa.Table:
 
 
 def unchanged_parts(photos: pa.Table, before: PublishedParts) -> list[int]:
-    """The parts whose photos and their numbers of garments are as in the version before; of `PhotoResults.counted`."""
+    """The parts whose photos (of `PhotoResults.dated`) and their results are as they were in the version before."""
     old = tables.read(before.store, f"{VERSIONS}/{before.version}/{PHOTOS_FILE}")
     ids, old_ids = photos.column("image_id").to_numpy(), old.column("image_id").to_numpy()
     place = places(old_ids, ids)
     now, then = photos.filter(pa.array(place >= 0)), old.take(pa.array(place[place >= 0]))
     other = np.logical_or.reduce([differ(now, then, column) for column in ("product_id", "file_name", "digest")])
     photo = places(ids, before.items.column("image_id").to_numpy())
-    is_other = np.bincount(photo[photo >= 0], minlength=len(ids)) != photos.column("items").to_numpy()
-    touched = [ids[(place < 0) | is_other], now.column("image_id").to_numpy()[other], np.setdiff1d(old_ids, ids)]
+    is_same = as_before(photos, np.bincount(photo[photo >= 0], minlength=len(ids)), before.record)
+    touched = [ids[(place < 0) | ~is_same], now.column("image_id").to_numpy()[other], np.setdiff1d(old_ids, ids)]
     parts = len(part_records(before.record))
     changed = part_of(np.concatenate(touched), parts)
     return sorted(set(range(parts)) - set(changed.tolist()))

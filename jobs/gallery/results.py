@@ -1,6 +1,6 @@
 """What the models gave for each photo, kept from night to night by the digest of its bytes.
 
-    GALLERY/results/FINGERPRINT/part-00000.photos.parquet    digest, number of garments, reason where the photo failed
+    GALLERY/results/FINGERPRINT/part-00000.photos.parquet    digest, number of items, reason where the photo failed
     GALLERY/results/FINGERPRINT/part-00000.items.parquet     digest, bbox, score, category_id, votes, hypotheses; of
                                                              each model a column of embeddings
 
@@ -103,12 +103,27 @@ class PhotoResults:
         last = len(photos) - 1 - np.unique(newest_first, return_index=True)[1]
         return photos.take(pa.array(np.sort(last)))
 
-    def counted(self, photos: pa.Table) -> pa.Table:
-        """Photos by digest, with a column `items`, int32: how many garments each has, 0 without a result."""
-        processed = self.photos()
-        place = places(comparable(processed.column("digest")), comparable(photos.column("digest")))
-        counts = np.append(processed.column("items").to_numpy(), np.int32(0))[place]
-        return photos.append_column("items", pa.array(counts, pa.int32()))
+    def dated(self, photos: pa.Table) -> pa.Table:
+        """Photos by digest, with what their newest result says.
+
+        Two columns more, int32: `items`, the number of boxes, 0 without a result, and `part`, the number of the part
+        that lists it, -1 without one.
+        """
+        names = self.parts()
+        listed = [tables.read(self.store, f"{name}.photos.parquet", ["digest", "items"]) for name in names]
+        found = pa.concat_tables([PHOTOS.empty_table().select(["digest", "items"]), *listed][::-1])
+        part = np.full(len(found) + 1, -1)
+        part[:-1] = np.repeat([*map(_number, names[::-1])], np.array([*map(len, listed[::-1])], np.int64))
+        # the newest part comes first, and of several places the first is found
+        place = places(comparable(found.column("digest")), comparable(photos.column("digest")))
+        items = np.append(found.column("items").to_numpy(), 0)[place]
+        photos = photos.append_column("items", pa.array(items, pa.int32()))
+        return photos.append_column("part", pa.array(part[place], pa.int32()))
+
+    @property
+    def next_part(self) -> int:
+        """The number of the part that `add` writes next."""
+        return max(map(_number, self.parts()), default=-1) + 1
 
     def failed(self, photos: pa.Table) -> int:
         """Number of these photos, by digest, of which there is no result."""
@@ -118,9 +133,9 @@ class PhotoResults:
 
     def add(self, photos: pa.Table, items: pa.Table) -> None:
         """Keep the results of some photos; items first, so that a photo is never listed without them."""
-        number = max([int(part.partition("-")[2]) for part in self.parts()], default=-1) + 1
-        tables.write(self.store, f"part-{number:05d}.items.parquet", items.cast(self.schema))
-        tables.write(self.store, f"part-{number:05d}.photos.parquet", photos.cast(PHOTOS))
+        part = f"part-{self.next_part:05d}"
+        tables.write(self.store, f"{part}.items.parquet", items.cast(self.schema))
+        tables.write(self.store, f"{part}.photos.parquet", photos.cast(PHOTOS))
 
     def items(self, digests: pa.Array) -> Iterator[pa.Table]:
         """The items of photos with these distinct digests, the newest part first; of a photo in several its last."""
@@ -169,6 +184,10 @@ class PhotoResults:
         if (counts > 1).any():
             reason = f"two garments have id {distinct[counts > 1][0]}; 63 bits met by chance"
             raise ValueError(f"gallery: {reason}, change the name of one photo")
+
+
+def _number(part: str) -> int:
+    return int(part.partition("-")[2])
 
 
 def _item_rows(table: pa.Table, photos: pa.Table, item: np.ndarray, photo: np.ndarray) -> tuple[np.ndarray, pa.Table]:
@@ -242,8 +261,7 @@ def harvest(work: ObjectStore, photos: pa.Table, models: Sequence[str]) -> Itera
             if path.endswith(f"/{shard}")
             for failure in mark.get("failures", ())
         }
-        garments = np.unique(ids_of(items.image_id, items.bbox), return_index=True)[1]  # as `_item_rows` keeps them
-        counts = Counter(items.image_id[garments].tolist())
+        counts = Counter(items.image_id.tolist())
         photo_rows = [
             {"digest": digest, "items": counts[image_id], "reason": reasons.get(image_id, "")}
             for image_id, digest in digests.items()

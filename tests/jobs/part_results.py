@@ -88,7 +88,8 @@ def record_of(wish: Wanted, results: PhotoResults, built: Built | BuiltParts, na
     own = wish.settings.gallery
     return {
         "name": name, "schema": 1, "created": 0.0, "models": [{"name": "m", "dim": DIM}], "categories": ["top"],
-        "search": record(wish.settings.search), "results": results.fingerprint, "wanted_kind": own.index,
+        "search": record(wish.settings.search), "results": results.fingerprint, "results_parts": results.next_part,
+        "wanted_kind": own.index,
         "budget_mb": own.memory_mb, "tuned_to": own.recall, "files": built.files(), **built.record(),
     }  # fmt: skip
 

@@ -1,6 +1,6 @@
 """A gallery through many nights: each night's answers are those of a gallery built anew of the same photos.
 
-4 nights of 200 drawn photos with stand-in models; `make soak` sets GALLERY_NIGHTS=14 GALLERY_PHOTOS=1000
+4 nights of 200 drawn photos with stand-in models; `make soak` sets GALLERY_NIGHTS=14 GALLERY_PHOTOS=1200
 GALLERY_MODELS=tiny: then a real detector and embedder look at the photos.
 """
 
@@ -89,7 +89,7 @@ def share_found(got: Sequence[Any], want: Sequence[Any]) -> float:
     return float((got[0][:, :10] >= want[0][:, 9:10] - 1e-6).mean())
 
 
-KINDS = ["flat", "hnsw", *(["ivf_flat", "ivf_pq"] if PHOTOS >= 1000 else [])]  # fewer rows are too few to cluster
+KINDS = ["flat", "hnsw", *(["ivf_flat", "ivf_pq"] if PHOTOS >= 1200 else [])]  # 1,000 rows can be clustered
 
 
 @pytest.fixture(scope="module")

@@ -73,16 +73,18 @@ def test_two_garments_of_one_id_are_refused(nights: PhotoResults, monkeypatch: p
         list(nights.garments(photos_of(np.array([1, 5]))))  # of two parts, so that neither part alone shows it
 
 
-def test_a_photo_has_as_many_garments_as_its_last_result(nights: PhotoResults) -> None:
+def test_a_photo_is_dated_by_the_last_part_that_lists_it(nights: PhotoResults) -> None:
     photos = pa.table({"digest": digests(7, 8, 9), "items": [2, 1, 0], "reason": ["", "a crop failed", "no image"]})
     nights.add(photos, nights.schema.empty_table())
-    counted = nights.counted(photos_of(np.array([9, 8, 7, 256, 500])))
-    assert counted["items"].to_pylist() == [0, 1, 2, 1, 0]
+    dated = nights.dated(photos_of(np.array([9, 8, 7, 256, 1, 500])))
+    assert dated["items"].to_pylist() == [0, 1, 2, 1, 1, 0]
+    assert dated["part"].to_pylist() == [3, 3, 3, 1, 0, -1] and nights.next_part == 4
 
 
 @pytest.mark.parametrize("parts", [1, 3])
-def test_what_a_second_attempt_finds_comes_beside_what_was_there(tmp_path: Path, parts: int) -> None:
-    """Of photo 5 one of two crops had failed: bytes and name of the photo stay, and its garments are one more."""
+@pytest.mark.parametrize("again", ["one more", "another", "none"])
+def test_what_a_second_attempt_finds_is_what_counts(tmp_path: Path, parts: int, again: str) -> None:
+    """Something about photo 5 had failed. Its bytes and name stay, and tonight its garments are others."""
     store, ids, wish = open_store(tmp_path), np.arange(1, 31), wanted(parts)
     results = results_in(store, ids)
     photos = tables.read(results.store, "part-00000.photos.parquet")
@@ -91,9 +93,11 @@ def test_what_a_second_attempt_finds_comes_beside_what_was_there(tmp_path: Path,
     publish_night(wish, results, ids, store, "000001-x")
     (one,) = results.items(digests(5))
     other = one.set_column(1, "bbox", pa.FixedSizeListArray.from_arrays(pa.array([9, 9, 20, 20], pa.float32()), 4))
-    results.add(pa.table({"digest": digests(5), "items": [2], "reason": [""]}), pa.concat_tables([one, other]))
+    found = pa.concat_tables({"one more": [one, other], "another": [other], "none": [one[:0]]}[again])
+    results.add(pa.table({"digest": digests(5), "items": [len(found)], "reason": [""]}), found)
     built = publish_night(wish, results, ids, store, "000002-x")
-    assert (built.rebuilt, built.added, built.removed) == ("", 1, 0)
+    added, removed = {"one more": (1, 0), "another": (1, 1), "none": (0, 1)}[again]
+    assert (built.rebuilt, built.added, built.removed) == ("", added, removed)
     anew = in_one(wanted(1), results, ids, store, "000003-x")
     assert content(Gallery(store, "000002-x")) == content(anew)
 
