@@ -9,6 +9,7 @@ driver on another machine knows nothing.
 import contextlib
 import functools
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from jobs.runs.progress import say
 
 MONITOR, FLAG = "monitor.py", "--autoscaling-config="  # Ray's process, and how it is told the file
 KUBERAY_CLUSTER = "RAY_CLUSTER_NAME"  # in the environment of every container of KubeRay's
+PAUSES_S = (1.0, 3.0)  # between attempts to read the RayCluster
 NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")  # Kubernetes' place in every container
 
 Resources = Mapping[str, float]  # of a node: CPU, GPU, …
@@ -31,9 +33,17 @@ def startable(alive: Sequence[Resources]) -> list[Resources]:
     """
     import ray
 
-    if cluster := os.environ.get(KUBERAY_CLUSTER):
+    cluster = os.environ.get(KUBERAY_CLUSTER)
+    if not cluster:
+        return nodes_left(_config(ray.get_runtime_context().gcs_address), alive)
+    try:
         return nodes_left(_kuberay_config(cluster), alive)
-    return nodes_left(_config(ray.get_runtime_context().gcs_address), alive)
+    except Exception as error:  # Ray's functions for its own use promise nothing, and this only counts what may come
+        _say_once(
+            f"autoscaler: RayCluster {cluster} cannot be read ({type(error).__name__}: {error}), so nodes that are not "
+            "there yet do not count; --set device=cuda --set actors=N asks for them all the same"
+        )
+        return []
 
 
 def nodes_left(config: Mapping[str, Any], alive: Sequence[Resources]) -> list[Resources]:
@@ -66,24 +76,29 @@ def _config(gcs_address: str) -> dict[str, Any]:
     return {}
 
 
-@functools.cache  # asked once: every stage wants it
+@functools.cache  # asked once: every stage wants it. What is raised is not kept
 def _kuberay_config(cluster: str) -> dict[str, Any]:
-    """As `_config`, of the RayCluster of this name, as KubeRay's autoscaler derives it; says why where that fails."""
+    """As `_config`, of the RayCluster of this name, as KubeRay's autoscaler derives it."""
     from ray.autoscaler._private.kuberay import autoscaling_config, node_provider  # heavy
 
-    try:
-        namespace = os.environ.get("RAY_CLUSTER_NAMESPACE") or NAMESPACE.read_text().strip()
-        found = node_provider.KubernetesHttpApiClient(namespace).get(f"rayclusters/{cluster}")
-        if not found["spec"].get("enableInTreeAutoscaling"):
-            return {}
-        config: dict[str, Any] = autoscaling_config._derive_autoscaling_config_from_ray_cr(found)
-    except (OSError, ValueError, KeyError, TypeError) as error:  # of requests' errors OSError is the root
-        say(
-            f"autoscaler: RayCluster {cluster} cannot be read ({type(error).__name__}: {error}), so nodes that are not "
-            "there yet do not count; --set device=cuda --set actors=N asks for them all the same"
-        )
-        return {}
+    namespace = os.environ.get("RAY_CLUSTER_NAMESPACE") or NAMESPACE.read_text().strip()
+    kubernetes = node_provider.KubernetesHttpApiClient(namespace)
+    for pause_s in (*PAUSES_S, None):
+        try:
+            found = kubernetes.get(f"rayclusters/{cluster}")
+            break
+        except OSError:  # of requests' errors it is the root
+            if pause_s is None:
+                raise
+            time.sleep(pause_s)
+    is_scaled = found["spec"].get("enableInTreeAutoscaling")
+    config: dict[str, Any] = autoscaling_config._derive_autoscaling_config_from_ray_cr(found) if is_scaled else {}
     return config
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    say(text)
 
 
 def _command_lines() -> Iterator[list[str]]:

@@ -145,7 +145,10 @@ def test_kubernetes_brings_the_set_up_to_date_and_creates_a_ray_job():
     assert taken.update and [taken.imageset] == gallery.imageset and gallery.profile == "paper"
     pruned = parsed(between["command"])
     assert pruned.prune and pruned.gallery == gallery.gallery
-    assert (load(gallery).device, load(gallery).actors) == ("auto", "auto")  # what the autoscaler may start
+    assert (load(gallery).device, load(gallery).actors) == (
+        "cuda",
+        "auto",
+    )  # as many GPUs as may be started, or none and an end
     assert len(cron["schedule"].split()) == 5 and cron["concurrencyPolicy"] == "Forbid"
     mount = second["volumeMounts"][0]
     assert second["command"] == ["kubectl", "create", "-f", f"{mount['mountPath']}/rayjob.yaml"]
