@@ -24,7 +24,6 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from jobs.gallery.built import SEED, Built, Published
-from jobs.gallery.changes import differ
 from jobs.runs import tables
 from postproc.places import places
 from retrieval.ann_parts import Answer
@@ -131,7 +130,7 @@ def unchanged(then: pa.Table, now: pa.Table) -> np.ndarray:
     then, now = (table.select(["id", "digest"]) for table in (then, now))
     place = places(now["id"].to_numpy(), then["id"].to_numpy())
     then, now = then.filter(pa.array(place >= 0)), now.take(pa.array(place[place >= 0]))
-    same: np.ndarray = then["id"].to_numpy()[~differ(then, now, "digest")]
+    same: np.ndarray = then["id"].to_numpy()[pc.equal(then["digest"], now["digest"]).to_numpy()]
     return same
 
 

@@ -33,17 +33,9 @@ def startable(alive: Sequence[Resources]) -> list[Resources]:
     """
     import ray
 
-    cluster = os.environ.get(KUBERAY_CLUSTER)
-    if not cluster:
-        return nodes_left(_config(ray.get_runtime_context().gcs_address), alive)
-    try:
+    if cluster := os.environ.get(KUBERAY_CLUSTER):
         return nodes_left(_kuberay_config(cluster), alive)
-    except Exception as error:  # Ray's functions for its own use promise nothing, and this only counts what may come
-        _say_once(
-            f"autoscaler: RayCluster {cluster} cannot be read ({type(error).__name__}: {error}), so nodes that are not "
-            "there yet do not count; --set device=cuda --set actors=N asks for them all the same"
-        )
-        return []
+    return nodes_left(_config(ray.get_runtime_context().gcs_address), alive)
 
 
 def nodes_left(config: Mapping[str, Any], alive: Sequence[Resources]) -> list[Resources]:
@@ -76,29 +68,38 @@ def _config(gcs_address: str) -> dict[str, Any]:
     return {}
 
 
-@functools.cache  # asked once: every stage wants it. What is raised is not kept
+@functools.cache  # asked once, as every stage wants it, and again whenever a node joins
 def _kuberay_config(cluster: str) -> dict[str, Any]:
-    """As `_config`, of the RayCluster of this name, as KubeRay's autoscaler derives it."""
-    from ray.autoscaler._private.kuberay import autoscaling_config, node_provider  # heavy
+    """As `_config`, of the RayCluster of this name; says why where it cannot be read."""
+    try:
+        found = _ray_cluster(cluster)
+        if not found["spec"].get("enableInTreeAutoscaling"):
+            return {}
+        from ray.autoscaler._private.kuberay import autoscaling_config  # heavy
+
+        config: dict[str, Any] = autoscaling_config._derive_autoscaling_config_from_ray_cr(found)
+        return config
+    except Exception as error:  # Ray's functions for its own use promise nothing, and this only counts what may come
+        say(
+            f"autoscaler: RayCluster {cluster} cannot be read ({type(error).__name__}: {error}), so nodes that are not "
+            "there yet do not count; --set device=cuda --set actors=N asks for them all the same"
+        )
+        return {}
+
+
+def _ray_cluster(name: str) -> dict[str, Any]:
+    from ray.autoscaler._private.kuberay.node_provider import KubernetesHttpApiClient  # heavy
 
     namespace = os.environ.get("RAY_CLUSTER_NAMESPACE") or NAMESPACE.read_text().strip()
-    kubernetes = node_provider.KubernetesHttpApiClient(namespace)
     for pause_s in (*PAUSES_S, None):
         try:
-            found = kubernetes.get(f"rayclusters/{cluster}")
-            break
+            found: dict[str, Any] = KubernetesHttpApiClient(namespace).get(f"rayclusters/{name}")
+            return found
         except OSError:  # of requests' errors it is the root
             if pause_s is None:
                 raise
             time.sleep(pause_s)
-    is_scaled = found["spec"].get("enableInTreeAutoscaling")
-    config: dict[str, Any] = autoscaling_config._derive_autoscaling_config_from_ray_cr(found) if is_scaled else {}
-    return config
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    say(text)
+    raise AssertionError  # the last attempt returns or raises
 
 
 def _command_lines() -> Iterator[list[str]]:
