@@ -46,7 +46,7 @@ COSTS = (
     Cost("driver: plan and marks", 0.0005, "core h", "photos", "bookkeeping.py, 1 M photos"),
     Cost("driver: a start of a finished run", 0.0008, "core h", "photos", "bookkeeping.py, 1 M photos"),
     Cost("index: train and fill ivf_pq", 0.0156, "core h", "garments", "56 CPU s for 1,000,000 x 512, ann.py"),
-    Cost("index: gate, copies aside", 0.0027, "core h", "garments", "9.7 CPU s for 1 M x 512, version_at_size.py"),
+    Cost("index: gate, copies aside", 0.0028, "core h", "garments", "10 CPU s for 1 M x 512, version_at_size.py"),
     Cost("index: a night's 1 % changed, written", 0.0048, "core h", "garments", "17 CPU s, version_at_size.py"),
     Cost("evaluate (where there is truth)", 0.142, "core h", "photos", "51 CPU s for 100,000 photos, evaluation.py"),
     Cost("a million queries at 1 M garments", 0.094, "core h", "queries", "2,970 a CPU s at recall 0.963, ann.py"),
