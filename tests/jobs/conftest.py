@@ -80,12 +80,16 @@ class Tab:
         self.page.on("console", lambda message: self.trouble.append(f"{message.type}: {message.text}"))
         self.page.on("pageerror", lambda error: self.trouble.append(f"error: {error}"))
         self.page.on("dialog", lambda dialog: (self.trouble.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        self.page.on("requestfailed", lambda request: self.trouble.append(f"failed: {request.url}"))
+        self.page.on("requestfailed", self._failed)
         self.page.on("request", self._asked)
 
     def _asked(self, request: Any) -> None:
         if not request.url.startswith((self.folder.as_uri(), "data:")):
             self.trouble.append(f"request: {request.url}")
+
+    def _failed(self, request: Any) -> None:
+        if request.failure != "net::ERR_ABORTED":  # the page is left or loaded again while a picture is on its way
+            self.trouble.append(f"failed: {request.url}: {request.failure}")
 
     def open(self, name: str) -> Any:
         self.page.goto("about:blank")  # or a change of what follows # alone would load nothing
