@@ -172,11 +172,11 @@ class PhotoResults:
         """
         digests = comparable(photos.column("digest"))
         order = np.argsort(digests, kind="stable")
-        ids = [np.zeros(0, np.int64)]
+        ordered, ids = digests[order], [np.zeros(0, np.int64)]
         for table in self.items(pc.unique(photos.column("digest"))):
             table = self.classified(table)
             # an item stands once for each photo of these bytes
-            item, place = spans(digests[order], comparable(table.column("digest")))
+            item, place = spans(ordered, comparable(table.column("digest")))
             kept, items = _item_rows(table, photos, item, order[place])
             ids.append(items.column("id").to_numpy())
             yield items, {name: tables.rows_of(table.column(name))[kept].astype(np.float32) for name in self.models}
